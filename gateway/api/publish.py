@@ -1,0 +1,235 @@
+"""Publishing: one event as JSON, many as NDJSON, or a raw body for the channel in the path.
+
+What is wrong with an event is said before anything is changed; in NDJSON each line stands for
+itself.
+"""
+
+import msgspec
+from msgspec import UNSET, Raw, Struct, UnsetType
+
+from gateway.api.request import JSON, NDJSON, Answer, Request, problem
+from gateway.errors import (
+    BadRequest,
+    ContentTooLarge,
+    GatewayError,
+    MethodNotAllowed,
+    UnsupportedMediaType,
+)
+from gateway.event import MAX_LABEL, Event
+from gateway.names import GLOBAL, check_channel, is_reserved, user_channel
+from gateway.node import Node
+from gateway.position import Position
+from gateway.sse import MAX_RETRY_MS
+
+PATH = "/publish"
+
+SLICE = 64
+"""Lines of NDJSON decoded, published and passed on before the next ones: under a millisecond."""
+
+LINE_OVERHEAD = len("data: \n")
+EVENT_OVERHEAD = 2 * MAX_LABEL + 200
+"""More than id, type, retry and framing can take, in characters."""
+
+MAX_UTF8 = 4
+
+
+class Document(Struct, forbid_unknown_fields=True):
+    """An event as publishers write it in JSON."""
+
+    channel: str | UnsetType = UNSET
+    channels: list[str] | UnsetType = UNSET
+    user: str | UnsetType = UNSET
+    broadcast: bool = False
+    event: str | None = None
+    data: Raw | UnsetType = UNSET
+    retry: int | None = None
+    key: str | None = None
+    id: str | None = None
+    end: bool = False
+
+
+_decode_document = msgspec.json.Decoder(Document).decode
+_decode_string = msgspec.json.Decoder(str).decode
+
+
+async def publish(node: Node, request: Request) -> Answer:
+    """POST /publish and /publish/<channel>."""
+    try:
+        if request.method != "POST":
+            raise MethodNotAllowed("Events are published with POST.")
+        if request.path != PATH:
+            return await _publish_one(node, _raw_event(node, request))
+        media_type = request.media_type
+        if media_type == JSON:
+            return await _publish_one(node, _event(node, request.body))
+        if media_type == NDJSON:
+            return await _publish_lines(node, request.body)
+        raise UnsupportedMediaType(
+            f"POST {PATH} takes {JSON} (one event) or {NDJSON} (one a line); any other type goes "
+            f"to {PATH}/<channel>, where the body is the data."
+        )
+    except GatewayError as error:
+        return problem(error)
+
+
+async def _publish_one(node: Node, event: Event) -> Answer:
+    (result,) = await node.bus.publish((event,))
+    if isinstance(result, GatewayError):
+        raise result
+    return Answer(202, b'{"id":"%d-%d"}' % result)
+
+
+async def _publish_lines(node: Node, body: bytes) -> Answer:
+    lines = body.split(b"\n")
+    answers: list[bytes] = []
+    for start in range(0, len(lines), SLICE):
+        answers += await _publish_slice(node, lines[start : start + SLICE], start + 1)
+        if start + SLICE < len(lines):
+            await node.hub.taken_up()
+    return Answer(200, b"".join(answers), NDJSON)
+
+
+async def _publish_slice(node: Node, lines: list[bytes], first: int) -> list[bytes]:
+    """Publish the good ones of ``lines``, which are numbered from ``first``; an answer for each."""
+    outcomes: list[tuple[int, GatewayError | None]] = []
+    events: list[Event] = []
+    for number, line in enumerate(lines, first):
+        if not line or line.isspace():
+            continue
+        try:
+            events.append(_event(node, line))
+            outcomes.append((number, None))
+        except GatewayError as error:
+            outcomes.append((number, error))
+    results = iter(await node.bus.publish(events))
+    return [_line_answer(number, error or next(results)) for number, error in outcomes]
+
+
+def _line_answer(number: int, outcome: Position | GatewayError) -> bytes:
+    if isinstance(outcome, GatewayError):
+        said = {"line": number, "status": outcome.status, "detail": outcome.detail}
+        return msgspec.json.encode(said | outcome.extra) + b"\n"
+    return b'{"id":"%d-%d"}\n' % outcome
+
+
+def _event(node: Node, text: bytes) -> Event:
+    """The event that a JSON document describes; raises BadRequest and ContentTooLarge."""
+    try:
+        document = _decode_document(text)
+        data = _data(document)
+    except msgspec.ValidationError as error:
+        raise BadRequest(f"This is no event: {_sentence(error)}") from None
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise BadRequest(f"This is no JSON in UTF-8: {_sentence(error)}") from None
+    return _checked(
+        node,
+        Event(
+            _targets(document),
+            data,
+            document.event,
+            document.retry,
+            document.key,
+            document.id,
+            document.end,
+        ),
+    )
+
+
+def _raw_event(node: Node, request: Request) -> Event:
+    """The event whose data is the body; its other members come from the query."""
+    try:
+        data = request.body.decode()
+    except UnicodeDecodeError:
+        raise BadRequest("The body is not UTF-8; data of other kinds must be encoded.") from None
+    retry = request.first("retry")
+    if retry is not None and not (retry.isascii() and retry.isdigit() and len(retry) <= 10):
+        raise BadRequest("retry is a whole number of milliseconds.")
+    end = request.first("end")
+    if end not in (None, "true", "false"):
+        raise BadRequest("end is true or false.")
+    return _checked(
+        node,
+        Event(
+            (_publishable(request.path[len(PATH) + 1 :]),),
+            data,
+            request.first("event"),
+            int(retry) if retry is not None else None,
+            request.first("key"),
+            request.first("id"),
+            end == "true",
+        ),
+    )
+
+
+def _targets(document: Document) -> tuple[str, ...]:
+    named = (
+        (document.channel is not UNSET)
+        + (document.channels is not UNSET)
+        + (document.user is not UNSET)
+        + document.broadcast
+    )
+    if named != 1:
+        raise BadRequest(
+            "An event names where it goes by exactly one of channel, channels, user and "
+            f"broadcast: true; this one has {named or 'none'} of them."
+        )
+    if document.channel is not UNSET:
+        return (_publishable(document.channel),)
+    if document.channels is not UNSET:
+        return tuple(dict.fromkeys(map(_publishable, document.channels)))
+    if document.user is not UNSET:
+        return (user_channel(document.user),)
+    return (GLOBAL,)
+
+
+def _publishable(name: str) -> str:
+    if is_reserved(name):
+        raise BadRequest(
+            f"The channel {name[:MAX_LABEL]} is reserved: publish to a user with "
+            '{"user": ...}, to everybody with {"broadcast": true}.'
+        )
+    return check_channel(name)
+
+
+def _data(document: Document) -> str:
+    """A JSON string as it is, anything else as the JSON that was sent."""
+    if document.data is UNSET:
+        if document.end:
+            return ""
+        raise BadRequest("An event has data; this one has none.")
+    text = bytes(document.data)
+    return _decode_string(text) if text.startswith(b'"') else text.decode()
+
+
+def _checked(node: Node, event: Event) -> Event:
+    """The event, if all its members are within their bounds."""
+    if not 1 <= len(event.channels) <= node.config.max_channels_per_client:
+        raise BadRequest(
+            f"An event goes to 1 to {node.config.max_channels_per_client} channels, "
+            f"this one to {len(event.channels)}."
+        )
+    for name, value in (("event", event.type), ("key", event.key), ("id", event.id)):
+        if value is None:
+            continue
+        if not 0 < len(value) <= MAX_LABEL:
+            raise BadRequest(f"{name} has 1 to {MAX_LABEL} characters, this one {len(value)}.")
+        if "\n" in value or "\r" in value or "\0" in value:
+            raise BadRequest(f"{name} must not contain a line break or a NUL character.")
+    if event.retry is not None and not 0 <= event.retry <= MAX_RETRY_MS:
+        raise BadRequest(f"retry is a number of milliseconds from 0 to {MAX_RETRY_MS}.")
+    most = node.config.max_event_bytes
+    if (
+        len(event.data) * (MAX_UTF8 + LINE_OVERHEAD) + EVENT_OVERHEAD > most
+    ):  # it might be too large
+        lines = event.data.count("\n") + event.data.count("\r") + 1
+        size = len(event.data.encode()) + lines * LINE_OVERHEAD
+        if size > most:
+            raise ContentTooLarge(
+                f"The event is {size} bytes as it would be sent; an event has at most {most} "
+                "(max_event_bytes)."
+            )
+    return event
+
+
+def _sentence(error: Exception) -> str:
+    return f"{str(error).rstrip('.')}."

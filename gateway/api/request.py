@@ -1,0 +1,121 @@
+"""A request as the api sees it, and the answer that it gives: no sockets, no framework.
+
+Front and edge make the same `Request` of the same bytes: paths and queries are decoded here, once.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import NamedTuple
+from urllib.parse import parse_qsl, unquote_to_bytes
+
+import msgspec
+
+from gateway.errors import BadRequest, GatewayError
+
+JSON = "application/json"
+NDJSON = "application/x-ndjson"
+PROBLEM = "application/problem+json"
+EVENT_STREAM = "text/event-stream"
+
+RETRY_AFTER_SECONDS = 2
+"""Told to clients that are turned away for now and are no EventSource."""
+
+MAX_QUERY_FIELDS = 1000
+"""Ten times the default of channels a stream may have."""
+
+_TARGETS_REMEMBERED = 1024
+_TARGET_REMEMBERED_BYTES = 512
+"""Longer targets are parsed anew each time: what is remembered stays under a few MiB."""
+
+
+class Target(NamedTuple):
+    """A request target in origin form, decoded."""
+
+    path: str
+    query: tuple[tuple[str, str], ...]
+
+
+def parse_target(target: bytes) -> Target:
+    """Path and query of ``target``, percent-decoded once. Raises BadRequest unless it is UTF-8."""
+    if len(target) <= _TARGET_REMEMBERED_BYTES:
+        return _remembered_target(target)
+    return _parse_target(target)
+
+
+def _parse_target(target: bytes) -> Target:
+    path, _, query = target.partition(b"?")
+    try:
+        return Target(
+            unquote_to_bytes(path).decode(),
+            tuple(
+                parse_qsl(
+                    query.decode(),
+                    keep_blank_values=True,
+                    errors="strict",
+                    max_num_fields=MAX_QUERY_FIELDS,
+                )
+            ),
+        )
+    except UnicodeDecodeError:
+        raise BadRequest("The request target is not UTF-8; percent-encode it from UTF-8.") from None
+    except ValueError:
+        raise BadRequest(f"The query has more than {MAX_QUERY_FIELDS} fields.") from None
+
+
+_remembered_target = lru_cache(_TARGETS_REMEMBERED)(_parse_target)
+
+
+class Request(NamedTuple):
+    """What was asked. ``header`` looks a field up by its lower-case name."""
+
+    method: str
+    path: str
+    query: tuple[tuple[str, str], ...]
+    header: Callable[[bytes], bytes | None]
+    body: bytes
+    peer: str
+
+    def all(self, name: str) -> list[str]:
+        """Every value of a query field."""
+        return [value for key, value in self.query if key == name]
+
+    def first(self, *names: str) -> str | None:
+        """The value of the first query field that has one of ``names`` and is not empty."""
+        for key, value in self.query:
+            if key in names and value:
+                return value
+        return None
+
+    @property
+    def media_type(self) -> str:
+        """Of the body, without parameters, in lower case; empty where none is named."""
+        value = self.header(b"content-type") or b""
+        return value.partition(b";")[0].strip().lower().decode("latin-1")
+
+    @property
+    def accepts_event_stream(self) -> bool:
+        return EVENT_STREAM.encode() in (self.header(b"accept") or b"").lower()
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A whole response."""
+
+    status: int
+    body: bytes = b""
+    media_type: str = JSON
+    headers: tuple[tuple[bytes, bytes], ...] = ()
+
+
+def answer(status: int, value: object) -> Answer:
+    """``value`` as JSON."""
+    return Answer(status, msgspec.json.encode(value))
+
+
+def problem(error: GatewayError) -> Answer:
+    """The problem document of an error (RFC 9457)."""
+    headers: tuple[tuple[bytes, bytes], ...] = ()
+    if error.status == 503:
+        headers = ((b"Retry-After", b"%d" % RETRY_AFTER_SECONDS),)
+    return Answer(error.status, msgspec.json.encode(error.problem()), PROBLEM, headers)

@@ -1,0 +1,98 @@
+"""The link between nodes, and what it promises.
+
+Every bus keeps these promises, and one set of tests holds each of them to that:
+
+1. *One order.* Positions grow strictly over all channels. Frames reach the sink in position order.
+2. *Published means kept.* `publish` returns once the event is in history and on its way to the
+   sink. What it refuses has changed nothing.
+3. *The join.* `subscribe` returns H: whatever is published on those channels after it returns has
+   a position greater than H and reaches the sink; `history` up to H holds what came before.
+4. *Gaps are decided.* `history` names the position before its first frame. If that is greater than
+   the position asked for, something in between is gone; otherwise nothing is.
+5. *Positions before the bus began* cannot be vouched for: `origin` says where it began.
+"""
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from gateway.errors import GatewayError
+from gateway.event import Event, Frame
+from gateway.position import Position
+
+
+@dataclass(frozen=True, slots=True)
+class History:
+    """A stretch of one channel, oldest first.
+
+    ``previous`` is the position before ``frames[0]``; without frames, the last position that the
+    channel is known to have had. ``complete`` says that nothing follows within what was asked for.
+    """
+
+    frames: Sequence[Frame]
+    previous: Position
+    complete: bool
+
+
+@dataclass(frozen=True, slots=True)
+class BusStatistics:
+    """A snapshot. Bytes are those of frames in history."""
+
+    published: int
+    repeated: int
+    refused: int
+    channels: int
+    history_bytes: int
+    history_evicted: int
+    dedupe_entries: int
+    dedupe_evicted: int
+
+
+class Sink(Protocol):
+    """Where a bus delivers: the hub."""
+
+    async def room(self, size: int) -> None:
+        """Return once ``size`` more bytes may be delivered; Unavailable after a bounded wait."""
+
+    def has_room(self, size: int) -> bool:
+        """Whether ``room(size)`` would return at once."""
+
+    def deliver(self, frame: Frame) -> None:
+        """Take a frame. Never waits; frames come in position order."""
+
+
+class Bus(Protocol):
+    """See the module for what is promised."""
+
+    @property
+    def origin(self) -> Position:
+        """Resuming from before this position may have missed anything."""
+
+    def head(self) -> Position:
+        """A position that every later event exceeds and no earlier one does."""
+
+    async def subscribe(self, channels: Collection[str]) -> Position:
+        """Have the events of ``channels`` delivered from now on; the H of the join."""
+
+    def unsubscribe(self, channels: Collection[str]) -> None:
+        """Nobody on this node wants ``channels`` any more."""
+
+    async def publish(self, events: Sequence[Event]) -> Sequence[Position | GatewayError]:
+        """Give each event its position, keep and send it, in order; or say why not, each."""
+
+    async def history(self, channel: str, after: Position, until: Position, limit: int) -> History:
+        """The oldest events of ``channel`` in (after, until], at most ``limit`` of them."""
+
+    async def newest(self, channel: str, limit: int) -> Sequence[Frame]:
+        """The last ``limit`` events of ``channel`` that are still held, oldest first."""
+
+    async def last(self, channel: str) -> Position | None:
+        """The position of the last event of ``channel``; None if none is remembered."""
+
+    async def ended(self, channel: str) -> Position | None:
+        """The position of the channel's last event for good, if it has ended."""
+
+    async def run(self) -> None:
+        """What the bus must do meanwhile, until cancelled."""
+
+    def statistics(self) -> BusStatistics: ...

@@ -1,0 +1,222 @@
+"""The bus of a single process: a ring per channel, and the hub right behind it.
+
+1. A position is taken, kept and delivered without an await in between, so history and live flow
+   cannot disagree.
+2. Room in the sink is awaited before a position is taken: what is refused has left no trace.
+3. What is forgotten (a channel unused beyond its time, a history over the node's bound) raises the
+   position from which an unknown channel is vouched for; it never lowers what a client is told.
+"""
+
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Collection, Sequence
+from itertools import islice
+
+import trio
+
+from gateway.bus import BusStatistics, History, Sink
+from gateway.bus.ring import Ring
+from gateway.config import ChannelRule, Config
+from gateway.errors import ChannelEnded, GatewayError
+from gateway.event import Event, Frame, render
+from gateway.position import ZERO, Position
+
+SWEEP_SECONDS = 1.0
+"""Between two looks for what has grown too old; ages are set in seconds, finer gains nothing."""
+
+SWEEP_SLICE = 500
+"""Channels looked at between two checkpoints: about a millisecond."""
+
+EVICT_TO = 0.875
+"""Of the bound on all histories: how far eviction goes, so that it is not due at every publish."""
+
+
+def wall_clock_ms() -> int:
+    return time.time_ns() // 1_000_000
+
+
+class Record:
+    """What the bus remembers of one channel."""
+
+    __slots__ = ("ended", "ring", "rule")
+
+    def __init__(self, rule: ChannelRule, previous: Position) -> None:
+        self.rule = rule
+        self.ring = Ring(previous, max_frames=rule.history_events, max_bytes=rule.history_bytes)
+        self.ended = False
+
+
+class MemoryBus:
+    """A `gateway.bus.Bus` for one process. ``now_ms`` is the wall clock in milliseconds."""
+
+    def __init__(
+        self, config: Config, sink: Sink, *, now_ms: Callable[[], int] = wall_clock_ms
+    ) -> None:
+        self._config = config
+        self._sink = sink
+        self._now_ms = now_ms
+        self._records: OrderedDict[str, Record] = OrderedDict()  # least recently published first
+        self._clock = ZERO
+        self.origin = self.head()
+        self._forgotten = self.origin  # no channel without a record had a later event than this
+        self._repeats: OrderedDict[tuple[str, tuple[str, ...]], Position] = OrderedDict()
+        self._published = self._repeated = self._refused = 0
+        self._bytes = self._evicted = self._dedupe_evicted = 0
+
+    # -- positions
+
+    def head(self) -> Position:
+        self._clock = max(self._clock, Position(self._now_ms(), 0))
+        return self._clock
+
+    def _next(self) -> Position:
+        ms, seq = self._clock
+        now = self._now_ms()
+        self._clock = Position(now, 0) if now > ms else Position(ms, seq + 1)
+        return self._clock
+
+    def _ago(self, seconds: float) -> Position:
+        return Position(max(0, self._now_ms() - int(seconds * 1000)), 0)
+
+    # -- publish
+
+    async def publish(self, events: Sequence[Event]) -> Sequence[Position | GatewayError]:
+        results: list[Position | GatewayError] = []
+        for event in events:
+            try:
+                results.append(await self._publish(event))
+            except GatewayError as error:
+                self._refused += 1
+                results.append(error)
+        return results
+
+    async def _publish(self, event: Event) -> Position:
+        size = len(event.data)
+        if not self._sink.has_room(size):
+            await self._sink.room(size)
+        token = None
+        if event.id is not None:
+            token = (event.id, event.channels)
+            known = self._repeats.get(token)
+            if known is not None and known >= self._ago(self._config.dedupe_seconds):
+                self._repeated += 1
+                return known
+        records = [self._record(name) for name in event.channels]
+        for record in records:
+            if record.ended:
+                raise ChannelEnded(
+                    "The channel has ended; publish to another one, or wait until its history has "
+                    f"expired ({record.rule.history_seconds:g} s)."
+                )
+        frame = render(event, self._next())
+        for record in records:
+            self._bytes += record.ring.append(frame)
+            record.ended = event.end
+        if token is not None:
+            self._remember(token, frame.position)
+        self._published += 1
+        if self._bytes > self._config.history_total_bytes:
+            self._evict()
+        self._sink.deliver(frame)
+        return frame.position
+
+    def _record(self, name: str) -> Record:
+        record = self._records.get(name)
+        if record is None:
+            if len(self._records) >= self._config.max_channels:
+                self._forget(next(iter(self._records)))
+                self._evicted += 1
+            rule = self._config.rule(name)
+            record = self._records[name] = Record(rule, self._vouched(rule))
+        else:
+            self._records.move_to_end(name)
+        return record
+
+    def _remember(self, token: tuple[str, tuple[str, ...]], position: Position) -> None:
+        self._repeats[token] = position
+        self._repeats.move_to_end(token)
+        if len(self._repeats) > self._config.dedupe_entries:
+            _, oldest = self._repeats.popitem(last=False)
+            self._dedupe_evicted += oldest >= self._ago(self._config.dedupe_seconds)
+
+    # -- forgetting
+
+    def _vouched(self, rule: ChannelRule) -> Position:
+        """A channel without a record has had no event after this."""
+        return max(self._forgotten, self._ago(rule.history_seconds))
+
+    def _forget(self, name: str) -> None:
+        record = self._records.pop(name)
+        self._bytes -= record.ring.clear()
+        self._forgotten = max(self._forgotten, record.ring.last)
+
+    def _evict(self) -> None:
+        """Drop whole histories, the longest unused first, to well below the node's bound."""
+        for record in self._records.values():
+            if self._bytes <= self._config.history_total_bytes * EVICT_TO:
+                return
+            if len(record.ring):
+                self._evicted += 1
+                self._bytes -= record.ring.clear()
+
+    async def run(self) -> None:
+        while True:
+            await trio.sleep(SWEEP_SECONDS)
+            await self._sweep()
+
+    async def _sweep(self) -> None:
+        names = list(self._records)
+        for start in range(0, len(names), SWEEP_SLICE):
+            for name in names[start : start + SWEEP_SLICE]:
+                record = self._records.get(name)
+                if record is None:
+                    continue
+                oldest = self._ago(record.rule.history_seconds)
+                self._bytes -= record.ring.expire(oldest)
+                if record.ring.last < oldest:
+                    del self._records[name]  # its age alone vouches for it from here on
+            await trio.lowlevel.checkpoint()
+        too_old = self._ago(self._config.dedupe_seconds)
+        while self._repeats and next(iter(self._repeats.values())) < too_old:
+            for token in list(islice(self._repeats, SWEEP_SLICE)):
+                if self._repeats[token] < too_old:
+                    del self._repeats[token]
+            await trio.lowlevel.checkpoint()
+
+    # -- reading
+
+    async def subscribe(self, channels: Collection[str]) -> Position:
+        return self.head()
+
+    def unsubscribe(self, channels: Collection[str]) -> None:
+        """Nothing to undo: every frame is delivered to the one hub there is."""
+
+    async def history(self, channel: str, after: Position, until: Position, limit: int) -> History:
+        record = self._records.get(channel)
+        if record is None:
+            return History((), self._vouched(self._config.rule(channel)), complete=True)
+        return record.ring.history(after, until, limit)
+
+    async def newest(self, channel: str, limit: int) -> Sequence[Frame]:
+        record = self._records.get(channel)
+        return record.ring.newest(limit) if record is not None else ()
+
+    async def last(self, channel: str) -> Position | None:
+        record = self._records.get(channel)
+        return record.ring.last if record is not None else None
+
+    async def ended(self, channel: str) -> Position | None:
+        record = self._records.get(channel)
+        return record.ring.last if record is not None and record.ended else None
+
+    def statistics(self) -> BusStatistics:
+        return BusStatistics(
+            published=self._published,
+            repeated=self._repeated,
+            refused=self._refused,
+            channels=len(self._records),
+            history_bytes=self._bytes,
+            history_evicted=self._evicted,
+            dedupe_entries=len(self._repeats),
+            dedupe_evicted=self._dedupe_evicted,
+        )

@@ -1,0 +1,82 @@
+"""The recent frames of one channel.
+
+Bounded in frames, bytes and age; the oldest go first. Reading is a binary search by position, so a
+long replay costs the same per page wherever it stands.
+
+1. ``previous`` is always the position before the oldest frame held: what proves a gap, or none.
+2. A ring of no frames still knows its last position: ``previous`` is then equal to ``last``.
+"""
+
+from bisect import bisect_right
+from collections.abc import Sequence
+from operator import attrgetter
+
+from gateway.bus import History
+from gateway.event import Frame
+from gateway.position import Position
+
+_position = attrgetter("position")
+
+
+class Ring:
+    __slots__ = ("_frames", "_start", "bytes", "last", "max_bytes", "max_frames", "previous")
+
+    def __init__(self, previous: Position, *, max_frames: int, max_bytes: int) -> None:
+        """``previous`` is the latest position that an event forgotten by now could have had."""
+        self._frames: list[Frame] = []
+        self._start = 0
+        self.bytes = 0
+        self.previous = previous
+        self.last = previous
+        self.max_frames = max_frames
+        self.max_bytes = max_bytes
+
+    def __len__(self) -> int:
+        return len(self._frames) - self._start
+
+    def append(self, frame: Frame) -> int:
+        """Keep ``frame``, which is later than all held; the change in bytes held."""
+        before = self.bytes
+        self._frames.append(frame)
+        self.bytes += len(frame.chunk)
+        self.last = frame.position
+        while len(self) > self.max_frames or self.bytes > self.max_bytes:
+            self._drop_oldest()
+        return self.bytes - before
+
+    def expire(self, oldest: Position) -> int:
+        """Forget frames before ``oldest``; the bytes freed."""
+        before = self.bytes
+        while len(self) and self._frames[self._start].position < oldest:
+            self._drop_oldest()
+        return before - self.bytes
+
+    def clear(self) -> int:
+        """Forget all frames; the bytes freed."""
+        freed = self.bytes
+        self._frames.clear()
+        self._start = self.bytes = 0
+        self.previous = self.last
+        return freed
+
+    def history(self, after: Position, until: Position, limit: int) -> History:
+        """The oldest frames in (after, until], at most ``limit``."""
+        frames = self._frames
+        low = bisect_right(frames, after, lo=self._start, key=_position)
+        end = bisect_right(frames, until, lo=low, key=_position)
+        high = min(low + limit, end)
+        previous = self.previous if low == self._start else frames[low - 1].position
+        return History(frames[low:high], previous, complete=high == end)
+
+    def newest(self, limit: int) -> Sequence[Frame]:
+        """The last ``limit`` frames, oldest first."""
+        return self._frames[max(self._start, len(self._frames) - limit) :]
+
+    def _drop_oldest(self) -> None:
+        frame = self._frames[self._start]
+        self.previous = frame.position
+        self.bytes -= len(frame.chunk)
+        self._start += 1
+        if self._start * 8 > len(self._frames):  # keeps at most an eighth beyond the bound
+            del self._frames[: self._start]
+            self._start = 0

@@ -1,0 +1,271 @@
+"""One open stream, seen from the node: its counters, what waits for it, and how that gets written.
+
+Nothing here awaits, and nothing here knows channels' members or history. Rules:
+
+1. At every moment ``offered == written + dropped + queued``. A frame is written when its last byte
+   was accepted by the socket, and queued while any of it still waits here.
+2. Once a frame is started its rest is kept, whatever the policy: ``staged`` is written in order,
+   before the outbox, and is never dropped.
+3. ``position`` is the last position that was written or staged. While the client is live the hub
+   knows better: everything up to its last pass.
+4. A client without a socket is served by a task that awaits its outbox (the response lane).
+"""
+
+from collections import deque
+from collections.abc import Sequence
+from enum import Enum, StrEnum, auto
+from socket import socket
+from typing import TYPE_CHECKING
+
+import trio
+
+from gateway import control
+from gateway.event import Frame
+from gateway.http1_render import chunk
+from gateway.outbox import Outbox
+from gateway.policy import Policy
+from gateway.position import Position
+
+if TYPE_CHECKING:
+    from gateway.hub import Channel
+
+FLUSH_BYTES = 32 * 1024
+"""Joined for one call, and staged from the outbox at a time: few calls, most stays droppable."""
+
+
+class State(Enum):
+    """What the pass may do with a client."""
+
+    LIVE = auto()
+    """Write straight to its socket."""
+    BEHIND = auto()
+    """Offer to its outbox."""
+    REPLAYING = auto()
+    """Nothing: it reads history at its own pace, and turns live where that meets the pass."""
+    ENDING = auto()
+    """Nothing: what waits is still written, then its farewell, then it is closed."""
+    CLOSED = auto()
+
+
+class Reason(StrEnum):
+    """Why a stream ended: one word for log line, metric label and wire alike."""
+
+    GONE = "gone"
+    """The peer closed it, or its connection broke."""
+    DRAINING = "draining"
+    CLOSED = "closed"
+    """By request, for good."""
+    ENDED = "ended"
+    """All of its channels have had their last event."""
+    SLOW = "slow"
+    """Its outbox was full and the policy is to disconnect."""
+    STALLED = "stalled"
+    """Behind for longer than ``max_behind_seconds``."""
+    UNEXPECTED_INPUT = "unexpected-input"
+
+
+class Totals:
+    """Counters over all clients of a hub, past ones included."""
+
+    __slots__ = ("delivered", "dropped", "replayed")
+
+    def __init__(self) -> None:
+        self.delivered = self.dropped = self.replayed = 0
+
+
+class Client:
+    __slots__ = (
+        "behind_since",
+        "channels",
+        "dropped",
+        "farewell",
+        "id",
+        "joined",
+        "last_write",
+        "offered",
+        "outbox",
+        "position",
+        "reason",
+        "sock",
+        "staged",
+        "state",
+        "stray_bytes",
+        "totals",
+        "user",
+        "writable",
+        "written",
+    )
+
+    def __init__(
+        self, id: str, user: str | None, sock: socket | None, position: Position, totals: Totals
+    ) -> None:
+        """``sock`` is non-blocking and becomes the client's own; None for the response lane."""
+        self.id = id
+        self.user = user
+        self.sock = sock
+        self.position = position
+        self.joined = position
+        """No membership began after this: a later frame of its channels is the client's."""
+        self.totals = totals
+        self.state = State.REPLAYING
+        self.channels: tuple[Channel, ...] = ()
+        self.offered = self.written = self.dropped = 0
+        self.last_write = self.behind_since = trio.current_time()
+        self.outbox: Outbox | None = None
+        self.staged: deque[tuple[bytes | memoryview, Frame | None]] | None = None
+        self.farewell = b""
+        self.reason: Reason | None = None
+        self.writable: trio.Event | None = None
+        """What whoever replays to this client waits for: its socket accepts, or it has ended."""
+        self.stray_bytes = 0
+
+    @property
+    def queued(self) -> int:
+        """Frames that wait, a started one included."""
+        staged = sum(frame is not None for _, frame in self.staged) if self.staged else 0
+        return staged + (self.outbox.frames if self.outbox else 0)
+
+    @property
+    def waits(self) -> bool:
+        """Whether anything waits to be written."""
+        return bool(self.staged or (self.outbox and self.outbox.frames))
+
+    def fall_behind(self, outbox: Outbox) -> None:
+        """Turn from live to behind, with what was started staged already."""
+        self.state = State.BEHIND
+        self.behind_since = trio.current_time()
+        self.outbox = outbox
+
+    def stage_started(self, frames: Sequence[Frame], sent: int) -> int:
+        """Account for ``sent`` bytes of ``frames``, keep the rest of the one that was cut.
+
+        Returns how many frames are thereby dealt with; the later ones are still to be offered.
+        """
+        done = 0
+        for frame in frames:
+            if sent <= 0:
+                break
+            self.offered += 1
+            self.position = frame.position
+            size = len(frame.chunk)
+            if sent >= size:
+                self.written += 1
+                self.totals.delivered += 1
+            else:
+                self.stage(memoryview(frame.chunk)[sent:], frame)
+            sent -= size
+            done += 1
+        return done
+
+    def offer(self, frame: Frame, policy: Policy) -> bool:
+        """Queue a frame behind what waits; False when its policy forbids to drop and it is full."""
+        assert self.outbox is not None
+        if self.sock is None and not self.outbox.frames:
+            self.behind_since = trio.current_time()  # this lane always has an outbox
+        dropped = self.outbox.offer(frame, policy)
+        if dropped is None:
+            return False
+        self.offered += 1
+        self.dropped += dropped
+        self.totals.dropped += dropped
+        return True
+
+    def stage(self, data: bytes | memoryview, frame: Frame | None = None) -> None:
+        """Have ``data`` written before anything else that waits; ``frame`` if it completes one."""
+        if self.staged is None:
+            self.staged = deque()
+        self.staged.append((data, frame))
+
+    def stage_control(self, block: bytes) -> None:
+        """Have a control event written before anything else that waits."""
+        self.stage(chunk(block) if self.sock is not None else block)
+
+    def stage_frame(self, frame: Frame) -> None:
+        self.position = frame.position
+        self.stage(frame.chunk if self.sock is not None else frame.block, frame)
+
+    def stage_replayed(self, frame: Frame, *, with_id: bool) -> None:
+        """Stage a frame out of history, without its id if the stream stands later already."""
+        self.offered += 1
+        self.totals.replayed += 1
+        if with_id:
+            self.stage_frame(frame)
+        else:
+            block = frame.without_id()
+            self.stage(chunk(block) if self.sock is not None else block, frame)
+
+    def stage_taken(self, hole: int, frame: Frame | None) -> None:
+        """Stage what came out of the outbox, the notice of a hole where the hole is."""
+        if hole:
+            self.stage_control(control.dropped(hole))
+        if frame is not None:
+            self.stage_frame(frame)
+
+    def flush(self) -> bool:
+        """Write what waits, as far as the socket accepts; True when nothing waits any more.
+
+        Raises OSError when the connection is broken.
+        """
+        assert self.sock is not None
+        while data := self.next_bytes():
+            try:
+                sent = self.sock.send(data)
+            except BlockingIOError:
+                return False
+            self.credit(sent)
+            if sent < len(data):
+                return False
+        return True
+
+    def next_bytes(self) -> bytes | memoryview:
+        """What is to be written next, staged until `credit` says that it was; empty if nothing."""
+        if not self.staged and not self._stage_waiting():
+            self.staged = None
+            return b""
+        assert self.staged is not None
+        if len(self.staged) == 1:
+            return self.staged[0][0]
+        parts: list[bytes | memoryview] = []
+        size = 0
+        for data, _ in self.staged:
+            parts.append(data)
+            size += len(data)
+            if size >= FLUSH_BYTES:
+                break
+        return b"".join(parts)
+
+    def credit(self, sent: int) -> None:
+        """``sent`` of the bytes that `next_bytes` gave have been accepted."""
+        self.last_write = trio.current_time()
+        while sent and self.staged:
+            data, frame = self.staged.popleft()
+            if sent < len(data):
+                self.staged.appendleft((memoryview(data)[sent:], frame))
+                return
+            sent -= len(data)
+            if frame is not None:
+                self.written += 1
+                self.totals.delivered += 1
+
+    def _stage_waiting(self) -> bool:
+        size = 0
+        while self.outbox and size < FLUSH_BYTES and (taken := self.outbox.take()):
+            self.stage_taken(*taken)
+            size += len(taken[1].chunk) if taken[1] else 0
+        if not self.staged and self.farewell:
+            self.stage(self.farewell)
+            self.farewell = b""
+        return bool(self.staged)
+
+    def abandon_outbox(self) -> None:
+        """Throw the outbox away; what waits in it will be replayed, a hole already made is told."""
+        if self.outbox is None:
+            return
+        hole = 0
+        while taken := self.outbox.take():
+            hole += taken[0]
+            self.offered -= taken[1] is not None
+        if hole:
+            self.stage_control(control.dropped(hole))
+        self.outbox.close()
+        self.outbox = None

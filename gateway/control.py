@@ -1,0 +1,63 @@
+"""The control events: what the gateway itself tells a client, as SSE blocks.
+
+Only ``connected``, ``keepalive`` and ``closed`` carry an id. A keepalive has no data, so that an
+EventSource dispatches nothing for it and still remembers where the stream stands.
+"""
+
+import random
+import time
+from collections.abc import Iterable
+from enum import StrEnum
+
+import msgspec
+
+from gateway import sse
+from gateway.position import Closed, Position
+
+RETRY_JITTER = 0.5
+"""Of the configured delay, either way: clients that were cut together do not return together."""
+
+
+class Gap(StrEnum):
+    """Why history no longer holds all that a client missed."""
+
+    TRIMMED = "trimmed"
+    UNKNOWN = "unknown"
+    RESTARTED = "restarted"
+
+
+def retry(seconds: float) -> bytes:
+    """A jittered ``retry:`` around ``seconds``."""
+    jittered = seconds * random.uniform(1 - RETRY_JITTER, 1 + RETRY_JITTER)
+    return b"retry: %d\n\n" % (jittered * 1000)
+
+
+def connected(client: str, position: Position, channels: Iterable[str]) -> bytes:
+    now_ms = time.time_ns() // 1_000_000
+    data = {"clientId": client, "serverTime": now_ms, "channels": list(channels)}
+    return _block("connected", data, id=str(position))
+
+
+def dropped(count: int) -> bytes:
+    return b'event: dropped\ndata: {"count":%d}\n\n' % count
+
+
+def gap(channels: Iterable[str], reason: Gap) -> bytes:
+    return _block("gap", {"channels": list(channels), "reason": reason})
+
+
+def reconnect(reason: str) -> bytes:
+    return _block("reconnect", {"reason": reason})
+
+
+def keepalive(position: Position) -> bytes:
+    return sse.encode(None, event="keepalive", id=str(position))
+
+
+def closed(position: Position) -> bytes:
+    """The last block of a stream that must not be resumed: its id is answered with 204."""
+    return sse.encode(None, id=str(Closed(position)))
+
+
+def _block(event: str, data: object, id: str | None = None) -> bytes:
+    return sse.encode(msgspec.json.encode(data).decode(), event=event, id=id)

@@ -1,0 +1,173 @@
+"""The routes, each a thin caller of the api. Streams take the response lane here."""
+
+import base64
+import hashlib
+import logging
+import re
+from pathlib import Path
+
+from quart import Response, request
+from quart_trio import QuartTrio
+from werkzeug.exceptions import HTTPException, InternalServerError
+from werkzeug.routing import BaseConverter
+
+from gateway import metrics
+from gateway.api import admin
+from gateway.api.publish import publish
+from gateway.api.request import Answer, Request, parse_target, problem
+from gateway.api.subscribe import STREAM_HEADERS, subscribe
+from gateway.edge.serve import Connection
+from gateway.errors import GatewayError, MethodNotAllowed, NotFound
+from gateway.node import Node
+
+STATIC = Path(__file__).parent.parent / "static"
+
+_log = logging.getLogger(__name__)
+
+
+class _Rest(BaseConverter):
+    """Whatever is left of the path: channel names may hold slashes anywhere."""
+
+    regex = ".+"
+    part_isolating = False
+
+
+def make_app(node: Node) -> QuartTrio:
+    """The edge of ``node``."""
+    app = QuartTrio("gateway", static_folder=None)
+    app.asgi_http_class = Connection
+    app.url_map.converters["rest"] = _Rest
+    app.url_map.merge_slashes = False
+    app.config["MAX_CONTENT_LENGTH"] = node.config.max_body_bytes
+    _add_hot_routes(app, node)
+    _add_admin_routes(app, node)
+    if node.config.demo:
+        _add_demo(app)
+    app.register_error_handler(HTTPException, _http_error)
+    return app
+
+
+def _add_hot_routes(app: QuartTrio, node: Node) -> None:
+    """The front serves these over HTTP/1.1; here they are for HTTP/1.0."""
+
+    @app.get("/events")
+    @app.get("/events/<rest:channel>")
+    async def events(channel: str = "") -> Response:
+        result = await subscribe(node, await _request())
+        if isinstance(result, Answer):
+            return _response(result)
+        response = Response(node.streams.body(result))
+        for name, value in STREAM_HEADERS:
+            response.headers[name.decode()] = value.decode()
+        response.timeout = None  # quart ends a response after 60 s otherwise
+        return response
+
+    @app.post("/publish")
+    @app.post("/publish/<rest:channel>")
+    async def publish_events(channel: str = "") -> Response:
+        return _response(await publish(node, await _request()))
+
+
+def _add_admin_routes(app: QuartTrio, node: Node) -> None:
+    @app.put("/clients/<client>/channels/<rest:channel>")
+    async def add_channel(client: str, channel: str) -> Response:
+        return _response(await admin.add_channel(node, await _request(), client, channel))
+
+    @app.delete("/clients/<client>/channels/<rest:channel>")
+    async def remove_channel(client: str, channel: str) -> Response:
+        return _response(await admin.remove_channel(node, client, channel))
+
+    @app.delete("/clients/<client>")
+    async def close_client(client: str) -> Response:
+        return _response(await admin.close_client(node, client))
+
+    @app.delete("/users/<rest:user>")
+    async def close_user(user: str) -> Response:
+        return _response(await admin.close_user(node, user))
+
+    @app.get("/channels/<rest:channel>")
+    async def channel(channel: str) -> Response:
+        return _response(await admin.channel(node, channel))
+
+    @app.get("/stats")
+    async def stats() -> Response:
+        return _response(await admin.stats(node))
+
+    @app.get("/metrics")
+    async def prometheus() -> Response:
+        return Response(metrics.render(node.statistics()), content_type=metrics.MEDIA_TYPE)
+
+    @app.get("/healthz")
+    async def health() -> Response:
+        return _response(await admin.health(node))
+
+    @app.get("/readyz")
+    async def readiness() -> Response:
+        return _response(await admin.readiness(node))
+
+
+def _add_demo(app: QuartTrio) -> None:
+    page = (STATIC / "demo.html").read_text("utf-8")
+    style, script = (_hash(page, tag) for tag in ("style", "script"))
+    headers = {
+        "Content-Security-Policy": f"default-src 'none'; style-src {style}; script-src {script}; "
+        "connect-src 'self'; img-src data:; base-uri 'none'; form-action 'none'; "
+        "frame-ancestors 'none'",
+        "Referrer-Policy": "no-referrer",
+        "X-Content-Type-Options": "nosniff",
+        "Cache-Control": "no-cache",
+    }
+
+    @app.get("/")
+    async def demo() -> Response:
+        return Response(page, content_type="text/html; charset=utf-8", headers=headers)
+
+
+def _hash(page: str, tag: str) -> str:
+    """The CSP source of the page's one element ``tag``."""
+    (content,) = re.findall(rf"<{tag}>(.*?)</{tag}>", page, re.DOTALL)
+    digest = hashlib.sha256(content.encode()).digest()
+    return f"'sha256-{base64.b64encode(digest).decode()}'"
+
+
+async def _request() -> Request:
+    target = request.scope["raw_path"] + b"?" + request.query_string
+
+    def header(name: bytes) -> bytes | None:
+        value = request.headers.get(name.decode())
+        return value.encode("latin-1") if value is not None else None
+
+    body: bytes = await request.get_data(as_text=False)  # type: ignore[assignment]  # not text
+    return Request(request.method, *parse_target(target), header, body, request.remote_addr or "")
+
+
+def _response(answer: Answer) -> Response:
+    response = Response(answer.body, answer.status, content_type=answer.media_type)
+    if not answer.body:
+        del response.headers["Content-Type"]
+    for name, value in answer.headers:
+        response.headers[name.decode()] = value.decode()
+    return response
+
+
+async def _http_error(error: HTTPException) -> Response:
+    """Quart's own refusals, as problem documents like all others."""
+    if error.code == 404:
+        return _response(problem(NotFound(f"There is nothing at {request.path}.")))
+    if error.code == 405:
+        allowed = ", ".join(sorted(getattr(error, "valid_methods", None) or ()))
+        said = MethodNotAllowed(f"{request.method} is not for {request.path}; use {allowed}.")
+        response = _response(problem(said))
+        response.headers["Allow"] = allowed
+        return response
+    if isinstance(error, InternalServerError):
+        _log.error("an error in serving %s %s", request.method, request.path)
+        return _response(problem(GatewayError("The gateway failed at this; it has been logged.")))
+    return _response(problem(_other(error)))
+
+
+def _other(error: HTTPException) -> GatewayError:
+    """Any other refusal of the framework's, with its own status."""
+    known = type("HTTPError", (GatewayError,), {"status": error.code, "title": error.name})
+    refusal: GatewayError = known(error.description or error.name)
+    return refusal

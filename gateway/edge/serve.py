@@ -1,0 +1,126 @@
+"""Hypercorn's protocol over one request that the front has read: its pieces, not its server.
+
+The defects of hypercorn 0.18.0 and quart-trio 0.12.0 that can be met on this path are worked around
+here and nowhere else:
+
+A. Extra input during a response stops hypercorn's reader, and the disconnect is never seen. It is
+   given the one request, and after that only the end of the connection (`OneRequest.receive_some`).
+B. Its shielded ``send_all`` waits for ever for a peer that stops reading. Ours has a deadline, and
+   `Edge.abort` closes the sockets, which is the only thing that releases it at once.
+C. quart-trio cancels the handler inside hypercorn's recycle step, so a connection is neither kept
+   nor closed. The last ``send`` of a response is shielded from that (`Connection`).
+
+Delete each with the release that mends it; the tests of each say when.
+"""
+
+import socket
+from typing import Any, cast
+
+import trio
+from hypercorn.config import Config as HypercornConfig
+from hypercorn.trio.lifespan import Lifespan
+from hypercorn.trio.tcp_server import TCPServer
+from hypercorn.trio.worker_context import WorkerContext
+from hypercorn.typing import ASGISendCallable, ASGISendEvent, ConnectionState
+from hypercorn.utils import wrap_app
+from quart import Request
+from quart_trio import QuartTrio
+from quart_trio.asgi import TrioASGIHTTPConnection
+
+from gateway.config import MIB
+from gateway.http1 import Parsed
+from gateway.http1_render import render_request
+from gateway.lanes import MAX_STRAY_BYTES
+
+READ_BYTES = 4096
+
+
+class Connection(TrioASGIHTTPConnection):
+    """Defect C: the last message of a response is sent whole before the handler is cancelled."""
+
+    async def handle_request(  # type: ignore[override]  # as quart-trio overrides quart
+        self, nursery: trio.Nursery, request: Request, send: ASGISendCallable
+    ) -> None:
+        async def send_whole(message: ASGISendEvent) -> None:
+            last = message["type"] == "http.response.body" and not message.get("more_body")
+            with trio.CancelScope(shield=last):
+                await send(message)
+
+        await super().handle_request(nursery, request, send_whole)
+
+
+class OneRequest:
+    """The part of a stream that TCPServer uses, holding one request and then only the answer."""
+
+    def __init__(self, request: bytes, sock: socket.socket, write_timeout: float) -> None:
+        self._request = request
+        self._stray_bytes = 0
+        self._write_timeout = write_timeout
+        self._stream = trio.SocketStream(trio.socket.from_stdlib_socket(sock))
+        self.socket = self._stream.socket
+
+    async def receive_some(self, max_bytes: int) -> bytes:
+        """The request, then nothing until the peer ends, breaks or sends too much."""
+        if self._request:
+            data, self._request = self._request[:max_bytes], self._request[max_bytes:]
+            return data
+        while data := await self._stream.receive_some(READ_BYTES):
+            self._stray_bytes += len(data)
+            if self._stray_bytes > MAX_STRAY_BYTES:
+                break
+        return b""
+
+    async def send_all(self, data: bytes) -> None:
+        """Defect B: raises BrokenResourceError when the peer has not taken it in time."""
+        with trio.move_on_after(self._write_timeout) as patience:
+            await self._stream.send_all(data)
+        if patience.cancelled_caught:
+            self.socket.close()
+            raise trio.BrokenResourceError
+
+    async def send_eof(self) -> None:
+        await self._stream.send_eof()
+
+    async def aclose(self) -> None:
+        await self._stream.aclose()
+
+    def abort(self) -> None:
+        self.socket.close()
+
+
+class Edge:
+    """Serves the app. `serve` may be called between `start` and the end of `start`'s nursery."""
+
+    def __init__(self, app: QuartTrio, *, write_timeout: float) -> None:
+        self._app = wrap_app(cast(Any, app), 0, "asgi")
+        self._write_timeout = write_timeout
+        self._config = HypercornConfig()
+        self._config.include_server_header = False
+        self._config.h11_max_incomplete_size = 2 * MIB  # heads are bounded in front already
+        self._context = WorkerContext(None)
+        self._open: set[OneRequest] = set()
+        self._lifespan = Lifespan(self._app, self._config, {})
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """The app's lifespan, until cancelled."""
+        async with trio.open_nursery() as nursery:
+            await nursery.start(self._lifespan.handle_lifespan)
+            await self._lifespan.wait_for_startup()
+            task_status.started()
+
+    async def serve(self, parsed: Parsed, sock: socket.socket) -> None:
+        """Answer one request on its connection, and close that."""
+        stream = OneRequest(render_request(parsed), sock, self._write_timeout)
+        self._open.add(stream)
+        try:
+            await TCPServer(
+                self._app, self._config, self._context, ConnectionState({}), cast(Any, stream)
+            )
+        finally:
+            self._open.discard(stream)
+            stream.abort()
+
+    def abort(self) -> None:
+        """Close every connection; whatever waits for a peer comes back at once."""
+        for stream in self._open:
+            stream.abort()

@@ -1,0 +1,102 @@
+"""One exception tree; each error knows its HTTP status and its sentence.
+
+    GatewayError
+    |-- BadRequest            400  the request cannot be understood or contradicts itself
+    |-- NotFound              404
+    |-- MethodNotAllowed      405
+    |-- RequestTimeout        408  the head or the body came too slowly
+    |-- ChannelEnded          409  publish to a channel after its last event
+    |-- ContentTooLarge       413
+    |-- UnsupportedMediaType  415
+    |-- ExpectationFailed     417
+    |-- HeadTooLarge          431
+    |-- NotImplementedCoding  501
+    |-- Unavailable           503  refused for now; nothing was changed; worth a retry
+    |-- VersionNotSupported   505
+    '-- ConfigError           (no status: it stops the start)
+
+Every answer made from one of these is an ``application/problem+json`` (RFC 9457).
+"""
+
+from typing import ClassVar
+
+
+class GatewayError(Exception):
+    """Base of all errors of the gateway. ``str(error)`` is one sentence for a person."""
+
+    status: ClassVar[int] = 500
+    title: ClassVar[str] = "Internal Server Error"
+
+    def __init__(self, detail: str, **extra: object) -> None:
+        """``extra`` members are added to the problem document as they are (JSON values)."""
+        super().__init__(detail)
+        self.detail = detail
+        self.extra = extra
+
+    def problem(self) -> dict[str, object]:
+        """The problem document, RFC 9457 section 3."""
+        return {"title": self.title, "status": self.status, "detail": self.detail, **self.extra}
+
+
+class BadRequest(GatewayError):
+    status = 400
+    title = "Bad Request"
+
+
+class NotFound(GatewayError):
+    status = 404
+    title = "Not Found"
+
+
+class MethodNotAllowed(GatewayError):
+    status = 405
+    title = "Method Not Allowed"
+
+
+class RequestTimeout(GatewayError):
+    status = 408
+    title = "Request Timeout"
+
+
+class ChannelEnded(GatewayError):
+    status = 409
+    title = "Conflict"
+
+
+class ContentTooLarge(GatewayError):
+    status = 413
+    title = "Content Too Large"
+
+
+class UnsupportedMediaType(GatewayError):
+    status = 415
+    title = "Unsupported Media Type"
+
+
+class ExpectationFailed(GatewayError):
+    status = 417
+    title = "Expectation Failed"
+
+
+class HeadTooLarge(GatewayError):
+    status = 431
+    title = "Request Header Fields Too Large"
+
+
+class NotImplementedCoding(GatewayError):
+    status = 501
+    title = "Not Implemented"
+
+
+class Unavailable(GatewayError):
+    status = 503
+    title = "Service Unavailable"
+
+
+class VersionNotSupported(GatewayError):
+    status = 505
+    title = "HTTP Version Not Supported"
+
+
+class ConfigError(GatewayError):
+    """A setting that cannot be used. The sentence names it and where its value came from."""

@@ -1,0 +1,285 @@
+"""Accepted connections: the two hot requests are served here, all others by the edge behind.
+
+One task per connection that is not a live stream. It reads one request after the other, hands what
+each means to the api, and ends when the connection does, becomes a live stream, or is the edge's.
+
+1. A connection contains its own errors: whatever it sends costs nobody else anything.
+2. Every wait on a peer has a deadline: idle, head, body, answer.
+3. A stream takes its connection for good: nothing sent after the request is ever a request.
+4. Connections are counted; over the bound they are told so and closed.
+"""
+
+import socket
+from collections.abc import Awaitable, Callable
+from math import inf
+
+import trio
+
+from gateway.api.publish import PATH as PUBLISH
+from gateway.api.publish import publish
+from gateway.api.request import Answer, Request, parse_target, problem
+from gateway.api.subscribe import PATH as EVENTS
+from gateway.api.subscribe import STREAM_HEADERS, subscribe
+from gateway.errors import GatewayError, RequestTimeout, Unavailable
+from gateway.http1 import Parsed, Phase, RequestReader
+from gateway.http1_render import CONTINUE, render_response
+from gateway.node import Node
+from gateway.streams import EventStream
+
+READ_BYTES = 64 * 1024
+
+ACCEPTS_PER_TICK = 64
+"""Connections accepted between two checkpoints: a storm of them takes turns with the fan-out."""
+
+ACCEPT_PAUSE = 0.1
+"""Seconds until the next try after the system had no descriptor or memory for a connection."""
+
+WATCH_SECONDS = 0.25
+"""Between two looks for overdue connections: how much later than told one may be ended."""
+
+LINGER_SECONDS = 1.0
+LINGER_BYTES = 1024 * 1024
+"""How long and how much is still read after a last answer: closing a socket with unread input
+resets the connection, and the peer may then lose the answer (RFC 9112 9.6)."""
+
+_STREAM_HEAD = (
+    b"HTTP/1.1 200 OK\r\n"
+    + b"".join(b"%b: %b\r\n" % pair for pair in STREAM_HEADERS)
+    + b"Connection: close\r\nTransfer-Encoding: chunked\r\n\r\n"
+)
+
+_EVENTS, _PUBLISH = EVENTS.encode(), PUBLISH.encode()
+
+
+class Front:
+    def __init__(
+        self,
+        node: Node,
+        edge: Callable[[Parsed, socket.socket], Awaitable[None]],
+        *,
+        max_connections: int,
+    ) -> None:
+        """``edge`` serves a request that is not hot on its connection, and closes that."""
+        self.node = node
+        self.edge = edge
+        self._max_connections = max_connections
+        self._connections: set[_Connection] = set()
+        self.serving = 0
+        """Connections with a request under way."""
+
+    async def accept(self, listener: socket.socket, nursery: trio.Nursery) -> None:
+        """Accept from ``listener``, which is non-blocking, until cancelled."""
+        while True:
+            await trio.lowlevel.wait_readable(listener)
+            for _ in range(ACCEPTS_PER_TICK):
+                if not await self._accept_one(listener, nursery):
+                    break
+            await trio.lowlevel.checkpoint()
+
+    async def empty_queue(self, listener: socket.socket, nursery: trio.Nursery) -> None:
+        """Accept what the kernel has queued already, and close ``listener``."""
+        while await self._accept_one(listener, nursery):
+            await trio.lowlevel.checkpoint()
+        trio.lowlevel.notify_closing(listener)
+        listener.close()
+
+    async def _accept_one(self, listener: socket.socket, nursery: trio.Nursery) -> bool:
+        try:
+            sock, address = listener.accept()
+        except (BlockingIOError, ConnectionAbortedError):
+            return False
+        except OSError:  # no descriptor or no memory left: the queue keeps the others meanwhile
+            self.node.refuse("no-descriptor")
+            await trio.sleep(ACCEPT_PAUSE)
+            return False
+        sock.setblocking(False)
+        if sock.family != socket.AF_UNIX:
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            patience = int(self.node.config.max_behind_seconds * 1000)
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, patience)
+        nursery.start_soon(self._serve, sock, str(address[0]))
+        return True
+
+    async def watch(self) -> None:
+        """End the waits on peers that are overdue, until cancelled.
+
+        One task looks at all connections now and then: a scope with a deadline around each wait
+        would cost more than the rest of a small request.
+        """
+        while True:
+            await trio.sleep(WATCH_SECONDS)
+            now = trio.current_time()
+            for connection in self._connections:
+                if connection.deadline < now:
+                    connection.scope.cancel()
+
+    async def _serve(self, sock: socket.socket, peer: str) -> None:
+        connection = _Connection(self, sock, peer)
+        self._connections.add(connection)
+        try:
+            if len(self._connections) + len(self.node.hub.clients) > self._max_connections:
+                self.node.refuse("connections")
+                error = Unavailable("The node has all the connections that it can hold.")
+                await connection.end_with(problem(error))
+            else:
+                await connection.run()
+        except OSError:
+            pass  # the peer is gone, and with it whoever could be told
+        finally:
+            self._connections.discard(connection)
+            connection.close()
+
+
+class _Connection:
+    def __init__(self, front: Front, sock: socket.socket, peer: str) -> None:
+        config = front.node.config
+        self._front = front
+        self._node = front.node
+        self._sock: socket.socket | None = sock
+        self._peer = peer
+        self._reader = RequestReader(
+            max_head_bytes=config.max_head_bytes, max_body_bytes=config.max_body_bytes
+        )
+        self._phase: Phase | None = None
+        self.scope = trio.CancelScope()
+        self.deadline = inf
+        """When ``scope`` is to be cancelled: set while the peer is waited for."""
+
+    def close(self) -> None:
+        """Close the connection, unless it has been handed over."""
+        if self._sock is not None:
+            trio.lowlevel.notify_closing(self._sock)
+            self._sock.close()
+
+    async def run(self) -> None:
+        """Serve requests until the connection ends, is handed over, or is too slow."""
+        with self.scope:
+            try:
+                while (request := await self._next_request()) is not None:
+                    self._front.serving += 1
+                    try:
+                        if not await self._serve(request):
+                            break
+                    finally:
+                        self._front.serving -= 1
+            except GatewayError as error:
+                await self.end_with(problem(error))
+        if self.scope.cancelled_caught and self._phase in (Phase.HEAD, Phase.BODY):
+            part, setting = "head", "head_timeout"
+            if self._phase is Phase.BODY:
+                part, setting = "body", "body_timeout"
+            late = RequestTimeout(f"The request's {part} came too slowly ({setting}).")
+            await self.end_with(problem(late))
+
+    async def _next_request(self) -> Parsed | None:
+        """The next request; None when the peer has ended."""
+        reader = self._reader
+        while (request := reader.next_request()) is None:
+            if reader.expects_continue:
+                await self._send(CONTINUE)
+                reader.continue_sent()
+            if reader.phase is not self._phase:
+                self._wait_in(reader.phase)
+            data = await self._receive()
+            if not data:
+                return None
+            reader.receive_data(data)
+        self._phase = None
+        self.deadline = inf
+        return request
+
+    def _wait_in(self, phase: Phase) -> None:
+        config = self._node.config
+        self._phase = phase
+        self.deadline = (
+            trio.current_time()
+            + {
+                Phase.IDLE: config.idle_timeout,
+                Phase.HEAD: config.head_timeout,
+                Phase.BODY: config.body_timeout,
+            }[phase]
+        )
+
+    async def _serve(self, parsed: Parsed) -> bool:
+        """Answer one request; whether another one may follow on the connection."""
+        target = parsed.target
+        hot = parsed.version == "1.1" and (
+            (parsed.method == "POST" and _is_under(target, _PUBLISH))
+            or (parsed.method == "GET" and _is_under(target, _EVENTS))
+        )
+        if not hot:
+            sock, self._sock = self._sock, None
+            assert sock is not None
+            await self._front.edge(parsed, sock)
+            return False
+        try:
+            request = Request(
+                parsed.method, *parse_target(target), parsed.header, parsed.body, self._peer
+            )
+        except GatewayError as error:
+            result: Answer | EventStream = problem(error)
+        else:
+            serve = publish if parsed.method == "POST" else subscribe
+            result = await serve(self._node, request)
+        if isinstance(result, EventStream):
+            await self._stream(result)
+            return False
+        if not parsed.keep_alive or self._node.draining:
+            await self.end_with(result)
+            return False
+        await self._send(_rendered(result, keep_alive=True))
+        await trio.lowlevel.checkpoint()  # a peer that is quick takes turns with everybody else
+        return True
+
+    async def _stream(self, stream: EventStream) -> None:
+        sock, self._sock = self._sock, None
+        assert sock is not None
+        streams = self._node.streams
+        client = await streams.open(stream, sock, preamble=_STREAM_HEAD)
+        await streams.serve(client)
+
+    async def end_with(self, answer: Answer) -> None:
+        """Send a last answer so that it arrives, and end the connection."""
+        await self._send(_rendered(answer, keep_alive=False))
+        assert self._sock is not None
+        self._sock.shutdown(socket.SHUT_WR)
+        left = LINGER_BYTES
+        with trio.move_on_after(LINGER_SECONDS):
+            while left > 0 and (data := await self._receive()):
+                left -= len(data)
+
+    async def _receive(self) -> bytes:
+        assert self._sock is not None
+        while True:
+            try:
+                return self._sock.recv(READ_BYTES)
+            except BlockingIOError:
+                await trio.lowlevel.wait_readable(self._sock)
+
+    async def _send(self, data: bytes) -> None:
+        """Raises BrokenPipeError when the peer does not read it all within ``write_timeout``."""
+        assert self._sock is not None
+        try:
+            sent = self._sock.send(data)
+        except BlockingIOError:
+            sent = 0
+        if sent == len(data):
+            return
+        stream = trio.SocketStream(trio.socket.from_stdlib_socket(self._sock.dup()))
+        async with stream:
+            with trio.move_on_after(self._node.config.write_timeout):
+                await stream.send_all(data[sent:])
+                return
+        raise BrokenPipeError
+
+
+def _is_under(target: bytes, path: bytes) -> bool:
+    """Whether a target in origin form names ``path`` or something below it."""
+    return target.startswith(path) and target[len(path) : len(path) + 1] in (b"", b"/", b"?")
+
+
+def _rendered(answer: Answer, *, keep_alive: bool) -> bytes:
+    headers = answer.headers
+    if answer.body:
+        headers = ((b"Content-Type", answer.media_type.encode()), *headers)
+    return render_response(answer.status, headers, answer.body, keep_alive=keep_alive)

@@ -1,0 +1,89 @@
+"""What a returning client missed, in pages: history of several channels merged into the one order.
+
+`Replay` decides what is in a page and which channels have a gap; it reads through the bus and never
+sees a socket. Rules:
+
+1. Frames of a page are in position order, each once, and none is later than ``reached``; all of
+   the client's channels have been read up to there.
+2. A channel has a gap if, and only if, the bus names a position before its first frame that is
+   later than where the client stands. It is told once.
+3. A page is bounded in frames per channel, whatever the history holds.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from gateway.bus import Bus, History
+from gateway.event import Frame
+from gateway.position import ZERO, Position
+
+PAGE_FRAMES = 256
+"""Frames of one channel read at a time."""
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """Frames in position order; the channels with a gap before them; how far this page reaches."""
+
+    frames: Sequence[Frame]
+    gaps: Sequence[str]
+    reached: Position
+
+
+class Replay:
+    """The merged history of one client's channels after a position.
+
+    With ``forgiving``, where history begins is where the client wants to begin: it is no gap that
+    something was trimmed before.
+    """
+
+    def __init__(self, after: Position, *, forgiving: bool = False) -> None:
+        self.reached = after
+        self._forgiving = forgiving
+        self._proven: dict[str, Position] = {}  # beyond `reached`, after a gap that has been told
+
+    async def page(self, bus: Bus, channels: Mapping[str, Position], until: Position) -> Page:
+        """What comes next up to ``until``, of each channel after its own position at least."""
+        after = {
+            name: max(self.reached, floor, self._proven.get(name, ZERO))
+            for name, floor in channels.items()
+        }
+        found: dict[str, History] = {}
+        for name, position in after.items():
+            found[name] = await bus.history(name, position, until, PAGE_FRAMES)
+        gaps = [name for name, part in found.items() if part.previous > after[name]]
+        for name in gaps:
+            self._proven[name] = found[name].previous
+        frames, reached = merge(found.values(), until)
+        page = Page(frames, () if self._forgiving else gaps, reached)
+        self._forgiving = False
+        self.reached = page.reached
+        return page
+
+
+def merge(parts: Iterable[History], until: Position) -> tuple[Sequence[Frame], Position]:
+    """The frames of all ``parts`` in one order, and how far they are complete.
+
+    A part that is cut short bounds the others: nothing later than its last frame is given out.
+    An event of several channels stands in several parts, and once in the result.
+    """
+    parts = tuple(parts)
+    reached = min((p.frames[-1].position for p in parts if not p.complete), default=until)
+    frames = {f.position: f for p in parts for f in p.frames if f.position <= reached}
+    return [frames[position] for position in sorted(frames)], reached
+
+
+async def before_newest(bus: Bus, channels: Iterable[str], count: int) -> Position:
+    """The position after which the last ``count`` events of the merged channels come."""
+    positions: set[Position] = set()
+    for name in channels:
+        positions.update(frame.position for frame in await bus.newest(name, count))
+    newest = sorted(positions)[-count:] if count else []
+    return newest[0].before() if newest else bus.head()
+
+
+async def before_earliest(bus: Bus, channels: Iterable[str]) -> Position:
+    """The position after which everything comes that the merged channels still hold."""
+    head = bus.head()
+    found = [(await bus.history(name, ZERO, head, 1)).frames for name in channels]
+    return min((frames[0].position.before() for frames in found if frames), default=head)

@@ -1,0 +1,232 @@
+"""From flags, variables and a file to one checked Config, or one sentence that says what is wrong.
+
+Flags go over ``GATEWAY_*`` variables, over the TOML file, over the defaults. Every value that is
+given is checked, those that another one overrides as well.
+"""
+
+import dataclasses
+import json
+import tomllib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from difflib import get_close_matches
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any, get_args, get_origin, get_type_hints
+
+import msgspec
+
+from gateway.config import Between, ChannelRule, Config, is_loopback, split_address
+from gateway.errors import BadRequest, ConfigError
+from gateway.names import compile_pattern
+from gateway.policy import Policy
+
+PREFIX = "GATEWAY_"
+FILE_VARIABLE = "GATEWAY_CONFIG"
+URL_VARIABLE = "GATEWAY_URL"
+"""Where the commands that talk to a node find it. No setting of the node itself."""
+
+DEFAULT = "default"
+
+_SHOWN = 100
+"""Characters of a refused value that its sentence shows."""
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """A field of Config, and what its annotation says about it."""
+
+    name: str
+    type: type
+    default: object = None
+    reason: str = ""
+    bounds: Between | None = None
+
+    @property
+    def flag(self) -> str:
+        return "--" + self.name.replace("_", "-")
+
+    @property
+    def variable(self) -> str:
+        return PREFIX + self.name.upper()
+
+    @property
+    def expected(self) -> str:
+        """What a value must be, to be read after "must be"."""
+        if self.bounds:
+            kind = "a whole number" if self.type is int else "a number"
+            low, high = (f"{bound:.15g}" for bound in (self.bounds.low, self.bounds.high))
+            return f"{kind} of {self.bounds.unit} from {low} to {high}"
+        if issubclass(self.type, StrEnum):
+            return "one of " + ", ".join(self.type)
+        return "true or false" if self.type is bool else "text"
+
+    def read(self, raw: object, source: str, *, strict: bool) -> Any:
+        """The value that ``raw`` stands for; text stands for a number or a bool unless strict."""
+        try:
+            value: Any = msgspec.convert(raw, self.type, strict=strict)
+        except msgspec.ValidationError:
+            raise _refused(self.name, raw, source, self.expected) from None
+        if self.bounds and not self.bounds.low <= value <= self.bounds.high:
+            raise _refused(self.name, raw, source, self.expected)
+        return value
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """A checked Config, and where each of its settings came from."""
+
+    config: Config
+    sources: dict[str, str]
+
+
+def _settings() -> Iterator[Setting]:
+    hints = get_type_hints(Config, include_extras=True)
+    for field in dataclasses.fields(Config):
+        hint = hints[field.name]
+        if get_origin(hint) is Annotated:  # all but the channel rules
+            type_, *bounds, reason = get_args(hint)
+            yield Setting(field.name, type_, field.default, reason, *bounds)
+
+
+SETTINGS = {setting.name: setting for setting in _settings()}
+"""Every setting by its name, in the order of Config."""
+
+_RULE_MEMBERS = {
+    name: SETTINGS.get(name) or Setting(name, type_)
+    for name, type_ in get_type_hints(ChannelRule).items()
+}
+
+
+def load(flags: Mapping[str, object], environ: Mapping[str, str], file: Path | None) -> Loaded:
+    """Raises ConfigError. ``flags`` are by setting; one that is None was not given.
+
+    Without ``file``, the variable GATEWAY_CONFIG may name it.
+    """
+    if file is None and environ.get(FILE_VARIABLE):
+        file = Path(environ[FILE_VARIABLE])
+    table = _read_toml(file) if file else {}
+    from_file = f"file {file}"
+    tables = table.pop("channel", [])
+    values: dict[str, Any] = {name: setting.default for name, setting in SETTINGS.items()}
+    sources = dict.fromkeys(SETTINGS, DEFAULT)
+    for name, raw, source in _given(flags, environ, table, from_file):
+        setting = _known(name, SETTINGS, source)
+        values[name] = setting.read(raw, source, strict=source == from_file)
+        sources[name] = source
+    config = Config(**values)
+    config = dataclasses.replace(config, channels=_rules(tables, config, from_file))
+    _check(config, sources)
+    return Loaded(config, sources)
+
+
+def as_toml(value: object) -> str:
+    """A value as the file would have it."""
+    return json.dumps(value, ensure_ascii=False)
+
+
+def settings_table() -> str:
+    """Every setting as a row of a Markdown table, for the README."""
+    rows = ["| setting | flag and variable | unit | default | reason |", "|---|---|---|---|---|"]
+    for name, setting in SETTINGS.items():
+        unit = setting.bounds.unit if setting.bounds else ""
+        told = f"`{setting.flag}` `{setting.variable}`"
+        rows.append(
+            f"| `{name}` | {told} | {unit} | `{as_toml(setting.default)}` | {setting.reason} |"
+        )
+    return "\n".join(rows) + "\n"
+
+
+def _read_toml(file: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"file {file} cannot be read: {error.strerror}.") from error
+    except ValueError as error:  # no UTF-8, or no TOML
+        raise ConfigError(f"file {file} is not TOML: {error}.") from error
+
+
+def _given(
+    flags: Mapping[str, object], environ: Mapping[str, str], table: dict[str, Any], from_file: str
+) -> Iterator[tuple[str, object, str]]:
+    """Name, raw value and source of all that was given, what overrides after what it overrides."""
+    for name, raw in table.items():
+        yield name, raw, from_file
+    for variable, text in environ.items():
+        if variable.startswith(PREFIX) and variable not in (FILE_VARIABLE, URL_VARIABLE):
+            yield variable.removeprefix(PREFIX).lower(), text, f"variable {variable}"
+    for name, raw in flags.items():
+        if raw is not None:
+            yield name, raw, f"flag --{name.replace('_', '-')}"
+
+
+def _known(name: str, settings: Mapping[str, Setting], source: str) -> Setting:
+    if name in settings:
+        return settings[name]
+    close = get_close_matches(name, settings, n=1)
+    right = f"did you mean {close[0]}?" if close else "`gateway config` lists all there are."
+    raise ConfigError(f"{name} ({source}) is not a setting; {right}")
+
+
+def _refused(name: str, value: object, source: str, expected: str) -> ConfigError:
+    return ConfigError(f"{name} is {repr(value)[:_SHOWN]} ({source}), but must be {expected}.")
+
+
+def _rules(tables: object, config: Config, source: str) -> tuple[ChannelRule, ...]:
+    if not isinstance(tables, list) or not all(isinstance(table, dict) for table in tables):
+        raise _refused("channel", tables, source, "written as [[channel]] tables")
+    return tuple(
+        _rule(table, config, f"{source}, [[channel]] {number}")
+        for number, table in enumerate(tables, 1)
+    )
+
+
+def _rule(table: dict[str, Any], config: Config, source: str) -> ChannelRule:
+    members = {
+        name: _known(name, _RULE_MEMBERS, source).read(raw, source, strict=True)
+        for name, raw in table.items()
+    }
+    if "match" not in members:
+        raise ConfigError(
+            f"match is missing ({source}); it is the pattern of channels, as 'chat.*'."
+        )
+    try:
+        compile_pattern(members["match"])
+    except BadRequest as error:
+        raise ConfigError(f"match ({source}) is no pattern: {error}") from error
+    rule = dataclasses.replace(config.general_rule(), **members)
+    _check_catch_up(rule, source)
+    return rule
+
+
+def _check_catch_up(rule: ChannelRule, source: str) -> None:
+    if rule.policy is Policy.CATCH_UP and not rule.has_history:
+        raise ConfigError(
+            f"policy is 'catch-up' ({source}), but must be another one where history_events or"
+            " history_bytes is 0: there is nothing to catch up from."
+        )
+
+
+def _check(config: Config, sources: Mapping[str, str]) -> None:
+    """What the bounds of single settings cannot say."""
+    _check_catch_up(config.general_rule(), sources["policy"])
+    for bound in ("outbox_bytes", "max_body_bytes", "pending_bytes"):
+        limit = getattr(config, bound)
+        if config.max_event_bytes > limit:
+            raise _refused(
+                "max_event_bytes",
+                config.max_event_bytes,
+                sources["max_event_bytes"],
+                f"at most {bound}, which is {limit} ({sources[bound]})",
+            )
+    try:
+        host, _ = split_address(config.bind)
+    except ValueError:
+        expected = "host:port, as 127.0.0.1:8080, or [IPv6]:port, as [::1]:8080"
+        raise _refused("bind", config.bind, sources["bind"], expected) from None
+    if not is_loopback(host) and not config.insecure:
+        raise ConfigError(
+            f"bind is {config.bind!r} ({sources['bind']}), but the node has no accounts, so anyone"
+            " who reaches it may publish and subscribe: bind to 127.0.0.1 or ::1 behind a proxy"
+            " that decides who may, or accept it with --insecure."
+        )

@@ -1,0 +1,248 @@
+"""How a stream begins and is served: history first, then the hub, with nothing lost in between.
+
+1. The join: the bus confirms the subscription and names H; (P, H] comes from history; live is
+   exactly what is later. ``connected`` is written after the confirmation, so whoever publishes on
+   seeing it gets the event.
+2. A replaying client reads pages at the pace of its own connection. When it has reached what the
+   passes have taken it turns live in the same step, without an await.
+3. Direct lane: this module's task ends when the client is live; from then on it has none. Response
+   lane: `body` is the client's task for as long as it lasts.
+"""
+
+import secrets
+from collections.abc import AsyncGenerator, Callable, Sequence
+from dataclasses import dataclass, field
+from socket import socket
+
+import trio
+
+from gateway import control
+from gateway.bus import Bus
+from gateway.client import Client, Reason, State
+from gateway.config import Config
+from gateway.errors import ChannelEnded, NotFound
+from gateway.hub import Hub
+from gateway.names import is_reserved
+from gateway.position import Position, Resume, Start
+from gateway.replay import Replay, before_earliest, before_newest
+
+CLIENT_ID_BYTES = 12
+"""Of randomness: a client's id lets whoever knows it change that client's channels."""
+
+MAX_POSITION = Position(2**64, 0)
+"""Later than any event: a channel that is not yet delivered, as its missed events come first."""
+
+
+@dataclass(frozen=True, slots=True)
+class EventStream:
+    """A stream to be opened: what a request for one means, checked."""
+
+    channels: tuple[str, ...]
+    """All of them, reserved ones included."""
+    user: str | None
+    resume: Resume | int
+    """Where to begin; a number is that of the newest events to begin with."""
+
+
+@dataclass(slots=True)
+class Job:
+    """What a replaying client has yet to be given: missed events of channels added to the open
+    stream (without ids: the stream stands later already), then everything after its position."""
+
+    replay: Replay
+    added: list[tuple[str, Replay]] = field(default_factory=list)
+
+
+class Streams:
+    def __init__(
+        self, config: Config, bus: Bus, hub: Hub, start_soon: Callable[[Client], None]
+    ) -> None:
+        """``start_soon`` runs `serve` for a direct client that has to replay once more."""
+        self._config = config
+        self._bus = bus
+        self._hub = hub
+        self._start_soon = start_soon
+        self._jobs: dict[Client, Job] = {}
+
+    # -- opening
+
+    async def open(
+        self, stream: EventStream, sock: socket | None = None, *, preamble: bytes = b""
+    ) -> Client:
+        """A client of ``stream``, its first events staged after ``preamble``.
+
+        With a socket, which is the client's from here on, it is to be given to `serve`.
+        """
+        head = await self._bus.subscribe(stream.channels)
+        reason = None
+        fresh = False
+        match stream.resume:
+            case int(count):
+                after = await before_newest(self._bus, stream.channels, count)
+                replay = Replay(after, forgiving=True)
+            case Start.EARLIEST:
+                after = await before_earliest(self._bus, stream.channels)
+                replay = Replay(after, forgiving=True)
+            case Position() as after if after <= head:
+                if after < self._bus.origin:
+                    reason = control.Gap.RESTARTED
+                replay = Replay(max(after, self._bus.origin))
+            case Start.NOW:
+                after, replay, fresh = head, Replay(head), True
+            case _:
+                after, replay, fresh = head, Replay(head), True
+                reason = control.Gap.UNKNOWN
+        client = Client(
+            secrets.token_urlsafe(CLIENT_ID_BYTES), stream.user, sock, after, self._hub.totals
+        )
+        self._hub.add(client, stream.channels, after)
+        if preamble:
+            client.stage(preamble)
+        client.stage_control(
+            control.retry(self._config.retry) + control.connected(client.id, after, stream.channels)
+        )
+        if reason is not None:
+            self._stage_gap(client, stream.channels, reason)
+        self._jobs[client] = Job(replay)
+        if not fresh:
+            await self._stage_page(client, self._jobs[client])
+        return client
+
+    async def serve(self, client: Client) -> None:
+        """Write to a replaying client of the direct lane until it is live or has ended."""
+        try:
+            while client.state is State.REPLAYING:
+                if not client.flush():
+                    await self._hub.writable(client)
+                elif not await self._turn_live(client):
+                    await self._stage_page(client, self._jobs[client])
+        except OSError:
+            self._hub.close(client, Reason.GONE)
+        except trio.Cancelled:
+            self._hub.close(client, Reason.DRAINING)
+            raise
+        finally:
+            self._jobs.pop(client, None)
+
+    async def body(self, stream: EventStream) -> AsyncGenerator[bytes, None]:
+        """The response lane: opens ``stream`` and yields its bytes until it ends.
+
+        Closing the generator closes the client.
+        """
+        client = await self.open(stream)
+        try:
+            while client.state is not State.CLOSED:
+                if data := client.next_bytes():
+                    yield bytes(data)
+                    client.credit(len(data))
+                elif client.state is State.ENDING:
+                    return
+                elif client.state is State.BEHIND:
+                    await self._stage_next(client)
+                elif not await self._turn_live(client):
+                    await self._stage_page(client, self._jobs[client])
+        finally:
+            self._jobs.pop(client, None)
+            self._hub.close(client, client.reason or Reason.GONE)
+
+    async def _turn_live(self, client: Client) -> bool:
+        """Turn live a client for which nothing waits, if it has reached what the passes took."""
+        job = self._jobs[client]
+        if job.added or job.replay.reached < self._hub.taken:
+            return False
+        for channel in client.channels:
+            if is_reserved(channel.name):
+                continue
+            ended = await self._bus.ended(channel.name)
+            if ended is not None and ended <= job.replay.reached:
+                self._hub.end_channel(client, channel.name, job.replay.reached)
+        if job.replay.reached < self._hub.taken:
+            return False
+        if client.state is State.REPLAYING:
+            del self._jobs[client]
+            self._hub.go_live(client, job.replay.reached)
+        return True
+
+    async def _stage_page(self, client: Client, job: Job) -> None:
+        """Stage what comes next of what a replaying client has missed."""
+        if job.added:
+            name, missed = job.added[0]
+            floors = {name: missed.reached}
+            page = await missed.page(self._bus, floors, max(job.replay.reached, missed.reached))
+            if missed.reached >= job.replay.reached:
+                job.added.pop(0)
+                self._hub.join(client, name, missed.reached)
+        else:
+            name = None
+            floors = {channel.name: channel.members[client] for channel in client.channels}
+            until = max(self._bus.head(), job.replay.reached)
+            page = await job.replay.page(self._bus, floors, until)
+        if client.state is not State.REPLAYING:
+            return
+        if page.gaps:
+            self._stage_gap(client, page.gaps, control.Gap.TRIMMED)
+        for frame in page.frames:
+            client.stage_replayed(frame, with_id=name is None)
+
+    async def _stage_next(self, client: Client) -> None:
+        """Stage the next frame of the response lane's outbox, or a keepalive after silence."""
+        outbox = client.outbox
+        assert outbox is not None
+        with trio.move_on_after(self._config.keepalive) as silence:
+            taken = await outbox.wait()
+        if silence.cancelled_caught:
+            client.stage_control(control.keepalive(self._hub.proven(client)))
+        elif taken is not None and client.outbox is outbox:
+            client.stage_taken(*taken)
+        elif taken is not None:  # it was in our hands when the outbox was abandoned: it is replayed
+            client.offered -= taken[1] is not None
+            if taken[0]:
+                client.stage_control(control.dropped(taken[0]))
+
+    def _stage_gap(self, client: Client, channels: Sequence[str], reason: control.Gap) -> None:
+        self._hub.gaps[reason] += 1
+        client.stage_control(control.gap(channels, reason))
+
+    # -- an open stream's channels
+
+    def catch_up(self, client: Client) -> None:
+        """A client that fell too far behind begins to replay from its position."""
+        self._replay_again(client)
+
+    async def add_channel(self, client: Client, name: str, since: Resume | None) -> Position:
+        """Add a channel to an open stream; the position from which it is live.
+
+        Raises ChannelEnded, and NotFound when the client ends meanwhile.
+        """
+        head = await self._bus.subscribe((name,))
+        if any(channel.name == name for channel in client.channels):
+            return head
+        if since is None or since is Start.NOW:
+            if await self._bus.ended(name) is not None:
+                raise ChannelEnded(f"The channel {name} has ended; there is nothing to come on it.")
+            self._hub.join(client, name, head)
+            return head
+        async with self._hub.turn:
+            if client.state in (State.ENDING, State.CLOSED):
+                raise NotFound(f"There is no client {client.id} any more.")
+            if client.state is not State.REPLAYING:
+                self._hub.start_replaying(client)
+                self._replay_again(client)
+            job = self._jobs[client]
+            if since is Start.EARLIEST:
+                missed = Replay(await before_earliest(self._bus, (name,)), forgiving=True)
+            elif isinstance(since, Position) and since <= head:
+                missed = Replay(max(since, self._bus.origin))
+                if since < self._bus.origin:
+                    self._stage_gap(client, (name,), control.Gap.RESTARTED)
+            else:
+                missed = Replay(head)
+                self._stage_gap(client, (name,), control.Gap.UNKNOWN)
+            self._hub.join(client, name, MAX_POSITION)
+            job.added.append((name, missed))
+            return max(job.replay.reached, missed.reached)
+
+    def _replay_again(self, client: Client) -> None:
+        self._jobs[client] = Job(Replay(client.position))
+        if client.sock is not None:
+            self._start_soon(client)

@@ -1,0 +1,13 @@
+#!/usr/bin/env bash
+# Set everything up and run all checks: ruff, mypy and pytest; arguments go to pytest.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+# shellcheck source=deploy/setup.sh
+. deploy/setup.sh
+require_packages curl=curl cc=gcc chromium=chromium chromedriver=chromium-driver
+setup_venv . test
+ulimit -n "$(ulimit -Hn)"
+.venv/bin/ruff check .
+.venv/bin/ruff format --check .
+.venv/bin/mypy
+.venv/bin/pytest "$@"

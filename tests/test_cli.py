@@ -1,0 +1,255 @@
+"""The command line, in this process and, where signals and pipes matter, in one of its own."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+from unittest.mock import Mock
+
+import pytest
+import scripted
+import trio
+from click.testing import CliRunner, Result
+from scripted import NO_CONTENT, STREAM
+
+from gateway.cli import main
+from gateway.config import Config
+from gateway.settings import SETTINGS, load
+
+ACCEPTED = scripted.answer("202 Accepted", "application/json", b'{"id": "5-0"}')
+
+
+@pytest.fixture(autouse=True)
+def environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only what a test sets; a proxy of the machine's would be asked for 127.0.0.1 as well."""
+    for name in os.environ:
+        if name.startswith("GATEWAY_") or name.lower().endswith("_proxy"):
+            monkeypatch.delenv(name)
+
+
+def run(*arguments: str, stdin: bytes = b"") -> Result:
+    return CliRunner().invoke(main, arguments, input=stdin)
+
+
+async def run_beside(*arguments: str, stdin: bytes = b"") -> Result:
+    """The same in a thread, while this one serves."""
+    return await trio.to_thread.run_sync(partial(run, *arguments, stdin=stdin))
+
+
+@pytest.fixture
+def served(monkeypatch: pytest.MonkeyPatch) -> list[Config]:
+    """What ``gateway serve`` hands to the server."""
+    configs: list[Config] = []
+    monkeypatch.setitem(sys.modules, "gateway.server", SimpleNamespace(run=configs.append))
+    return configs
+
+
+def test_serve_runs_the_server_with_flags_over_variables(
+    served: list[Config], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GATEWAY_KEEPALIVE", "3")
+    monkeypatch.setenv("GATEWAY_RETRY", "3")
+    result = run("serve", "--keepalive", "4", "--no-demo", "--bind", "[::1]:0")
+    assert result.exit_code == 0
+    assert served == [Config(bind="[::1]:0", keepalive=4.0, retry=3.0, demo=False)]
+
+
+@pytest.mark.parametrize("command", ["serve", "config"])
+def test_a_setting_that_cannot_be_used_is_one_line_on_stderr_and_exit_code_2(
+    command: str, served: list[Config]
+) -> None:
+    result = run(command, "--retry", "soon")
+    assert (result.exit_code, result.stdout, served) == (2, "", [])
+    assert result.stderr == (
+        "gateway: retry is 'soon' (flag --retry), but must be a number of seconds"
+        " from 0.1 to 3600.\n"
+    )
+
+
+def test_every_setting_has_a_flag_and_the_help_says_why() -> None:
+    words = run("serve", "--help").output.split()
+    for setting in SETTINGS.values():
+        assert setting.flag in words
+    assert "the HTML standard's advice" in " ".join(words)
+
+
+def test_config_shows_each_value_with_its_source(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GATEWAY_BACKLOG", "7")
+    lines = run("config", "--policy", "latest").stdout.splitlines()
+    assert [line.split()[0] for line in lines] == list(SETTINGS)
+    assert len({line.index("#") for line in lines}) == 1, "the sources stand below each other"
+    told = [" ".join(line.split()) for line in lines]
+    assert 'policy = "latest" # flag --policy' in told
+    assert "backlog = 7 # variable GATEWAY_BACKLOG" in told
+    assert "demo = true # default" in told
+
+
+def test_what_config_prints_is_a_file_that_gives_the_same_config(tmp_path: Path) -> None:
+    file = tmp_path / "x.toml"
+    file.write_text(
+        'node_id = "caf\u00e9 \\"1\\""\n[[channel]]\nmatch = "a.*"\npolicy = "catch-up"\n'
+        '[[channel]]\nmatch = "b"\npublic = true\n',
+        encoding="utf-8",
+    )
+    printed = tmp_path / "printed.toml"
+    printed.write_text(run("config", "--config", str(file)).stdout, encoding="utf-8")
+    config = load({}, {}, file).config
+    assert len(config.channels) == 2
+    assert load({}, {}, printed).config == config
+
+
+async def test_publish_posts_the_data_and_prints_the_id(nursery: trio.Nursery) -> None:
+    server = await scripted.start(nursery, [ACCEPTED])
+    result = await run_beside(
+        *("publish", "org/7:a%b", "caf\u00e9", "--event", "t&t", "--url", server.url + "/")
+    )
+    assert (result.exit_code, result.output) == (0, "5-0\n")
+    [request] = server.requests
+    assert request.startswith(b"POST /publish/org%2F7%3Aa%25b?event=t%26t HTTP/1.1\r\n")
+    assert scripted.header(request, b"Content-Type") == b"text/plain; charset=utf-8"
+    assert request.endswith(b"\r\n\r\ncaf\xc3\xa9")
+
+
+@pytest.mark.parametrize("arguments", [(), ("-",)])
+async def test_publish_reads_stdin_as_it_is(
+    arguments: tuple[str, ...], nursery: trio.Nursery, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = await scripted.start(nursery, [ACCEPTED])
+    monkeypatch.setenv("GATEWAY_URL", server.url)
+    result = await run_beside("publish", "a", *arguments, stdin=b"one\r\ntwo\n\xff")
+    assert result.exit_code == 0
+    assert server.requests[0].startswith(b"POST /publish/a HTTP/1.1\r\n")
+    assert server.requests[0].endswith(b"\r\n\r\none\r\ntwo\n\xff")
+
+
+@pytest.mark.parametrize(
+    ("answer", "sentence"),
+    [
+        (
+            scripted.answer(
+                "409 Conflict", "application/problem+json", b'{"detail": "Channel a has ended."}'
+            ),
+            "gateway: Channel a has ended.\n",
+        ),
+        (
+            scripted.answer("502 Bad Gateway", "text/html", b"<p>"),
+            "gateway: {url}/publish/a answered 502 Bad Gateway.\n",
+        ),
+        (b"", "gateway: {host}: Server disconnected without sending a response.\n"),
+    ],
+)
+async def test_a_refused_publish_is_one_line_on_stderr_and_exit_code_1(
+    answer: bytes, sentence: str, nursery: trio.Nursery
+) -> None:
+    server = await scripted.start(nursery, [answer])
+    result = await run_beside("publish", "a", "x", "--url", server.url)
+    assert (result.exit_code, result.stdout) == (1, "")
+    host = server.url.removeprefix("http://")
+    assert result.stderr == sentence.format(url=server.url, host=host)
+
+
+@pytest.mark.parametrize("url", ["", "127.0.0.1:8080", "ftp://x", "http://", "http://x:y"])
+def test_a_url_that_is_none_is_refused_before_anything_is_sent(url: str) -> None:
+    result = run("subscribe", "a", "--url", url)
+    assert result.exit_code == 2
+    assert "Invalid value for '--url'" in result.stderr
+
+
+TALK = (
+    b'retry: 1\n\nid: 1-0\nevent: connected\ndata: {"clientId":"c"}\n\n'
+    b"id: 2-0\nevent: tick\ndata: a\\b\tc\ndata: \x1b[2Jd\n\n"
+    b'event: dropped\ndata: {"count":3}\n\n'
+    b"event: keepalive\nid: 3-0\n\n"
+)
+
+
+async def test_subscribe_prints_events_to_stdout_and_what_the_gateway_tells_to_stderr(
+    nursery: trio.Nursery,
+) -> None:
+    server = await scripted.start(nursery, [STREAM, TALK], [STREAM, b"data: e\n\n"], [NO_CONTENT])
+    result = await run_beside(
+        *("subscribe", "a", "b:c", "--last-event-id", "0-9", "--url", server.url)
+    )
+    assert result.exit_code == 0
+    assert result.stdout == "2-0\ttick\ta\\\\b\\tc\\n\\x1b[2Jd\n3-0\tmessage\te\n"
+    assert result.stderr == (
+        'connected: {"clientId":"c"}\ndropped: {"count":3}\n'
+        "lost: the stream ended, again in 0.001 s\nlost: the stream ended, again in 0.001 s\n"
+    )
+    assert server.requests[0].startswith(b"GET /events?channel=a&channel=b%3Ac HTTP/1.1\r\n")
+    assert scripted.header(server.requests[0], b"Last-Event-ID") == b"0-9"
+
+
+async def test_subscribe_prints_an_object_per_line(nursery: trio.Nursery) -> None:
+    server = await scripted.start(nursery, [STREAM, TALK], [NO_CONTENT])
+    result = await run_beside("subscribe", "a", "--json", "--url", server.url)
+    assert [json.loads(line) for line in result.stdout.splitlines()] == [
+        {"id": "2-0", "event": "tick", "data": "a\\b\tc\n\x1b[2Jd"}
+    ]
+
+
+async def test_a_refused_subscribe_is_one_line_on_stderr_and_exit_code_1(
+    nursery: trio.Nursery,
+) -> None:
+    server = await scripted.start(nursery, [scripted.answer("200 OK", "text/html", b"<p>")])
+    result = await run_beside("subscribe", "a", "--url", server.url)
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert result.stderr == (
+        f"gateway: {server.url}/events?channel=a is text/html, not text/event-stream.\n"
+    )
+
+
+async def start_subscribe(nursery: trio.Nursery, url: str) -> trio.Process:
+    command = [sys.executable, "-m", "gateway", "subscribe", "a", "--url", url]
+    pipe = subprocess.PIPE
+    process: trio.Process = await nursery.start(
+        partial(trio.run_process, command, stdout=pipe, stderr=pipe, check=False)
+    )
+    return process
+
+
+async def test_subscribe_prints_at_once_and_ctrl_c_ends_it_quietly(nursery: trio.Nursery) -> None:
+    server = await scripted.start(nursery, [STREAM, b"data: a\n\n", None])
+    process = await start_subscribe(nursery, server.url)
+    assert process.stdout
+    assert process.stderr
+    assert await process.stdout.receive_some() == b"\tmessage\ta\n"
+    process.send_signal(signal.SIGINT)
+    assert await process.stderr.receive_some() == b""
+    assert await process.wait() == 130
+
+
+async def test_a_reader_that_leaves_ends_subscribe_quietly(nursery: trio.Nursery) -> None:
+    more_than_a_pipe_holds = (b"data: " + b"x" * 1000 + b"\n\n") * 1000
+    server = await scripted.start(nursery, [STREAM, more_than_a_pipe_holds, None])
+    process = await start_subscribe(nursery, server.url)
+    assert process.stdout
+    assert process.stderr
+    assert await process.stdout.receive_some()
+    await process.stdout.aclose()
+    assert await process.stderr.receive_some() == b""
+    assert await process.wait() == 1
+
+
+@pytest.mark.parametrize(
+    "interrupt",
+    [KeyboardInterrupt(), BaseExceptionGroup("of a nursery", [KeyboardInterrupt()])],
+    ids=["bare", "while trio connects"],
+)
+def test_an_interrupt_ends_quietly(
+    interrupt: BaseException, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gateway.cli.trio.run", Mock(side_effect=interrupt))
+    result = run("subscribe", "a")
+    assert (result.exit_code, result.output) == (130, "")
+
+
+def test_an_interrupt_hides_no_other_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    mixed = BaseExceptionGroup("of a nursery", [KeyboardInterrupt(), ZeroDivisionError()])
+    monkeypatch.setattr("gateway.cli.trio.run", Mock(side_effect=mixed))
+    with pytest.raises(BaseExceptionGroup):
+        run("subscribe", "a")
