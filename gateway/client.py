@@ -15,19 +15,16 @@ from collections import deque
 from collections.abc import Sequence
 from enum import Enum, StrEnum, auto
 from socket import socket
-from typing import TYPE_CHECKING
 
 import trio
 
 from gateway import control
+from gateway.config import ChannelRule
 from gateway.event import Frame
 from gateway.http1_render import chunk
 from gateway.outbox import Outbox
 from gateway.policy import Policy
 from gateway.position import Position
-
-if TYPE_CHECKING:
-    from gateway.hub import Channel
 
 FLUSH_BYTES = 32 * 1024
 """Joined for one call, and staged from the outbox at a time: few calls, most stays droppable."""
@@ -71,6 +68,17 @@ class Totals:
 
     def __init__(self) -> None:
         self.delivered = self.dropped = self.replayed = 0
+
+
+class Channel:
+    """Who wants a channel. ``members`` maps each client to the position after which it does."""
+
+    __slots__ = ("members", "name", "rule")
+
+    def __init__(self, name: str, rule: ChannelRule) -> None:
+        self.name = name
+        self.rule = rule
+        self.members: dict[Client, Position] = {}
 
 
 class Client:

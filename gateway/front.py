@@ -117,7 +117,7 @@ class Front:
         connection = _Connection(self, sock, peer)
         self._connections.add(connection)
         try:
-            if len(self._connections) + len(self.node.hub.clients) > self._max_connections:
+            if len(self._connections) + len(self.node.hub.members.clients) > self._max_connections:
                 self.node.refuse("connections")
                 error = Unavailable("The node has all the connections that it can hold.")
                 await connection.end_with(problem(error))

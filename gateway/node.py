@@ -11,7 +11,9 @@ import trio
 from gateway.bus import BusStatistics
 from gateway.bus.memory import MemoryBus, wall_clock_ms
 from gateway.client import Client
+from gateway.clock import Clock
 from gateway.config import Config
+from gateway.fanout import Fanout
 from gateway.hub import Hub, HubStatistics
 from gateway.streams import Streams
 
@@ -53,8 +55,10 @@ class Node:
             catch_up=lambda client: self.streams.catch_up(client),
             watermark=lambda: self.bus.head(),
         )
-        self.bus = MemoryBus(config, self.hub, now_ms=now_ms)
-        self.streams = Streams(config, self.bus, self.hub, self._serve_soon)
+        self.bus = MemoryBus(config, self.hub.pending, now_ms=now_ms)
+        self._fanout = Fanout(self.hub)
+        self._clock = Clock(config, self.hub)
+        self.streams = Streams(config, self.bus, self.hub, self._clock, self._serve_soon)
         self._nursery: trio.Nursery | None = None
 
     async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
@@ -63,6 +67,8 @@ class Node:
             self._nursery = nursery
             nursery.start_soon(self.bus.run)
             nursery.start_soon(self.hub.run)
+            nursery.start_soon(self._fanout.run)
+            nursery.start_soon(self._clock.run)
             task_status.started()
 
     def refuse(self, reason: str) -> None:
@@ -71,7 +77,7 @@ class Node:
 
     @property
     def ready(self) -> bool:
-        return not self.draining and len(self.hub.clients) < self.max_clients
+        return not self.draining and len(self.hub.members.clients) < self.max_clients
 
     def statistics(self) -> NodeStatistics:
         return NodeStatistics(

@@ -126,7 +126,7 @@ async def _drain(
     accepting: trio.CancelScope,
 ) -> None:
     node.draining = True
-    _log.info("node %s is draining %d clients", node.id, len(node.hub.clients))
+    _log.info("node %s is draining %d clients", node.id, len(node.hub.members.clients))
     await trio.sleep(config.drain_grace)
     node.leaving = True
     accepting.cancel()
@@ -139,7 +139,7 @@ async def _drain(
 
 async def _end_streams(config: Config, node: Node) -> None:
     """End all streams, evenly over ``drain_seconds``; those opened meanwhile are refused."""
-    clients: list[Client] = list(node.hub.clients.values())
+    clients: list[Client] = list(node.hub.members.clients.values())
     start = trio.current_time()
     ended = 0
     while ended < len(clients):

@@ -19,6 +19,7 @@ import trio
 from gateway import control
 from gateway.bus import Bus
 from gateway.client import Client, Reason, State
+from gateway.clock import Clock
 from gateway.config import Config
 from gateway.errors import ChannelEnded, NotFound
 from gateway.hub import Hub
@@ -55,12 +56,18 @@ class Job:
 
 class Streams:
     def __init__(
-        self, config: Config, bus: Bus, hub: Hub, start_soon: Callable[[Client], None]
+        self,
+        config: Config,
+        bus: Bus,
+        hub: Hub,
+        clock: Clock,
+        start_soon: Callable[[Client], None],
     ) -> None:
         """``start_soon`` runs `serve` for a direct client that has to replay once more."""
         self._config = config
         self._bus = bus
         self._hub = hub
+        self._clock = clock
         self._start_soon = start_soon
         self._jobs: dict[Client, Job] = {}
 
@@ -96,6 +103,8 @@ class Streams:
             secrets.token_urlsafe(CLIENT_ID_BYTES), stream.user, sock, after, self._hub.totals
         )
         self._hub.add(client, stream.channels, after)
+        if sock is not None:
+            self._clock.schedule(client)
         if preamble:
             client.stage(preamble)
         client.stage_control(
@@ -148,7 +157,7 @@ class Streams:
     async def _turn_live(self, client: Client) -> bool:
         """Turn live a client for which nothing waits, if it has reached what the passes took."""
         job = self._jobs[client]
-        if job.added or job.replay.reached < self._hub.taken:
+        if job.added or job.replay.reached < self._hub.pending.taken:
             return False
         for channel in client.channels:
             if is_reserved(channel.name):
@@ -156,7 +165,7 @@ class Streams:
             ended = await self._bus.ended(channel.name)
             if ended is not None and ended <= job.replay.reached:
                 self._hub.end_channel(client, channel.name, job.replay.reached)
-        if job.replay.reached < self._hub.taken:
+        if job.replay.reached < self._hub.pending.taken:
             return False
         if client.state is State.REPLAYING:
             del self._jobs[client]
@@ -171,7 +180,7 @@ class Streams:
             page = await missed.page(self._bus, floors, max(job.replay.reached, missed.reached))
             if missed.reached >= job.replay.reached:
                 job.added.pop(0)
-                self._hub.join(client, name, missed.reached)
+                self._hub.members.join(client, name, missed.reached)
         else:
             name = None
             floors = {channel.name: channel.members[client] for channel in client.channels}
@@ -220,7 +229,7 @@ class Streams:
         if since is None or since is Start.NOW:
             if await self._bus.ended(name) is not None:
                 raise ChannelEnded(f"The channel {name} has ended; there is nothing to come on it.")
-            self._hub.join(client, name, head)
+            self._hub.members.join(client, name, head)
             return head
         async with self._hub.turn:
             if client.state in (State.ENDING, State.CLOSED):
@@ -238,7 +247,7 @@ class Streams:
             else:
                 missed = Replay(head)
                 self._stage_gap(client, (name,), control.Gap.UNKNOWN)
-            self._hub.join(client, name, MAX_POSITION)
+            self._hub.members.join(client, name, MAX_POSITION)
             job.added.append((name, missed))
             return max(job.replay.reached, missed.reached)
 

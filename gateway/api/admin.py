@@ -35,7 +35,7 @@ async def remove_channel(node: Node, client_id: str, channel: str) -> Answer:
         name = check_subscribable(channel)
         if is_reserved(name):
             raise BadRequest(f"Every client has the channel {name}.")
-        if not node.hub.leave(client, name):
+        if not node.hub.members.leave(client, name):
             raise NotFound(f"The client {client.id} does not have the channel {name}.")
         return _channels_answer(client, str(node.bus.head()))
     except GatewayError as error:
@@ -53,7 +53,7 @@ async def close_client(node: Node, client_id: str) -> Answer:
 
 async def close_user(node: Node, user: str) -> Answer:
     """DELETE /users/<id>: end all of a user's streams for good; none is no error."""
-    clients = node.hub.of_user(user)
+    clients = node.hub.members.of_user(user)
     for client in clients:
         _close(node, client)
     return answer(200, {"closed": len(clients)})
@@ -62,7 +62,7 @@ async def close_user(node: Node, user: str) -> Answer:
 async def channel(node: Node, name: str) -> Answer:
     """GET /channels/<channel>; nobody there is 0 and not an error."""
     try:
-        found = node.hub.channels.get(check_channel(name))
+        found = node.hub.members.channels.get(check_channel(name))
         last = await node.bus.last(name)
         return answer(
             200,
@@ -110,7 +110,7 @@ async def readiness(node: Node) -> Answer:
 
 
 def _client(node: Node, client_id: str) -> Client:
-    client = node.hub.clients.get(client_id)
+    client = node.hub.members.clients.get(client_id)
     if client is None:
         raise NotFound("There is no client of this id; its stream may have ended.")
     return client

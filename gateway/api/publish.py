@@ -85,7 +85,7 @@ async def _publish_lines(node: Node, body: bytes) -> Answer:
     for start in range(0, len(lines), SLICE):
         answers += await _publish_slice(node, lines[start : start + SLICE], start + 1)
         if start + SLICE < len(lines):
-            await node.hub.taken_up()
+            await node.hub.pending.passed_on()
     return Answer(200, b"".join(answers), NDJSON)
 
 

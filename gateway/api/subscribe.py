@@ -53,7 +53,7 @@ async def _stream(node: Node, request: Request) -> Answer | EventStream:
         return Answer(204)
     if node.leaving:
         raise Unavailable("The node is draining; come back to another.", reason="draining")
-    if len(node.hub.clients) >= node.max_clients:
+    if len(node.hub.members.clients) >= node.max_clients:
         raise Unavailable("The node has all the clients that it can hold.", reason="full")
     own = (user_channel(user),) if user is not None else ()
     return EventStream((*channels, GLOBAL, *own), user, resume)

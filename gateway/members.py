@@ -1,0 +1,74 @@
+"""Who is here and who wants what: the clients, channels and users of a node. Pure bookkeeping.
+
+1. A channel exists as long as somebody wants it; the last to leave it tells the bus.
+2. A membership begins after a position, and only later frames belong to it: that, and never the
+   moment of joining, decides who gets a frame.
+"""
+
+from collections.abc import Callable, Collection, Iterable, Sequence
+
+from gateway.client import Channel, Client
+from gateway.config import ChannelRule
+from gateway.position import Position
+
+
+class Members:
+    def __init__(
+        self,
+        rule: Callable[[str], ChannelRule],
+        unsubscribe: Callable[[Collection[str]], None],
+    ) -> None:
+        """``unsubscribe`` is told of channels that nobody wants any more."""
+        self._rule = rule
+        self._unsubscribe = unsubscribe
+        self._users: dict[str, dict[Client, None]] = {}
+        self.clients: dict[str, Client] = {}
+        self.channels: dict[str, Channel] = {}
+
+    def add(self, client: Client, channels: Iterable[str], after: Position) -> None:
+        self.clients[client.id] = client
+        if client.user is not None:
+            self._users.setdefault(client.user, {})[client] = None
+        for name in channels:
+            self.join(client, name, after)
+
+    def remove(self, client: Client) -> None:
+        del self.clients[client.id]
+        for channel in client.channels:
+            self.leave(client, channel.name)
+        if client.user is not None:
+            same = self._users[client.user]
+            del same[client]
+            if not same:
+                del self._users[client.user]
+
+    def join(self, client: Client, name: str, after: Position) -> None:
+        """Give ``client`` what comes on the channel ``name`` after that position."""
+        channel = self.channels.get(name)
+        if channel is None:
+            channel = self.channels[name] = Channel(name, self._rule(name))
+        if client not in channel.members:
+            client.channels = (*client.channels, channel)
+        channel.members[client] = after
+        client.joined = max(client.joined, after)
+
+    def leave(self, client: Client, name: str) -> bool:
+        """Give ``client`` nothing more of a channel; whether it was a member."""
+        channel = self.channels.get(name)
+        if channel is None or channel.members.pop(client, None) is None:
+            return False
+        client.channels = tuple(kept for kept in client.channels if kept is not channel)
+        if not channel.members:
+            del self.channels[name]
+            self._unsubscribe((name,))
+        return True
+
+    def advance(self, client: Client, position: Position) -> None:
+        """The client has been given everything up to ``position``."""
+        client.joined = position
+        for channel in client.channels:
+            after = channel.members[client] = max(channel.members[client], position)
+            client.joined = max(client.joined, after)
+
+    def of_user(self, user: str) -> Sequence[Client]:
+        return tuple(self._users.get(user, ()))
