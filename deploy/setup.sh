@@ -1,3 +1,4 @@
+# shellcheck shell=bash
 # Sourced by start.sh and by the tests' run.sh: a Debian machine made ready, without asking twice.
 
 # require_packages PROGRAM=PACKAGE...: install the packages of the programs that are missing (as

@@ -87,6 +87,7 @@ class Client:
         "channels",
         "dropped",
         "farewell",
+        "given",
         "id",
         "joined",
         "last_write",
@@ -112,6 +113,8 @@ class Client:
         self.user = user
         self.sock = sock
         self.position = position
+        self.given = position
+        """Up to here everything came out of history; the passes give what is later."""
         self.joined = position
         """No membership began after this: a later frame of its channels is the client's."""
         self.totals = totals
@@ -137,6 +140,9 @@ class Client:
     def waits(self) -> bool:
         """Whether anything waits to be written."""
         return bool(self.staged or (self.outbox and self.outbox.frames))
+
+    def has(self, name: str) -> bool:
+        return any(channel.name == name for channel in self.channels)
 
     def fall_behind(self, outbox: Outbox) -> None:
         """Turn from live to behind, with what was started staged already."""
@@ -255,6 +261,11 @@ class Client:
                 self.written += 1
                 self.totals.delivered += 1
 
+    def forget_hole(self, hole: int) -> None:
+        """Frames that were dropped will be replayed after all. `totals` never go down."""
+        self.offered -= hole
+        self.dropped -= hole
+
     def _stage_waiting(self) -> bool:
         size = 0
         while self.outbox and size < FLUSH_BYTES and (taken := self.outbox.take()):
@@ -265,15 +276,20 @@ class Client:
             self.farewell = b""
         return bool(self.staged)
 
+    def release(self) -> None:
+        """The client is closed: what still waits was never given, and is not kept."""
+        self.offered -= self.queued
+        self.staged = None
+        if self.outbox is not None:
+            self.outbox.close()
+            self.outbox = None
+
     def abandon_outbox(self) -> None:
-        """Throw the outbox away; what waits in it will be replayed, a hole already made is told."""
+        """Throw the outbox away. What waits in it will be replayed, and so will its holes."""
         if self.outbox is None:
             return
-        hole = 0
+        self.offered -= self.outbox.frames  # one of them may be in the hands of `wait`
         while taken := self.outbox.take():
-            hole += taken[0]
-            self.offered -= taken[1] is not None
-        if hole:
-            self.stage_control(control.dropped(hole))
+            self.forget_hole(taken[0])
         self.outbox.close()
         self.outbox = None

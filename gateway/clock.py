@@ -23,6 +23,10 @@ TICKS = 100
 MIN_TICK, MAX_TICK = 0.01, 0.25
 """Seconds between two ticks: neither a busy loop nor a coarse clock, whatever the interval."""
 
+LOOK_AHEAD = 15.0
+"""Seconds after which a client is looked at whatever the interval, so that those who went are not
+kept for longer."""
+
 BATCH = 256
 """Keepalives written while the passes wait: about half a millisecond."""
 
@@ -33,23 +37,27 @@ class Clock:
         self._interval = config.keepalive
         self._tick = min(max(config.keepalive / TICKS, MIN_TICK), MAX_TICK)
         self._wheel: dict[int, list[Client]] = {}
+        self._ticked = 0
+        """The last slot that was looked at, or is being looked at."""
 
     def schedule(self, client: Client) -> None:
         """Look at a direct client again when it has been silent for nearly the interval."""
-        silence = self._interval * random.uniform(1 - SPREAD, 1) - self._tick
-        due = max(client.last_write + silence, trio.current_time() + self._tick)
-        self._wheel.setdefault(int(due / self._tick), []).append(client)
+        silence = random.uniform(self._interval * (1 - SPREAD), self._interval - self._tick)
+        now = trio.current_time()
+        due = min(max(client.last_write + silence, now), now + LOOK_AHEAD)
+        slot = max(int(due / self._tick), self._ticked) + 1  # rounding must not find a past one
+        self._wheel.setdefault(slot, []).append(client)
 
     async def run(self) -> None:
-        tick = int(trio.current_time() / self._tick)
+        self._ticked = int(trio.current_time() / self._tick)
         while True:
-            tick += 1
-            await trio.sleep_until(tick * self._tick)
-            await self._send_keepalives(self._wheel.pop(tick, []))
+            await trio.sleep_until((self._ticked + 1) * self._tick)
+            self._ticked += 1
+            await self._send_keepalives(self._wheel.pop(self._ticked, []))
             self._hub.close_stalled()
 
     async def _send_keepalives(self, clients: list[Client]) -> None:
-        silent_since = trio.current_time() - self._interval * (1 - SPREAD) + 2 * self._tick
+        silent_since = trio.current_time() - self._interval * (1 - SPREAD)
         for start in range(0, len(clients), BATCH):
             async with self._hub.turn:  # between two passes all live clients stand at one position
                 position = self._hub.proven_live()

@@ -52,6 +52,11 @@ class MethodNotAllowed(GatewayError):
     status = 405
     title = "Method Not Allowed"
 
+    def __init__(self, detail: str, *, allow: str) -> None:
+        """``allow`` is the answer's Allow header, which a 405 must have (RFC 9110 15.5.6)."""
+        super().__init__(detail)
+        self.allow = allow
+
 
 class RequestTimeout(GatewayError):
     status = 408

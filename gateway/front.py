@@ -9,8 +9,10 @@ each means to the api, and ends when the connection does, becomes a live stream,
 4. Connections are counted; over the bound they are told so and closed.
 """
 
+import logging
 import socket
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from math import inf
 
 import trio
@@ -19,16 +21,17 @@ from gateway.api.publish import PATH as PUBLISH
 from gateway.api.publish import publish
 from gateway.api.request import Answer, Request, parse_target, problem
 from gateway.api.subscribe import PATH as EVENTS
-from gateway.api.subscribe import STREAM_HEADERS, subscribe
+from gateway.api.subscribe import STREAM_HEADERS, subscribe, turn_away
 from gateway.errors import GatewayError, RequestTimeout, Unavailable
 from gateway.http1 import Parsed, Phase, RequestReader
 from gateway.http1_render import CONTINUE, render_response
 from gateway.node import Node
 from gateway.streams import EventStream
 
-READ_BYTES = 64 * 1024
+READ_BYTES = 16 * 1024
+"""Read at a time: what a hostile body makes the parser do with it stays under five milliseconds."""
 
-ACCEPTS_PER_TICK = 64
+ACCEPTS_PER_TICK = 16
 """Connections accepted between two checkpoints: a storm of them takes turns with the fan-out."""
 
 ACCEPT_PAUSE = 0.1
@@ -36,6 +39,12 @@ ACCEPT_PAUSE = 0.1
 
 WATCH_SECONDS = 0.25
 """Between two looks for overdue connections: how much later than told one may be ended."""
+
+BODIES_BYTES = 64 * 1024 * 1024
+"""Of request bodies that are being read, over all connections: 64 of the largest by default."""
+
+CROWD = 32
+"""Connections beyond the bound that are still told so; any others are closed at once."""
 
 LINGER_SECONDS = 1.0
 LINGER_BYTES = 1024 * 1024
@@ -47,6 +56,8 @@ _STREAM_HEAD = (
     + b"".join(b"%b: %b\r\n" % pair for pair in STREAM_HEADERS)
     + b"Connection: close\r\nTransfer-Encoding: chunked\r\n\r\n"
 )
+
+_log = logging.getLogger(__name__)
 
 _EVENTS, _PUBLISH = EVENTS.encode(), PUBLISH.encode()
 
@@ -64,8 +75,13 @@ class Front:
         self.edge = edge
         self._max_connections = max_connections
         self._connections: set[_Connection] = set()
-        self.serving = 0
-        """Connections with a request under way."""
+        self.held_bytes = 0
+        """Of request bodies that are being read."""
+
+    @property
+    def serving(self) -> bool:
+        """Whether a request is under way: half read, being answered, or not yet a live stream."""
+        return any(connection.phase is not Phase.IDLE for connection in self._connections)
 
     async def accept(self, listener: socket.socket, nursery: trio.Nursery) -> None:
         """Accept from ``listener``, which is non-blocking, until cancelled."""
@@ -78,7 +94,9 @@ class Front:
 
     async def empty_queue(self, listener: socket.socket, nursery: trio.Nursery) -> None:
         """Accept what the kernel has queued already, and close ``listener``."""
-        while await self._accept_one(listener, nursery):
+        for _ in range(self.node.config.backlog):
+            if not await self._accept_one(listener, nursery):
+                break
             await trio.lowlevel.checkpoint()
         trio.lowlevel.notify_closing(listener)
         listener.close()
@@ -86,17 +104,18 @@ class Front:
     async def _accept_one(self, listener: socket.socket, nursery: trio.Nursery) -> bool:
         try:
             sock, address = listener.accept()
-        except (BlockingIOError, ConnectionAbortedError):
+        except BlockingIOError:
             return False
+        except ConnectionAbortedError:
+            return True
         except OSError:  # no descriptor or no memory left: the queue keeps the others meanwhile
             self.node.refuse("no-descriptor")
             await trio.sleep(ACCEPT_PAUSE)
-            return False
+            return True
         sock.setblocking(False)
-        if sock.family != socket.AF_UNIX:
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            patience = int(self.node.config.max_behind_seconds * 1000)
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, patience)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        patience = int(self.node.config.max_behind_seconds * 1000)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, patience)
         nursery.start_soon(self._serve, sock, str(address[0]))
         return True
 
@@ -116,15 +135,16 @@ class Front:
     async def _serve(self, sock: socket.socket, peer: str) -> None:
         connection = _Connection(self, sock, peer)
         self._connections.add(connection)
+        crowd = len(self._connections) + len(self.node.hub.members.clients) - self._max_connections
         try:
-            if len(self._connections) + len(self.node.hub.members.clients) > self._max_connections:
+            if crowd > CROWD:
                 self.node.refuse("connections")
-                error = Unavailable("The node has all the connections that it can hold.")
-                await connection.end_with(problem(error))
             else:
-                await connection.run()
+                await connection.run(crowded=crowd > 0)
         except OSError:
             pass  # the peer is gone, and with it whoever could be told
+        except Exception:  # noqa: BLE001  # a fault of ours here must not end everybody's streams
+            _log.exception("a connection failed")
         finally:
             self._connections.discard(connection)
             connection.close()
@@ -140,33 +160,38 @@ class _Connection:
         self._reader = RequestReader(
             max_head_bytes=config.max_head_bytes, max_body_bytes=config.max_body_bytes
         )
-        self._phase: Phase | None = None
+        self.phase: Phase | None = None
+        """What the peer is waited for; None while it is not."""
+        self._crowded = False
+        self._has_received = False
+        self._held = 0
         self.scope = trio.CancelScope()
         self.deadline = inf
         """When ``scope`` is to be cancelled: set while the peer is waited for."""
 
     def close(self) -> None:
         """Close the connection, unless it has been handed over."""
+        self._release()
         if self._sock is not None:
             trio.lowlevel.notify_closing(self._sock)
             self._sock.close()
 
-    async def run(self) -> None:
-        """Serve requests until the connection ends, is handed over, or is too slow."""
+    async def run(self, *, crowded: bool) -> None:
+        """Serve requests until the connection ends, is handed over, or is too slow.
+
+        On a crowded node streams and publishes are told to come back.
+        """
+        self._crowded = crowded
         with self.scope:
             try:
                 while (request := await self._next_request()) is not None:
-                    self._front.serving += 1
-                    try:
-                        if not await self._serve(request):
-                            break
-                    finally:
-                        self._front.serving -= 1
+                    if not await self._serve(request):
+                        break
             except GatewayError as error:
                 await self.end_with(problem(error))
-        if self.scope.cancelled_caught and self._phase in (Phase.HEAD, Phase.BODY):
+        if self.scope.cancel_called and self.phase in (Phase.HEAD, Phase.BODY):
             part, setting = "head", "head_timeout"
-            if self._phase is Phase.BODY:
+            if self.phase is Phase.BODY:
                 part, setting = "body", "body_timeout"
             late = RequestTimeout(f"The request's {part} came too slowly ({setting}).")
             await self.end_with(problem(late))
@@ -178,27 +203,40 @@ class _Connection:
             if reader.expects_continue:
                 await self._send(CONTINUE)
                 reader.continue_sent()
-            if reader.phase is not self._phase:
+            if reader.phase is not self.phase:
                 self._wait_in(reader.phase)
             data = await self._receive()
             if not data:
                 return None
             reader.receive_data(data)
-        self._phase = None
+            if self.phase is Phase.BODY:
+                self._hold(len(data))
+        if self.scope.cancel_called:  # it came at the very last, and no answer could be awaited
+            return None
+        self._release()
+        self.phase = None
         self.deadline = inf
         return request
 
+    def _hold(self, size: int) -> None:
+        """Count ``size`` bytes of a body that is being read; raises Unavailable at the bound."""
+        self._held += size
+        self._front.held_bytes += size
+        if self._front.held_bytes > BODIES_BYTES:
+            self._node.refuse("bodies")
+            raise Unavailable("The node is reading as many request bodies as it can hold.")
+
+    def _release(self) -> None:
+        self._front.held_bytes -= self._held
+        self._held = 0
+
     def _wait_in(self, phase: Phase) -> None:
         config = self._node.config
-        self._phase = phase
-        self.deadline = (
-            trio.current_time()
-            + {
-                Phase.IDLE: config.idle_timeout,
-                Phase.HEAD: config.head_timeout,
-                Phase.BODY: config.body_timeout,
-            }[phase]
-        )
+        self.phase = phase
+        patience = config.idle_timeout
+        if phase is not Phase.IDLE:
+            patience = config.head_timeout if phase is Phase.HEAD else config.body_timeout
+        self.deadline = trio.current_time() + patience
 
     async def _serve(self, parsed: Parsed) -> bool:
         """Answer one request; whether another one may follow on the connection."""
@@ -217,7 +255,11 @@ class _Connection:
                 parsed.method, *parse_target(target), parsed.header, parsed.body, self._peer
             )
         except GatewayError as error:
-            result: Answer | EventStream = problem(error)
+            await self.end_with(problem(error))
+            return False
+        result: Answer | EventStream
+        if self._crowded:
+            result = turn_away(self._node, request, "connections")
         else:
             serve = publish if parsed.method == "POST" else subscribe
             result = await serve(self._node, request)
@@ -228,14 +270,14 @@ class _Connection:
             await self.end_with(result)
             return False
         await self._send(_rendered(result, keep_alive=True))
-        await trio.lowlevel.checkpoint()  # a peer that is quick takes turns with everybody else
+        if self._reader.buffered:
+            await trio.lowlevel.checkpoint()  # as in _receive, for requests that came together
         return True
 
     async def _stream(self, stream: EventStream) -> None:
-        sock, self._sock = self._sock, None
-        assert sock is not None
         streams = self._node.streams
-        client = await streams.open(stream, sock, preamble=_STREAM_HEAD)
+        client = await streams.open(stream, self._sock, preamble=_STREAM_HEAD)
+        self._sock = None
         await streams.serve(client)
 
     async def end_with(self, answer: Answer) -> None:
@@ -249,12 +291,15 @@ class _Connection:
                 left -= len(data)
 
     async def _receive(self) -> bytes:
+        """What the peer has sent. Waits even when something is there already, so that a peer that
+        is quick takes turns with everybody else; but for the first time, as it costs 10 us."""
         assert self._sock is not None
         while True:
-            try:
-                return self._sock.recv(READ_BYTES)
-            except BlockingIOError:
+            if self._has_received:
                 await trio.lowlevel.wait_readable(self._sock)
+            self._has_received = True
+            with suppress(BlockingIOError):
+                return self._sock.recv(READ_BYTES)
 
     async def _send(self, data: bytes) -> None:
         """Raises BrokenPipeError when the peer does not read it all within ``write_timeout``."""
@@ -265,11 +310,13 @@ class _Connection:
             sent = 0
         if sent == len(data):
             return
-        stream = trio.SocketStream(trio.socket.from_stdlib_socket(self._sock.dup()))
-        async with stream:
-            with trio.move_on_after(self._node.config.write_timeout):
-                await stream.send_all(data[sent:])
-                return
+        with trio.move_on_after(self._node.config.write_timeout):
+            while True:
+                await trio.lowlevel.wait_writable(self._sock)
+                with suppress(BlockingIOError):
+                    sent += self._sock.send(memoryview(data)[sent:])
+                if sent == len(data):
+                    return
         raise BrokenPipeError
 
 

@@ -31,6 +31,9 @@ from gateway.errors import (
 
 Headers = tuple[tuple[bytes, bytes], ...]
 
+MAX_LENGTH_DIGITS = 20
+"""As 64 bits have. llhttp lets more leading zeros pass than Python converts digits."""
+
 MAX_FIELDS = 100
 """Header fields of one request; Apache's LimitRequestFields."""
 
@@ -114,7 +117,9 @@ def judge_head(
     """
     version = _judge_lines(head, method, target, headers)
     if method == b"CONNECT":
-        raise MethodNotAllowed("This gateway is no proxy; CONNECT is not offered.")
+        raise MethodNotAllowed(
+            "This gateway is no proxy; CONNECT is not offered.", allow="DELETE, GET, POST, PUT"
+        )
     first = dict(reversed(headers))
     if len(first) != len(headers):
         _judge_repeats(headers)
@@ -183,7 +188,9 @@ def _judge_length(first: dict[bytes, bytes], version: str, max_body_bytes: int) 
     if coding is None:
         if sized is None:
             return 0
-        length = int(sized)  # llhttp has let only digits pass, and no more than 64 bits of them
+        if len(sized) > MAX_LENGTH_DIGITS:
+            raise BadRequest(f"Content-Length has at most {MAX_LENGTH_DIGITS} digits.")
+        length = int(sized)  # llhttp has let only digits pass
         if length > max_body_bytes:
             raise ContentTooLarge(f"A body may have at most {max_body_bytes} bytes.")
         return length

@@ -22,7 +22,9 @@ from gateway.names import is_reserved
 from gateway.outbox import Outbox
 from gateway.pending import Pending
 from gateway.policy import Policy
-from gateway.position import Position
+from gateway.position import ZERO, Position
+
+_RANK = {policy: rank for rank, policy in enumerate(Policy)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,8 +70,9 @@ class Hub:
         self.pending = Pending(config)
         self.turn = trio.Lock()
         self.totals = Totals()
+        self._proven = ZERO
         self.passes = 0
-        self._keepalives = self._opened = 0
+        self.keepalives = self._opened = 0
         self.gaps: dict[str, int] = dict.fromkeys(control.Gap, 0)
         self._closed: dict[str, int] = dict.fromkeys(Reason, 0)
 
@@ -87,10 +90,10 @@ class Hub:
 
     def add(self, client: Client, channels: Iterable[str], after: Position) -> None:
         """A new client; it is replaying until `go_live`."""
+        if client.sock is not None:
+            self._poller.add(client)  # raises OSError where the system has no room for one more
         self._opened += 1
         self.members.add(client, channels, after)
-        if client.sock is not None:
-            self._poller.add(client)
 
     @property
     def open_streams(self) -> int:
@@ -122,18 +125,17 @@ class Hub:
         """End a stream well: what waits is written, then ``farewell`` (an SSE block), then EOF."""
         if client.state in (State.ENDING, State.CLOSED):
             return
-        was = client.state
+        if client.state is not State.BEHIND or not client.waits:
+            client.behind_since = trio.current_time()
         self._forget(client, reason)
         client.state = State.ENDING
+        self._behind[client] = None
         if client.sock is None:
             client.farewell = farewell
             if client.outbox is not None:
                 client.outbox.close()
             return
         client.farewell = chunk(farewell) + LAST_CHUNK
-        self._behind[client] = None
-        if was is not State.BEHIND:
-            client.behind_since = trio.current_time()
         if client.writable is not None:
             client.writable.set()
             client.writable = None
@@ -147,8 +149,7 @@ class Hub:
             self._forget(client, reason)
         client.state = State.CLOSED
         self._behind.pop(client, None)
-        if client.outbox is not None:
-            client.outbox.close()
+        client.release()
         if client.sock is not None:
             self._poller.remove(client)
         if client.writable is not None:
@@ -208,7 +209,7 @@ class Hub:
     def _policy(client: Client, frame: Frame) -> Policy:
         """Of the channels through which the client gets the frame, the most preserving policy."""
         through = [c.rule.policy for c in client.channels if c.name in frame.channels]
-        return max(through, key=tuple(Policy).index, default=Policy.DROP)
+        return max(through, key=_RANK.__getitem__, default=Policy.DROP)
 
     def _caught_up(self, client: Client) -> None:
         """Nothing waits for a direct client any more."""
@@ -224,20 +225,14 @@ class Hub:
 
     # -- channels that end
 
-    def end_channels(self, frame: Frame) -> None:
-        for name in frame.channels:
-            channel = self.members.channels.get(name)
-            for client in tuple(channel.members) if channel is not None else ():
-                if client.state in (State.LIVE, State.BEHIND):
-                    self.end_channel(client, name, frame.position)
-
     def end_channel(self, client: Client, name: str, position: Position) -> None:
         """A client has been given a channel's last event; without another one its stream ends."""
         if is_reserved(name):
             return
         self.members.leave(client, name)
         if all(is_reserved(channel.name) for channel in client.channels):
-            self.finish(client, Reason.ENDED, control.closed(position))
+            stands = max(position, client.position, self.pending.taken)  # ids never go backwards
+            self.finish(client, Reason.ENDED, control.closed(stands))
 
     # -- what the clock brings
 
@@ -246,7 +241,6 @@ class Hub:
         if position < client.joined:  # it joined later than all that has been passed so far
             return
         assert client.sock is not None
-        self._keepalives += 1
         try:
             sent = client.sock.send(data)
         except BlockingIOError:
@@ -254,6 +248,7 @@ class Hub:
         except OSError:
             self.close(client, Reason.GONE)
             return
+        self.keepalives += 1
         client.last_write = trio.current_time()
         client.position = position
         if sent < len(data):
@@ -264,7 +259,9 @@ class Hub:
 
     def proven_live(self) -> Position:
         """The latest position that every live client stands at; hold ``turn``."""
-        return self.pending.taken if self.pending else self._watermark()
+        if not self.pending:
+            self._proven = self._watermark()
+        return max(self._proven, self.pending.taken)  # else a keepalive's id could go backwards
 
     def close_stalled(self) -> None:
         """Close clients that have been behind for too long."""
@@ -288,7 +285,7 @@ class Hub:
             pending_frames=len(self.pending),
             pending_bytes=self.pending.bytes,
             passes=self.passes,
-            keepalives=self._keepalives,
+            keepalives=self.keepalives,
             gaps=dict(self.gaps),
             opened=self._opened,
             closed=dict(self._closed),

@@ -19,8 +19,8 @@ from gateway.client import Client, Reason, State
 MAX_STRAY_BYTES = 4096
 """What a client may send on its stream (a stray CRLF, a pipelined request) before it is closed."""
 
-BATCH = 256
-"""Notifications handled between two checkpoints."""
+BATCH = 32
+"""Notifications handled between two checkpoints: each may fill a whole send buffer."""
 
 _READ = select.EPOLLIN | select.EPOLLRDHUP
 _GONE = select.EPOLLRDHUP | select.EPOLLHUP | select.EPOLLERR
@@ -69,6 +69,7 @@ class Poller:
                     if client is not None:
                         self._handle(client, events)
         finally:
+            self._clients.clear()  # what is removed after this is only closed
             trio.lowlevel.notify_closing(self._epoll.fileno())
             self._epoll.close()
 

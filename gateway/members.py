@@ -65,10 +65,8 @@ class Members:
 
     def advance(self, client: Client, position: Position) -> None:
         """The client has been given everything up to ``position``."""
-        client.joined = position
-        for channel in client.channels:
-            after = channel.members[client] = max(channel.members[client], position)
-            client.joined = max(client.joined, after)
+        client.given = position
+        client.joined = max([position, *(c.members[client] for c in client.channels)])
 
     def of_user(self, user: str) -> Sequence[Client]:
         return tuple(self._users.get(user, ()))

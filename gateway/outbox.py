@@ -41,14 +41,15 @@ class Outbox:
         self._newest: dict[tuple[tuple[str, ...], str | None], Entry] = {}
 
     def offer(self, frame: Frame, policy: Policy) -> int | None:
-        """Queue ``frame`` if there is room; if there is none, do as ``policy`` says.
+        """Queue ``frame`` if there is room, as there is for any one frame alone; if there is none,
+        do as ``policy`` says.
 
         Returns how many frames, this one included, were dropped for it, and None when it was not
         taken because its policy is not to drop: then the stream must end or catch up.
         """
         size = len(frame.chunk)
         dropped = int(policy is Policy.LATEST and self._replace(frame))
-        if self.frames >= self.max_frames or self.bytes + size > self.max_bytes:
+        if self.frames >= self.max_frames or (self.frames and self.bytes + size > self.max_bytes):
             if policy is Policy.DISCONNECT or policy is Policy.CATCH_UP:
                 return None
             self.hole += 1
@@ -96,7 +97,8 @@ class Outbox:
                 return None
             if entry.frame is not None:
                 return entry.hole, self._taken(entry.frame)
-            self.hole += entry.hole  # only replaced entries came: their hole is told with the next
+            hole, frame = self.take() or (0, None)  # replaced while it was handed over
+            return entry.hole + hole, frame
         return taken
 
     def close(self) -> None:

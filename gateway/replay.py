@@ -7,7 +7,7 @@ sees a socket. Rules:
    the client's channels have been read up to there.
 2. A channel has a gap if, and only if, the bus names a position before its first frame that is
    later than where the client stands. It is told once.
-3. A page is bounded in frames per channel, whatever the history holds.
+3. A page is bounded in frames and bytes, whatever the history holds.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -18,7 +18,13 @@ from gateway.event import Frame
 from gateway.position import ZERO, Position
 
 PAGE_FRAMES = 256
-"""Frames of one channel read at a time."""
+"""Frames read at a time, divided among the client's channels."""
+
+MIN_PART = 8
+"""Frames read of each channel at least, however many there are."""
+
+PAGE_BYTES = 64 * 1024
+"""Bytes that a page holds on to while a slow client reads it, but for a single larger frame."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,12 +39,14 @@ class Page:
 class Replay:
     """The merged history of one client's channels after a position.
 
-    With ``forgiving``, where history begins is where the client wants to begin: it is no gap that
-    something was trimmed before.
+    With ``fresh`` nothing was missed: the position is where the bus stands. With ``forgiving`` the
+    client wants to begin where history does: it is no gap that something was trimmed before.
     """
 
-    def __init__(self, after: Position, *, forgiving: bool = False) -> None:
+    def __init__(self, after: Position, *, fresh: bool = False, forgiving: bool = False) -> None:
         self.reached = after
+        self.begun = fresh
+        """Whether history has been looked at, as it must be at least once to know of a gap."""
         self._forgiving = forgiving
         self._proven: dict[str, Position] = {}  # beyond `reached`, after a gap that has been told
 
@@ -49,14 +57,16 @@ class Replay:
             for name, floor in channels.items()
         }
         found: dict[str, History] = {}
+        part = max(MIN_PART, PAGE_FRAMES // max(1, len(channels)))
         for name, position in after.items():
-            found[name] = await bus.history(name, position, until, PAGE_FRAMES)
+            found[name] = await bus.history(name, position, until, part)
         gaps = [name for name, part in found.items() if part.previous > after[name]]
         for name in gaps:
             self._proven[name] = found[name].previous
-        frames, reached = merge(found.values(), until)
+        frames, reached = cut(*merge(found.values(), until))
         page = Page(frames, () if self._forgiving else gaps, reached)
         self._forgiving = False
+        self.begun = True
         self.reached = page.reached
         return page
 
@@ -73,12 +83,22 @@ def merge(parts: Iterable[History], until: Position) -> tuple[Sequence[Frame], P
     return [frames[position] for position in sorted(frames)], reached
 
 
+def cut(frames: Sequence[Frame], reached: Position) -> tuple[Sequence[Frame], Position]:
+    """As many of ``frames`` as a page may hold, at least one; and how far these reach."""
+    size = 0
+    for count, frame in enumerate(frames):
+        size += len(frame.chunk)
+        if size > PAGE_BYTES and count:
+            return frames[:count], frames[count - 1].position
+    return frames, reached
+
+
 async def before_newest(bus: Bus, channels: Iterable[str], count: int) -> Position:
     """The position after which the last ``count`` events of the merged channels come."""
-    positions: set[Position] = set()
-    for name in channels:
-        positions.update(frame.position for frame in await bus.newest(name, count))
-    newest = sorted(positions)[-count:] if count else []
+    newest: list[Position] = []
+    for name in channels if count else ():
+        positions = {frame.position for frame in await bus.newest(name, count)}
+        newest = sorted(positions.union(newest))[-count:]
     return newest[0].before() if newest else bus.head()
 
 

@@ -131,9 +131,10 @@ async def _drain(
     node.leaving = True
     accepting.cancel()
     await front.empty_queue(listener, nursery)
+    await trio.sleep(DRAIN_TICK)  # the requests of the last ones may be just behind them
     with trio.move_on_after(config.drain_seconds + LAST_WORDS_SECONDS):
         await _end_streams(config, node)
-        while node.hub.open_streams or front.serving:  # noqa: ASYNC110  # two counts, no event
+        while node.hub.open_streams or front.serving:  # noqa: ASYNC110  # two states, no event
             await trio.sleep(DRAIN_TICK)
 
 
@@ -146,8 +147,10 @@ async def _end_streams(config: Config, node: Node) -> None:
         passed = trio.current_time() - start + DRAIN_TICK
         share = passed / config.drain_seconds if config.drain_seconds else 1
         due = min(len(clients), max(1, int(share * len(clients))))
-        for client in clients[ended:due]:
-            farewell = control.retry(config.retry) + control.reconnect(Reason.DRAINING)
-            node.hub.finish(client, Reason.DRAINING, farewell)
+        await node.hub.pending.passed_on()
+        async with node.hub.turn:  # what was published until now has been given to all
+            for client in clients[ended:due]:
+                farewell = control.retry(config.retry) + control.reconnect(Reason.DRAINING)
+                node.hub.finish(client, Reason.DRAINING, farewell)
         ended = due
         await trio.sleep(DRAIN_TICK)

@@ -9,6 +9,7 @@
    lane: `body` is the client's task for as long as it lasts.
 """
 
+import logging
 import secrets
 from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass, field
@@ -22,10 +23,13 @@ from gateway.client import Client, Reason, State
 from gateway.clock import Clock
 from gateway.config import Config
 from gateway.errors import ChannelEnded, NotFound
+from gateway.event import Frame
 from gateway.hub import Hub
 from gateway.names import is_reserved
 from gateway.position import Position, Resume, Start
 from gateway.replay import Replay, before_earliest, before_newest
+
+_log = logging.getLogger(__name__)
 
 CLIENT_ID_BYTES = 12
 """Of randomness: a client's id lets whoever knows it change that client's channels."""
@@ -51,7 +55,8 @@ class Job:
     stream (without ids: the stream stands later already), then everything after its position."""
 
     replay: Replay
-    added: list[tuple[str, Replay]] = field(default_factory=list)
+    added: list[tuple[str, Position, Replay]] = field(default_factory=list)
+    """Each with the position after which it was asked for."""
 
 
 class Streams:
@@ -81,8 +86,7 @@ class Streams:
         With a socket, which is the client's from here on, it is to be given to `serve`.
         """
         head = await self._bus.subscribe(stream.channels)
-        reason = None
-        fresh = False
+        after, replay, reason = head, Replay(head, fresh=True), None
         match stream.resume:
             case int(count):
                 after = await before_newest(self._bus, stream.channels, count)
@@ -91,14 +95,13 @@ class Streams:
                 after = await before_earliest(self._bus, stream.channels)
                 replay = Replay(after, forgiving=True)
             case Position() as after if after <= head:
+                replay = Replay(max(after, self._bus.origin))
                 if after < self._bus.origin:
                     reason = control.Gap.RESTARTED
-                replay = Replay(max(after, self._bus.origin))
             case Start.NOW:
-                after, replay, fresh = head, Replay(head), True
+                pass
             case _:
-                after, replay, fresh = head, Replay(head), True
-                reason = control.Gap.UNKNOWN
+                after, reason = head, control.Gap.UNKNOWN
         client = Client(
             secrets.token_urlsafe(CLIENT_ID_BYTES), stream.user, sock, after, self._hub.totals
         )
@@ -113,8 +116,6 @@ class Streams:
         if reason is not None:
             self._stage_gap(client, stream.channels, reason)
         self._jobs[client] = Job(replay)
-        if not fresh:
-            await self._stage_page(client, self._jobs[client])
         return client
 
     async def serve(self, client: Client) -> None:
@@ -126,6 +127,9 @@ class Streams:
                 elif not await self._turn_live(client):
                     await self._stage_page(client, self._jobs[client])
         except OSError:
+            self._hub.close(client, Reason.GONE)
+        except Exception:  # noqa: BLE001  # a fault of ours here must not end everybody's streams
+            _log.exception("a replay failed")
             self._hub.close(client, Reason.GONE)
         except trio.Cancelled:
             self._hub.close(client, Reason.DRAINING)
@@ -157,7 +161,7 @@ class Streams:
     async def _turn_live(self, client: Client) -> bool:
         """Turn live a client for which nothing waits, if it has reached what the passes took."""
         job = self._jobs[client]
-        if job.added or job.replay.reached < self._hub.pending.taken:
+        if job.added or not job.replay.begun or job.replay.reached < self._hub.pending.taken:
             return False
         for channel in client.channels:
             if is_reserved(channel.name):
@@ -165,7 +169,7 @@ class Streams:
             ended = await self._bus.ended(channel.name)
             if ended is not None and ended <= job.replay.reached:
                 self._hub.end_channel(client, channel.name, job.replay.reached)
-        if job.replay.reached < self._hub.pending.taken:
+        if job.added or job.replay.reached < self._hub.pending.taken:
             return False
         if client.state is State.REPLAYING:
             del self._jobs[client]
@@ -174,15 +178,17 @@ class Streams:
 
     async def _stage_page(self, client: Client, job: Job) -> None:
         """Stage what comes next of what a replaying client has missed."""
+        name = None
         if job.added:
-            name, missed = job.added[0]
+            name, since, missed = job.added[0]
             floors = {name: missed.reached}
             page = await missed.page(self._bus, floors, max(job.replay.reached, missed.reached))
+            if not job.added or job.added[0][2] is not missed:  # it was removed meanwhile
+                return
             if missed.reached >= job.replay.reached:
                 job.added.pop(0)
-                self._hub.members.join(client, name, missed.reached)
+                self._hub.members.join(client, name, since)
         else:
-            name = None
             floors = {channel.name: channel.members[client] for channel in client.channels}
             until = max(self._bus.head(), job.replay.reached)
             page = await job.replay.page(self._bus, floors, until)
@@ -191,7 +197,8 @@ class Streams:
         if page.gaps:
             self._stage_gap(client, page.gaps, control.Gap.TRIMMED)
         for frame in page.frames:
-            client.stage_replayed(frame, with_id=name is None)
+            if name is None or not _has_been_given(client, frame, but=name):
+                client.stage_replayed(frame, with_id=name is None)
 
     async def _stage_next(self, client: Client) -> None:
         """Stage the next frame of the response lane's outbox, or a keepalive after silence."""
@@ -200,13 +207,16 @@ class Streams:
         with trio.move_on_after(self._config.keepalive) as silence:
             taken = await outbox.wait()
         if silence.cancelled_caught:
-            client.stage_control(control.keepalive(self._hub.proven(client)))
-        elif taken is not None and client.outbox is outbox:
+            taken = outbox.take()  # it may have come with the end of the silence
+        if taken is not None and client.outbox is outbox:
             client.stage_taken(*taken)
         elif taken is not None:  # it was in our hands when the outbox was abandoned: it is replayed
-            client.offered -= taken[1] is not None
-            if taken[0]:
-                client.stage_control(control.dropped(taken[0]))
+            client.forget_hole(taken[0])
+        elif silence.cancelled_caught and client.state is State.BEHIND:
+            client.behind_since = trio.current_time()
+            client.position = self._hub.proven(client)
+            client.stage_control(control.keepalive(client.position))
+            self._hub.keepalives += 1
 
     def _stage_gap(self, client: Client, channels: Sequence[str], reason: control.Gap) -> None:
         self._hub.gaps[reason] += 1
@@ -224,16 +234,17 @@ class Streams:
         Raises ChannelEnded, and NotFound when the client ends meanwhile.
         """
         head = await self._bus.subscribe((name,))
-        if any(channel.name == name for channel in client.channels):
-            return head
         if since is None or since is Start.NOW:
             if await self._bus.ended(name) is not None:
                 raise ChannelEnded(f"The channel {name} has ended; there is nothing to come on it.")
-            self._hub.members.join(client, name, head)
+            _check_open(client)
+            if not client.has(name):
+                self._hub.members.join(client, name, head)
             return head
         async with self._hub.turn:
-            if client.state in (State.ENDING, State.CLOSED):
-                raise NotFound(f"There is no client {client.id} any more.")
+            _check_open(client)
+            if client.has(name):
+                return head
             if client.state is not State.REPLAYING:
                 self._hub.start_replaying(client)
                 self._replay_again(client)
@@ -248,10 +259,31 @@ class Streams:
                 missed = Replay(head)
                 self._stage_gap(client, (name,), control.Gap.UNKNOWN)
             self._hub.members.join(client, name, MAX_POSITION)
-            job.added.append((name, missed))
+            job.added.append((name, missed.reached, missed))
             return max(job.replay.reached, missed.reached)
+
+    def remove_channel(self, client: Client, name: str) -> bool:
+        """Take a channel out of an open stream; whether it was in."""
+        job = self._jobs.get(client)
+        if job is not None:
+            job.added = [entry for entry in job.added if entry[0] != name]
+        return self._hub.members.leave(client, name)
 
     def _replay_again(self, client: Client) -> None:
         self._jobs[client] = Job(Replay(client.position))
         if client.sock is not None:
             self._start_soon(client)
+
+
+def _check_open(client: Client) -> None:
+    if client.state in (State.ENDING, State.CLOSED):
+        raise NotFound(f"There is no client {client.id} any more.")
+
+
+def _has_been_given(client: Client, frame: Frame, *, but: str) -> bool:
+    """Whether an event from before where the stream stands came through another channel of it."""
+    return any(
+        channel.name != but and channel.name in frame.channels
+        for channel in client.channels
+        if channel.members[client] < frame.position
+    )

@@ -45,7 +45,7 @@ enum {
 };
 
 static struct {
-  const char *host, *path, *pub_path, *body, *type;
+  const char *host, *path, *storm_path, *pub_path, *body, *type;
   long port, clients, count, rate, size, channels, pubs, batch, readers, src_ips, settle, deadline, stalled, storm;
   char headers[4096];
   int pids[PIDS_MAX], pid_count;
@@ -185,7 +185,8 @@ static int dial(int index, int receive_buffer) {
 // Connects and asks for the stream of the index-th subscriber; returns the socket or -1.
 static int open_stream(int index, int receive_buffer) {
   char path[2048], request[HEAD_MAX];
-  expand(path, opt.path, "", 0, index % opt.channels);
+  bool stormy = index >= opt.clients && index < opt.clients + opt.storm && opt.storm_path;
+  expand(path, stormy ? opt.storm_path : opt.path, "", 0, index % opt.channels);
   int length = snprintf(
     request, sizeof request, "GET %s HTTP/1.1\r\nHost: %s:%ld\r\nAccept: text/event-stream\r\n%s\r\n",
     path, opt.host, opt.port, opt.headers);
@@ -577,7 +578,7 @@ static long publish_phase(void) {
 // ---------------------------------------------------------------- the command line
 
 static const char HELP[] =
-  "--host --port --path --pub-path (%d: channel index) --body (%s: payload, %d) --type --header 'Name: value'\n"
+  "--host --port --path --storm-path --pub-path (%d: channel index) --body (%s: payload, %d) --type --header 'Name: value'\n"
   "--clients N --count EVENTS --rate EVENTS_PER_S --size BYTES --channels N --pubs THREADS --batch EVENTS\n"
   "--readers THREADS --src-ips N --pids PID,PID --settle SECONDS --deadline SECONDS --stalled N --storm N\n";
 
@@ -600,7 +601,7 @@ static const struct number { const char *name; long *value, least, most; } numbe
   {"stalled", &opt.stalled, 0, 10000},    {"storm", &opt.storm, 0, CLIENTS_MAX},
 };
 static const struct text { const char *name, **value; } texts[] = {
-  {"host", &opt.host}, {"path", &opt.path}, {"pub-path", &opt.pub_path}, {"body", &opt.body}, {"type", &opt.type},
+  {"host", &opt.host}, {"path", &opt.path}, {"storm-path", &opt.storm_path}, {"pub-path", &opt.pub_path}, {"body", &opt.body}, {"type", &opt.type},
 };
 #define LENGTH(array) (sizeof array / sizeof *array)
 

@@ -35,7 +35,7 @@ async def remove_channel(node: Node, client_id: str, channel: str) -> Answer:
         name = check_subscribable(channel)
         if is_reserved(name):
             raise BadRequest(f"Every client has the channel {name}.")
-        if not node.hub.members.leave(client, name):
+        if not node.streams.remove_channel(client, name):
             raise NotFound(f"The client {client.id} does not have the channel {name}.")
         return _channels_answer(client, str(node.bus.head()))
     except GatewayError as error:

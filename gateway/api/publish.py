@@ -5,6 +5,7 @@ itself.
 """
 
 import msgspec
+import trio
 from msgspec import UNSET, Raw, Struct, UnsetType
 
 from gateway.api.request import JSON, NDJSON, Answer, Request, problem
@@ -25,6 +26,9 @@ PATH = "/publish"
 
 SLICE = 64
 """Lines of NDJSON decoded, published and passed on before the next ones: under a millisecond."""
+
+MAX_LINES = 50_000
+"""In one body: more than events fit into the default of 1 MiB, but not more blank or bad lines."""
 
 LINE_OVERHEAD = len("data: \n")
 EVENT_OVERHEAD = 2 * MAX_LABEL + 200
@@ -56,7 +60,7 @@ async def publish(node: Node, request: Request) -> Answer:
     """POST /publish and /publish/<channel>."""
     try:
         if request.method != "POST":
-            raise MethodNotAllowed("Events are published with POST.")
+            raise MethodNotAllowed("Events are published with POST.", allow="POST")
         if request.path != PATH:
             return await _publish_one(node, _raw_event(node, request))
         media_type = request.media_type
@@ -80,11 +84,15 @@ async def _publish_one(node: Node, event: Event) -> Answer:
 
 
 async def _publish_lines(node: Node, body: bytes) -> Answer:
+    count = body.count(b"\n") + 1
+    if count > MAX_LINES:
+        raise ContentTooLarge(f"The body has {count} lines; one request has at most {MAX_LINES}.")
     lines = body.split(b"\n")
     answers: list[bytes] = []
     for start in range(0, len(lines), SLICE):
         answers += await _publish_slice(node, lines[start : start + SLICE], start + 1)
         if start + SLICE < len(lines):
+            await trio.lowlevel.checkpoint()
             await node.hub.pending.passed_on()
     return Answer(200, b"".join(answers), NDJSON)
 
@@ -121,10 +129,12 @@ def _event(node: Node, text: bytes) -> Event:
         raise BadRequest(f"This is no event: {_sentence(error)}") from None
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise BadRequest(f"This is no JSON in UTF-8: {_sentence(error)}") from None
+    except RecursionError:
+        raise BadRequest("The JSON is nested too deeply.") from None
     return _checked(
         node,
         Event(
-            _targets(document),
+            _targets(node, document),
             data,
             document.event,
             document.retry,
@@ -161,7 +171,7 @@ def _raw_event(node: Node, request: Request) -> Event:
     )
 
 
-def _targets(document: Document) -> tuple[str, ...]:
+def _targets(node: Node, document: Document) -> tuple[str, ...]:
     named = (
         (document.channel is not UNSET)
         + (document.channels is not UNSET)
@@ -176,10 +186,17 @@ def _targets(document: Document) -> tuple[str, ...]:
     if document.channel is not UNSET:
         return (_publishable(document.channel),)
     if document.channels is not UNSET:
+        _check_count(node, document.channels)
         return tuple(dict.fromkeys(map(_publishable, document.channels)))
     if document.user is not UNSET:
         return (user_channel(document.user),)
     return (GLOBAL,)
+
+
+def _check_count(node: Node, channels: list[str]) -> None:
+    most = node.config.max_channels_per_client
+    if not 1 <= len(channels) <= most:
+        raise BadRequest(f"An event goes to 1 to {most} channels, this one to {len(channels)}.")
 
 
 def _publishable(name: str) -> str:
@@ -203,11 +220,8 @@ def _data(document: Document) -> str:
 
 def _checked(node: Node, event: Event) -> Event:
     """The event, if all its members are within their bounds."""
-    if not 1 <= len(event.channels) <= node.config.max_channels_per_client:
-        raise BadRequest(
-            f"An event goes to 1 to {node.config.max_channels_per_client} channels, "
-            f"this one to {len(event.channels)}."
-        )
+    if event.end and any(map(is_reserved, event.channels)):
+        raise BadRequest("What goes to a user or to everybody has no end; leave end out.")
     for name, value in (("event", event.type), ("key", event.key), ("id", event.id)):
         if value is None:
             continue

@@ -11,7 +11,7 @@ from urllib.parse import parse_qsl, unquote_to_bytes
 
 import msgspec
 
-from gateway.errors import BadRequest, GatewayError
+from gateway.errors import BadRequest, GatewayError, MethodNotAllowed
 
 JSON = "application/json"
 NDJSON = "application/x-ndjson"
@@ -118,4 +118,6 @@ def problem(error: GatewayError) -> Answer:
     headers: tuple[tuple[bytes, bytes], ...] = ()
     if error.status == 503:
         headers = ((b"Retry-After", b"%d" % RETRY_AFTER_SECONDS),)
+    elif isinstance(error, MethodNotAllowed):
+        headers = ((b"Allow", error.allow.encode()),)
     return Answer(error.status, msgspec.json.encode(error.problem()), PROBLEM, headers)

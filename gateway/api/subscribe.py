@@ -14,6 +14,14 @@ from gateway.streams import EventStream
 
 PATH = "/events"
 
+REFUSALS = {
+    "draining": "The node is draining; come back to another.",
+    "full": "The node has all the clients that it can hold.",
+    "channels": "The node has all the channels that it can hold.",
+    "connections": "The node has all the connections that it can hold.",
+}
+"""Why somebody is turned away for now: one word for the wire and for metrics, and a sentence."""
+
 STREAM_HEADERS = (
     (b"Content-Type", EVENT_STREAM.encode()),
     (b"Cache-Control", b"no-cache"),
@@ -25,18 +33,22 @@ async def subscribe(node: Node, request: Request) -> Answer | EventStream:
     """GET /events: a stream to be opened, or why not."""
     try:
         return await _stream(node, request)
-    except Unavailable as error:
-        node.refuse(str(error.extra["reason"]))
-        if request.accepts_event_stream:
-            return _come_back(node, str(error.extra["reason"]))
-        return problem(error)
     except GatewayError as error:
         return problem(error)
 
 
+def turn_away(node: Node, request: Request, reason: str) -> Answer:
+    """Refuse a stream or a publish for now. ``reason`` is one of `REFUSALS`."""
+    node.refuse(reason)
+    if request.accepts_event_stream:
+        body = control.retry(node.config.retry) + control.reconnect(reason)
+        return Answer(200, body, EVENT_STREAM, STREAM_HEADERS[1:])
+    return problem(Unavailable(REFUSALS[reason], reason=reason))
+
+
 async def _stream(node: Node, request: Request) -> Answer | EventStream:
     if request.method != "GET":
-        raise MethodNotAllowed("A stream is opened with GET.")
+        raise MethodNotAllowed("A stream is opened with GET.", allow="GET")
     user = request.first("user")
     named = tuple(dict.fromkeys(check_subscribable(name) for name in _named(request)))
     channels = tuple(name for name in named if name != GLOBAL)
@@ -52,9 +64,12 @@ async def _stream(node: Node, request: Request) -> Answer | EventStream:
     if isinstance(resume, Closed) or await _is_over(node, channels, resume):
         return Answer(204)
     if node.leaving:
-        raise Unavailable("The node is draining; come back to another.", reason="draining")
-    if len(node.hub.members.clients) >= node.max_clients:
-        raise Unavailable("The node has all the clients that it can hold.", reason="full")
+        return turn_away(node, request, "draining")
+    members = node.hub.members
+    if len(members.clients) >= node.max_clients:
+        return turn_away(node, request, "full")
+    if len(members.channels) + len(channels) > node.config.max_channels:
+        return turn_away(node, request, "channels")
     own = (user_channel(user),) if user is not None else ()
     return EventStream((*channels, GLOBAL, *own), user, resume)
 
@@ -92,8 +107,3 @@ async def _is_over(node: Node, channels: tuple[str, ...], resume: Resume | int) 
         if ended is None or resume < ended:
             return False
     return True
-
-
-def _come_back(node: Node, reason: str) -> Answer:
-    body = control.retry(node.config.retry) + control.reconnect(reason)
-    return Answer(200, body, EVENT_STREAM, STREAM_HEADERS[1:])

@@ -21,11 +21,11 @@ from gateway.errors import ChannelEnded, GatewayError
 from gateway.event import Event, Frame, render
 from gateway.position import ZERO, Position
 
-SWEEP_SECONDS = 1.0
-"""Between two looks for what has grown too old; ages are set in seconds, finer gains nothing."""
+SWEEP_SECONDS = 10.0
+"""Between two looks for what has grown too old, to free it; whoever reads a channel looks first."""
 
-SWEEP_SLICE = 500
-"""Channels looked at between two checkpoints: about a millisecond."""
+SWEEP_FRAMES = 1000
+"""Frames forgotten, or channels looked at, between two checkpoints: about a millisecond."""
 
 EVICT_TO = 0.875
 """Of the bound on all histories: how far eviction goes, so that it is not due at every publish."""
@@ -33,6 +33,10 @@ EVICT_TO = 0.875
 
 def wall_clock_ms() -> int:
     return time.time_ns() // 1_000_000
+
+
+def _before(position: Position, seconds: float) -> Position:
+    return Position(max(0, position.ms - int(seconds * 1000)), 0)
 
 
 class Record:
@@ -76,7 +80,8 @@ class MemoryBus:
         return self._clock
 
     def _ago(self, seconds: float) -> Position:
-        return Position(max(0, self._now_ms() - int(seconds * 1000)), 0)
+        """By the positions' clock: what age has vouched for stays so if the wall's steps back."""
+        return _before(self.head(), seconds)
 
     # -- publish
 
@@ -101,15 +106,16 @@ class MemoryBus:
             if known is not None and known >= self._ago(self._config.dedupe_seconds):
                 self._repeated += 1
                 return known
-        records = [self._record(name) for name in event.channels]
-        for record in records:
-            if record.ended:
+        for name in event.channels:
+            record = self._records.get(name)
+            if record is not None and record.ended:
                 raise ChannelEnded(
                     "The channel has ended; publish to another one, or wait until its history has "
                     f"expired ({record.rule.history_seconds:g} s)."
                 )
         frame = render(event, self._next())
-        for record in records:
+        for name in event.channels:
+            record = self._record(name)
             self._bytes += record.ring.append(frame)
             record.ended = event.end
         if token is not None:
@@ -165,23 +171,34 @@ class MemoryBus:
             await self._sweep()
 
     async def _sweep(self) -> None:
-        names = list(self._records)
-        for start in range(0, len(names), SWEEP_SLICE):
-            for name in names[start : start + SWEEP_SLICE]:
-                record = self._records.get(name)
-                if record is None:
-                    continue
-                oldest = self._ago(record.rule.history_seconds)
-                self._bytes -= record.ring.expire(oldest)
-                if record.ring.last < oldest:
-                    del self._records[name]  # its age alone vouches for it from here on
-            await trio.lowlevel.checkpoint()
-        too_old = self._ago(self._config.dedupe_seconds)
+        now, work = self.head(), 0
+        for name in list(self._records):
+            record = self._records.get(name)
+            if record is None:
+                continue
+            oldest = _before(now, record.rule.history_seconds)
+            while record.ring.has_before(oldest) or work >= SWEEP_FRAMES:
+                self._bytes -= record.ring.expire(oldest, SWEEP_FRAMES)
+                work = 0
+                await trio.lowlevel.checkpoint()
+            work += 1
+            if record.ring.last < oldest and self._records.get(name) is record:
+                del self._records[name]  # its age alone vouches for it from here on
+        too_old = _before(now, self._config.dedupe_seconds)
         while self._repeats and next(iter(self._repeats.values())) < too_old:
-            for token in list(islice(self._repeats, SWEEP_SLICE)):
+            for token in list(islice(self._repeats, SWEEP_FRAMES)):
                 if self._repeats[token] < too_old:
                     del self._repeats[token]
             await trio.lowlevel.checkpoint()
+
+    def _found(self, channel: str) -> Record | None:
+        """The record of a channel, without what has grown too old."""
+        record = self._records.get(channel)
+        if record is not None:
+            oldest = self._ago(record.rule.history_seconds)
+            if record.ring.has_before(oldest):
+                self._bytes -= record.ring.expire(oldest, len(record.ring))
+        return record
 
     # -- reading
 
@@ -192,21 +209,21 @@ class MemoryBus:
         """Nothing to undo: every frame is delivered to the one hub there is."""
 
     async def history(self, channel: str, after: Position, until: Position, limit: int) -> History:
-        record = self._records.get(channel)
+        record = self._found(channel)
         if record is None:
             return History((), self._vouched(self._config.rule(channel)), complete=True)
         return record.ring.history(after, until, limit)
 
     async def newest(self, channel: str, limit: int) -> Sequence[Frame]:
-        record = self._records.get(channel)
+        record = self._found(channel)
         return record.ring.newest(limit) if record is not None else ()
 
     async def last(self, channel: str) -> Position | None:
-        record = self._records.get(channel)
+        record = self._found(channel)
         return record.ring.last if record is not None else None
 
     async def ended(self, channel: str) -> Position | None:
-        record = self._records.get(channel)
+        record = self._found(channel)
         return record.ring.last if record is not None and record.ended else None
 
     def statistics(self) -> BusStatistics:

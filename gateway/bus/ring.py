@@ -15,6 +15,9 @@ from gateway.bus import History
 from gateway.event import Frame
 from gateway.position import Position
 
+FRAME_OVERHEAD = 256
+"""Bytes that a frame takes in memory beside its chunk: measured over 300,000 of them."""
+
 _position = attrgetter("position")
 
 
@@ -38,16 +41,22 @@ class Ring:
         """Keep ``frame``, which is later than all held; the change in bytes held."""
         before = self.bytes
         self._frames.append(frame)
-        self.bytes += len(frame.chunk)
+        self.bytes += len(frame.chunk) + FRAME_OVERHEAD
         self.last = frame.position
         while len(self) > self.max_frames or self.bytes > self.max_bytes:
             self._drop_oldest()
         return self.bytes - before
 
-    def expire(self, oldest: Position) -> int:
-        """Forget frames before ``oldest``; the bytes freed."""
+    def has_before(self, oldest: Position) -> bool:
+        """Whether any frame is older than that."""
+        return bool(len(self)) and self._frames[self._start].position < oldest
+
+    def expire(self, oldest: Position, limit: int) -> int:
+        """Forget frames before ``oldest``, at most ``limit`` of them; the bytes freed."""
         before = self.bytes
-        while len(self) and self._frames[self._start].position < oldest:
+        for _ in range(limit):
+            if not self.has_before(oldest):
+                break
             self._drop_oldest()
         return before - self.bytes
 
@@ -75,7 +84,7 @@ class Ring:
     def _drop_oldest(self) -> None:
         frame = self._frames[self._start]
         self.previous = frame.position
-        self.bytes -= len(frame.chunk)
+        self.bytes -= len(frame.chunk) + FRAME_OVERHEAD
         self._start += 1
         if self._start * 8 > len(self._frames):  # keeps at most an eighth beyond the bound
             del self._frames[: self._start]

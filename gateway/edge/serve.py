@@ -34,6 +34,10 @@ from gateway.lanes import MAX_STRAY_BYTES
 
 READ_BYTES = 4096
 
+HALF_CLOSED_SECONDS = 0.5
+"""How long an answer may still take when its asker has ended its side: some end it to say that this
+was all (``nc -N``), and hypercorn would drop the answer."""
+
 
 class Connection(TrioASGIHTTPConnection):
     """Defect C: the last message of a response is sent whole before the handler is cancelled."""
@@ -58,6 +62,7 @@ class OneRequest:
         self._write_timeout = write_timeout
         self._stream = trio.SocketStream(trio.socket.from_stdlib_socket(sock))
         self.socket = self._stream.socket
+        self._closed = trio.Event()
 
     async def receive_some(self, max_bytes: int) -> bytes:
         """The request, then nothing until the peer ends, breaks or sends too much."""
@@ -67,7 +72,10 @@ class OneRequest:
         while data := await self._stream.receive_some(READ_BYTES):
             self._stray_bytes += len(data)
             if self._stray_bytes > MAX_STRAY_BYTES:
-                break
+                return b""
+        with trio.move_on_after(HALF_CLOSED_SECONDS):
+            await self._closed.wait()
+            raise trio.ClosedResourceError
         return b""
 
     async def send_all(self, data: bytes) -> None:
@@ -75,16 +83,18 @@ class OneRequest:
         with trio.move_on_after(self._write_timeout) as patience:
             await self._stream.send_all(data)
         if patience.cancelled_caught:
-            self.socket.close()
+            self.abort()
             raise trio.BrokenResourceError
 
     async def send_eof(self) -> None:
         await self._stream.send_eof()
 
     async def aclose(self) -> None:
+        self._closed.set()
         await self._stream.aclose()
 
     def abort(self) -> None:
+        self._closed.set()
         self.socket.close()
 
 

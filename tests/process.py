@@ -1,0 +1,261 @@
+"""A node as a process of its own, and other programs beside it; none of them is left behind.
+
+Everything is waited for: output by `Child.until`, what a node knows by `eventually`.
+"""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+import h11
+import httpx
+import trio
+
+GATEWAY = str(Path(sys.executable).with_name("gateway"))
+
+PATIENCE = 20.0
+"""Seconds until what must happen is held not to: only a failing test ever waits for so long."""
+
+READ_BYTES = 64 * 1024
+
+
+def environment(**variables: str) -> dict[str, str]:
+    """This process's, without settings of a gateway and without proxies, and ``variables``."""
+    kept = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith("GATEWAY_") and not name.lower().endswith("_proxy")
+    }
+    return kept | variables
+
+
+async def eventually(holds: Callable[[], Awaitable[bool]]) -> None:
+    """Return once ``holds``, which is asked again and again."""
+    with trio.fail_after(PATIENCE):
+        while not await holds():  # noqa: ASYNC110  # it happens in another process
+            await trio.sleep(0.02)
+
+
+class Child:
+    """A running program and its output, stdout and stderr as one text."""
+
+    def __init__(self, process: trio.Process) -> None:
+        self.process = process
+        self.output = ""
+        self._at = 0
+        self._more = trio.Event()
+        self._ended = False
+
+    async def until(self, pattern: str) -> re.Match[str]:
+        """The next match of ``pattern`` in the output, behind the one that was returned last."""
+        with trio.move_on_after(PATIENCE):
+            while (found := re.compile(pattern).search(self.output, self._at)) is None:
+                if self._ended:
+                    break
+                await self._more.wait()
+        assert found is not None, f"no {pattern!r} in {self.output[self._at :]!r}"
+        self._at = found.end()
+        return found
+
+    def status(self) -> str:
+        """What Linux says of it: proc(5), /proc/pid/status."""
+        return Path(f"/proc/{self.process.pid}/status").read_text("utf-8")
+
+    def signal(self, number: signal.Signals) -> None:
+        self.process.send_signal(number)
+
+    async def stop(self) -> None:
+        """Send SIGSTOP, and return when the program has stopped."""
+        self.signal(signal.SIGSTOP)
+
+        async def is_stopped() -> bool:
+            return "State:\tT" in self.status()
+
+        await eventually(is_stopped)
+
+    async def wait(self) -> int:
+        """The exit code, once the program has ended and all its output is here."""
+        with trio.fail_after(PATIENCE):
+            while not self._ended:
+                await self._more.wait()
+            return await self.process.wait()
+
+    async def read_output(self) -> None:
+        assert self.process.stdout is not None
+        async with self.process.stdout as stdout:
+            async for data in stdout:
+                self._tell(data.decode())
+        self._ended = True
+        self._tell("")
+
+    def _tell(self, text: str) -> None:
+        self.output += text
+        self._more.set()
+        self._more = trio.Event()
+
+
+def child(*command: str, **variables: str) -> AbstractAsyncContextManager[Child]:
+    """``command`` as a child process; killed unless it has ended by itself."""
+    return _start(Child, command, variables)
+
+
+Kind = TypeVar("Kind", bound=Child)
+
+
+@asynccontextmanager
+async def _start(
+    kind: type[Kind], command: tuple[str, ...], variables: dict[str, str]
+) -> AsyncIterator[Kind]:
+    """``command`` in a process group of its own, all of which is killed in the end."""
+    process = await trio.lowlevel.open_process(
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        env=environment(**variables),
+        start_new_session=True,
+    )
+    started = kind(process)
+    try:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(started.read_output)
+            yield started
+            nursery.cancel_scope.cancel()
+    finally:
+        if process.returncode is None:
+            os.killpg(process.pid, signal.SIGKILL)
+        with trio.CancelScope(shield=True):
+            await process.wait()
+
+
+class NodeProcess(Child):
+    """A ``gateway serve`` that is ready. ``connections`` are closed when it is done with."""
+
+    port = 0
+
+    def __init__(self, process: trio.Process) -> None:
+        super().__init__(process)
+        self.connections: list[trio.SocketStream] = []
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    async def get(self, path: str) -> httpx.Response:
+        async with httpx.AsyncClient(trust_env=False, timeout=PATIENCE) as client:
+            return await client.get(self.url + path)
+
+    async def stats(self) -> dict[str, Any]:
+        stats: dict[str, Any] = (await self.get("/stats")).json()
+        return stats
+
+    async def metric(self, name: str) -> float:
+        text = (await self.get("/metrics")).text
+        return float(re.findall(rf"(?m)^gateway_{name} (\S+)$", text)[0])
+
+    async def until_metric(self, name: str, least: float) -> None:
+        async def is_reached() -> bool:
+            return await self.metric(name) >= least
+
+        await eventually(is_reached)
+
+    async def until_clients(self, count: int) -> None:
+        async def has_them() -> bool:
+            return await self.metric("clients") == count
+
+        await eventually(has_them)
+
+    async def publish(self, channel: str, *data: str) -> list[str]:
+        """Publish an event with each of ``data``; their ids."""
+        lines = "".join(f'{{"channel":"{channel}","data":"{text}"}}\n' for text in data)
+        async with httpx.AsyncClient(trust_env=False, timeout=PATIENCE) as client:
+            answer = await client.post(
+                f"{self.url}/publish",
+                content=lines,
+                headers={"Content-Type": "application/x-ndjson"},
+            )
+        ids = re.findall(r'(?m)^{"id":"(.+)"}$', answer.text)
+        assert len(ids) == len(data), answer.text
+        return ids
+
+    def resident_bytes(self) -> int:
+        return int(re.findall(r"VmRSS:\s+(\d+) kB", self.status())[0]) * 1024
+
+    async def connect(self) -> trio.SocketStream:
+        connection = await trio.open_tcp_stream("127.0.0.1", self.port)
+        self.connections.append(connection)
+        return connection
+
+    async def open_stream(self, target: str) -> "Stream":
+        """A stream whose ``connected`` has been read."""
+        stream = Stream(await self.connect())
+        await stream.request(target)
+        await stream.until(b"event: connected\n")
+        return stream
+
+
+@asynccontextmanager
+async def node(*flags: str, bind: str = "127.0.0.1:0") -> AsyncIterator[NodeProcess]:
+    """A node of the real program, listening; killed unless it has ended by itself."""
+    command = (GATEWAY, "serve", "--bind", bind, *flags)
+    async with _start(NodeProcess, command, {}) as started:
+        started.port = int((await started.until(r"on http://127\.0\.0\.1:(\d+)/"))[1])
+        try:
+            yield started
+        finally:
+            for connection in started.connections:
+                connection.socket.close()
+
+
+class Stream:
+    """An event stream read from a plain socket by h11, which knows nothing of the gateway."""
+
+    def __init__(self, transport: trio.SocketStream) -> None:
+        self.transport = transport
+        self._http = h11.Connection(h11.CLIENT)
+        self.body = b""
+        self.ended_at = 0.0
+
+    async def request(self, target: str, *headers: tuple[str, str]) -> None:
+        request = h11.Request(method="GET", target=target, headers=[("Host", "x"), *headers])
+        await self.transport.send_all(self._http.send(request) or b"")
+
+    async def until(self, text: bytes) -> None:
+        """Read on until ``text`` is in the body."""
+        with trio.fail_after(PATIENCE):
+            while text not in self.body:
+                assert await self._read(), f"{text!r} is not in {self.body!r}"
+
+    async def until_end(self) -> None:
+        """Read until the response has ended, with its last chunk, and then the connection.
+
+        Raises when either is cut short.
+        """
+        with trio.fail_after(PATIENCE):
+            while await self._read():
+                pass
+            assert await self.transport.receive_some() == b""
+        self.ended_at = time.monotonic()
+
+    async def _read(self) -> bool:
+        event = self._http.next_event()
+        while event is h11.NEED_DATA:
+            self._http.receive_data(await self.transport.receive_some(READ_BYTES))
+            event = self._http.next_event()
+        if isinstance(event, h11.Data):
+            self.body += event.data
+        return not isinstance(event, h11.EndOfMessage)
+
+
+async def in_parallel(calls: Iterable[Callable[[], Awaitable[object]]]) -> None:
+    """All of ``calls`` at once; returns when all have."""
+    async with trio.open_nursery() as nursery:
+        for call in calls:
+            nursery.start_soon(call)

@@ -1,0 +1,76 @@
+"""Imports inside the package point only downwards."""
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import gateway
+
+ROOT = Path(gateway.__file__).parent
+
+LAYERS = (
+    ("__main__",),
+    ("cli",),
+    ("follow", "server"),
+    ("front", "edge"),
+    ("api", "metrics"),
+    ("node",),
+    ("streams",),
+    ("clock", "fanout"),
+    ("hub",),
+    ("lanes", "members", "pending", "replay"),
+    ("client",),
+    ("outbox", "control", "bus"),
+    ("event", "http1", "http1_render"),
+    ("http1_head", "sse", "position"),
+    ("settings",),
+    ("config",),
+    ("names", "policy"),
+    ("errors",),
+    ("__init__",),
+)
+"""From top to bottom. Modules of one layer know nothing of each other."""
+
+LEVEL = {name: level for level, layer in enumerate(LAYERS) for name in layer}
+
+
+def room(path: Path) -> str:
+    """The module of the package, or its subpackage, that a file belongs to."""
+    return path.relative_to(ROOT).with_suffix("").parts[0]
+
+
+def imported(path: Path) -> Iterator[str]:
+    """The rooms that a file imports, wherever in the file that is."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path} imports relatively"
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+        else:
+            continue
+        for name in names:
+            package, *parts = name.split(".")
+            if package == "gateway":
+                inside = bool(parts) and parts[0] in LEVEL
+                yield parts[0] if inside else "__init__"
+
+
+SOURCES = sorted(ROOT.rglob("*.py"))
+
+
+def test_every_module_has_its_layer() -> None:
+    assert {room(path) for path in SOURCES} == set(LEVEL)
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_a_module_imports_only_from_below(path: Path) -> None:
+    own = room(path)
+    for name in imported(path):
+        assert name == own or LEVEL[name] > LEVEL[own], f"{own} imports {name}"
+
+
+def test_following_a_stream_needs_nothing_of_the_node() -> None:
+    assert set(imported(ROOT / "follow.py")) == {"errors", "sse"}

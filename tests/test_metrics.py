@@ -1,0 +1,216 @@
+"""What /metrics says: true to what happened, in names and labels that nobody outside can choose."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import fields
+
+from prometheus_client.parser import text_string_to_metric_families
+from running import Gateway, request, running, until
+
+from gateway.client import Reason
+from gateway.control import Gap
+from gateway.metrics import MEDIA_TYPE, render
+from gateway.node import Node
+
+NDJSON = b"Content-Type: application/x-ndjson\r\n"
+JSON = b"Content-Type: application/json\r\n"
+
+Samples = Mapping[tuple[str, str | None], float]
+"""Values by name and, where there is one, the reason."""
+
+
+def samples(text: str) -> Samples:
+    return {
+        (sample.name, sample.labels.get("reason")): sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+    }
+
+
+async def scrape(gateway: Gateway) -> Samples:
+    response = await gateway.ask(request("GET", "/metrics"))
+    assert (response.status, response.header("content-type")) == (200, MEDIA_TYPE)
+    return samples(response.body.decode())
+
+
+def value(of: Samples, name: str, reason: str | None = None) -> float:
+    return of[f"gateway_{name}", reason]
+
+
+async def test_names_and_labels_follow_the_rules() -> None:
+    """All begin with gateway_; counters and only they end in _total; the one label is ours."""
+    async with running(max_clients=1) as gateway:
+        await gateway.publish("a", "x")
+        first = await gateway.open("/events/a?user=x%22y")
+        await first.opened()
+        await gateway.ask(request("GET", "/events/b"))
+        text = (await gateway.ask(request("GET", "/metrics"))).body.decode()
+        families = list(text_string_to_metric_families(text))
+        assert len(families) > 20
+        for family in families:
+            assert family.name.startswith("gateway_")
+            assert family.documentation.endswith(".")
+            assert family.type in ("gauge", "counter")
+            for sample in family.samples:
+                assert sample.name.endswith("_total") == (family.type == "counter"), sample
+                assert set(sample.labels) <= {"reason"}
+        assert re.search(r"^# TYPE gateway_clients gauge$", text, re.MULTILINE)
+        reasons = {reason for _, reason in samples(text) if reason is not None}
+        ours = {*Reason, *Gap, "full", "draining", "connections", "no-descriptor"}
+        assert reasons <= ours
+
+
+async def test_no_text_of_a_stranger_is_in_the_metrics() -> None:
+    mark = "stranger"
+    async with running() as gateway:
+        wire = await gateway.open(f"/events/{mark}?user={mark}&lastEventId={mark}")
+        client = str((await wire.opened())["clientId"])
+        await gateway.publish(mark, mark, f"?event={mark}&id={mark}&key={mark}")
+        for raw in (
+            request("GET", f"/{mark}"),
+            request(mark.upper(), "/events/a"),
+            request("GET", f"/events/{mark}%20"),
+            request("GET", "/events/a", f"Host: {mark}\r\nUser-Agent: {mark}\r\n".encode()),
+        ):
+            await gateway.ask(raw)
+        text = (await gateway.ask(request("GET", "/metrics"))).body.decode()
+        assert mark not in text.lower()
+        assert client not in text
+
+
+async def test_an_idle_node_has_every_metric_at_its_beginning() -> None:
+    """A counter that only appears with its first increment hides that from ``rate()``."""
+    async with running(max_clients=7) as gateway:
+        found = await scrape(gateway)
+        assert value(found, "clients_max") == 7
+        assert value(found, "uptime_seconds") > 0
+        others = {
+            key: number
+            for key, number in found.items()
+            if key[0] not in ("gateway_clients_max", "gateway_uptime_seconds")
+        }
+        assert set(others.values()) == {0}
+        assert {reason for name, reason in found if name == "gateway_closed_total"} == set(Reason)
+        assert {reason for name, reason in found if name == "gateway_gaps_total"} == set(Gap)
+
+
+async def test_the_numbers_are_true_to_what_happened() -> None:
+    async with running(max_clients=3) as gateway:
+        direct = await gateway.open("/events?channels=a,b&user=u")
+        response = await gateway.open("/events/a", version="1.0")
+        for wire in (direct, response):
+            await wire.opened()
+        first = await gateway.publish("a", "to both")
+        await gateway.publish("b", "to one")
+        await gateway.publish("c", "to nobody", "?end=true")
+        for _ in range(2):
+            body = b'{"broadcast":true,"data":"to both, once","id":"1"}'
+            await gateway.ask(request("POST", "/publish", JSON, body=body))
+        bad = b'{"channel":"c","data":1}\n{"channel":"c d","data":1}\n{"channel":"a","data":2}\n'
+        await gateway.ask(request("POST", "/publish", NDJSON, body=bad))
+        for wire, count in ((direct, 4), (response, 3)):
+            for _ in range(count):
+                await wire.event()
+        back = await gateway.open(f"/events/a?lastEventId={first}")
+        await back.opened()
+        assert [(await back.event()).data for _ in range(2)] == ["to both, once", "2"]
+        await gateway.ask(request("GET", "/events/a"))  # one too many
+        found = await scrape(gateway)
+        for name, number in {
+            "clients": 3,
+            "channels": 4,
+            "clients_behind": 0,
+            "clients_replaying": 0,
+            "history_channels": 4,
+            "dedupe_entries": 1,
+            "pending_frames": 0,
+            "outbox_bytes": 0,
+            "draining": 0,
+            "opened_total": 3,
+            "published_total": 5,
+            "publish_repeated_total": 1,
+            "publish_refused_total": 1,
+            "delivered_total": 9,
+            "replayed_total": 2,
+            "dropped_total": 0,
+            "keepalives_total": 0,
+        }.items():
+            assert value(found, name) == number, name
+        assert value(found, "refused_total", "full") == 1
+        assert value(found, "history_bytes") > 0
+        assert 1 <= value(found, "passes_total") <= 5
+
+        await gateway.ask(request("DELETE", "/users/u"))
+        await direct.blocks()
+        await response.aclose()
+        await gateway.clients(1)
+        gone = await gateway.open("/events/a?lastEventId=what")
+        await gone.opened()
+        gateway.node.draining = True
+        found = await scrape(gateway)
+        for name, reason, number in (
+            ("closed_total", "closed", 1),
+            ("closed_total", "gone", 1),
+            ("closed_total", "draining", 0),
+            ("gaps_total", "unknown", 1),
+            ("gaps_total", "trimmed", 0),
+            ("clients", None, 2),
+            ("opened_total", None, 4),
+            ("draining", None, 1),
+        ):
+            assert value(found, name, reason) == number, (name, reason)
+
+
+async def test_what_a_stalled_reader_costs_is_seen() -> None:
+    """Behind, with a full outbox and drops, and at zero again when it has gone."""
+    async with running(outbox_frames=5, send_buffer_bytes=8192, keepalive=3600) as gateway:
+        wire = await gateway.connect(receive_buffer=4096)
+        await wire.send(request("GET", "/events/a"))
+        await wire.opened()
+        for _ in range(40):
+            await gateway.publish("a", "x" * 20_000)
+        await until(lambda: not gateway.node.hub.statistics().pending_frames)
+        found = await scrape(gateway)
+        assert value(found, "clients_behind") == 1
+        queued = value(found, "outbox_frames")
+        assert queued in (5, 6)  # and perhaps one that has been started
+        assert value(found, "outbox_bytes") >= 5 * 20_000
+        assert value(found, "dropped_total") > 0
+        delivered = value(found, "delivered_total")
+        assert delivered + queued + value(found, "dropped_total") == 40
+        await wire.aclose()
+        await gateway.quiet()
+        found = await scrape(gateway)
+        for name in ("clients", "clients_behind", "outbox_frames", "outbox_bytes"):
+            assert value(found, name) == 0
+
+
+async def test_keepalives_of_both_lanes_are_counted() -> None:
+    async with running(keepalive=0.05) as gateway:
+        wires = [await gateway.open("/events/a", version=version) for version in ("1.1", "1.0")]
+        for wire in wires:
+            await wire.opened()
+            assert (await wire.block()).event == "keepalive"
+        await until(lambda: gateway.node.hub.statistics().keepalives >= 2)  # may follow the bytes
+        assert value(await scrape(gateway), "keepalives_total") >= 2
+        before = gateway.node.hub.statistics().keepalives
+        await wires[0].aclose()
+        await gateway.clients(1)
+        for _ in range(3):
+            assert (await wires[1].block()).event == "keepalive"
+        assert gateway.node.hub.statistics().keepalives > before
+
+
+async def test_every_figure_of_the_statistics_is_in_the_metrics() -> None:
+    """One window, nothing left out: a new statistic wants a metric."""
+    async with running() as gateway:
+        node: Node = gateway.node
+        names = {name for name, _ in samples(render(node.statistics()).decode())}
+        for part in (node.statistics().hub, node.statistics().bus):
+            for field in fields(part):
+                known = {f"gateway_{prefix}{field.name}{suffix}"
+                         for prefix in ("", "clients_", "publish_", "outbox_", "history_")
+                         for suffix in ("", "_total")}  # fmt: skip
+                renamed = {"queued_frames": "outbox_frames", "queued_bytes": "outbox_bytes"}
+                known.add(f"gateway_{renamed.get(field.name, field.name)}")
+                assert known & names, field.name
