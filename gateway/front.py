@@ -13,7 +13,6 @@ import logging
 import socket
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from math import inf
 
 import trio
 
@@ -38,7 +37,7 @@ ACCEPT_PAUSE = 0.1
 """Seconds until the next try after the system had no descriptor or memory for a connection."""
 
 WATCH_SECONDS = 0.25
-"""Between two looks for overdue connections: how much later than told one may be ended."""
+"""Between two looks at the connections: one may be ended as much as two looks late."""
 
 BODIES_BYTES = 64 * 1024 * 1024
 """Of request bodies that are being read, over all connections: 64 of the largest by default."""
@@ -129,8 +128,7 @@ class Front:
             await trio.sleep(WATCH_SECONDS)
             now = trio.current_time()
             for connection in self._connections:
-                if connection.deadline < now:
-                    connection.scope.cancel()
+                connection.look(now)
 
     async def _serve(self, sock: socket.socket, peer: str) -> None:
         connection = _Connection(self, sock, peer)
@@ -166,8 +164,8 @@ class _Connection:
         self._has_received = False
         self._held = 0
         self.scope = trio.CancelScope()
-        self.deadline = inf
-        """When ``scope`` is to be cancelled: set while the peer is waited for."""
+        self._deadline: float | None = None
+        """When ``scope`` is to be cancelled; None from a new phase until it is next looked at."""
 
     def close(self) -> None:
         """Close the connection, unless it has been handed over."""
@@ -204,7 +202,7 @@ class _Connection:
                 await self._send(CONTINUE)
                 reader.continue_sent()
             if reader.phase is not self.phase:
-                self._wait_in(reader.phase)
+                self.phase, self._deadline = reader.phase, None
             data = await self._receive()
             if not data:
                 return None
@@ -215,7 +213,6 @@ class _Connection:
             return None
         self._release()
         self.phase = None
-        self.deadline = inf
         return request
 
     def _hold(self, size: int) -> None:
@@ -230,13 +227,19 @@ class _Connection:
         self._front.held_bytes -= self._held
         self._held = 0
 
-    def _wait_in(self, phase: Phase) -> None:
+    def look(self, now: float) -> None:
+        """End the connection if its peer has been waited for too long in one phase."""
         config = self._node.config
-        self.phase = phase
-        patience = config.idle_timeout
-        if phase is not Phase.IDLE:
-            patience = config.head_timeout if phase is Phase.HEAD else config.body_timeout
-        self.deadline = trio.current_time() + patience
+        if self.phase is None:
+            return
+        if self._deadline is None:
+            patience = config.idle_timeout
+            if self.phase is not Phase.IDLE:
+                in_head = self.phase is Phase.HEAD
+                patience = config.head_timeout if in_head else config.body_timeout
+            self._deadline = now + patience
+        elif self._deadline < now:
+            self.scope.cancel()
 
     async def _serve(self, parsed: Parsed) -> bool:
         """Answer one request; whether another one may follow on the connection."""
@@ -291,15 +294,17 @@ class _Connection:
                 left -= len(data)
 
     async def _receive(self) -> bytes:
-        """What the peer has sent. Waits even when something is there already, so that a peer that
-        is quick takes turns with everybody else; but for the first time, as it costs 10 us."""
+        """What the peer has sent. But for the first time it lets everybody else have a turn before:
+        a busy peer's next request is there by then, and to find it so is cheaper than to wait."""
         assert self._sock is not None
+        if self._has_received:
+            await trio.lowlevel.checkpoint()
+        self._has_received = True
         while True:
-            if self._has_received:
-                await trio.lowlevel.wait_readable(self._sock)
-            self._has_received = True
-            with suppress(BlockingIOError):
+            try:
                 return self._sock.recv(READ_BYTES)
+            except BlockingIOError:
+                await trio.lowlevel.wait_readable(self._sock)
 
     async def _send(self, data: bytes) -> None:
         """Raises BrokenPipeError when the peer does not read it all within ``write_timeout``."""

@@ -151,6 +151,9 @@ def _raw_event(node: Node, request: Request) -> Event:
         data = request.body.decode()
     except UnicodeDecodeError:
         raise BadRequest("The body is not UTF-8; data of other kinds must be encoded.") from None
+    channels = (_publishable(request.path[len(PATH) + 1 :]),)
+    if not request.query:
+        return _checked(node, Event(channels, data))
     retry = request.first("retry")
     if retry is not None and not (retry.isascii() and retry.isdigit() and len(retry) <= 10):
         raise BadRequest("retry is a whole number of milliseconds.")
@@ -160,7 +163,7 @@ def _raw_event(node: Node, request: Request) -> Event:
     return _checked(
         node,
         Event(
-            (_publishable(request.path[len(PATH) + 1 :]),),
+            channels,
             data,
             request.first("event"),
             int(retry) if retry is not None else None,
@@ -232,9 +235,8 @@ def _checked(node: Node, event: Event) -> Event:
     if event.retry is not None and not 0 <= event.retry <= MAX_RETRY_MS:
         raise BadRequest(f"retry is a number of milliseconds from 0 to {MAX_RETRY_MS}.")
     most = node.config.max_event_bytes
-    if (
-        len(event.data) * (MAX_UTF8 + LINE_OVERHEAD) + EVENT_OVERHEAD > most
-    ):  # it might be too large
+    at_most = len(event.data) * (MAX_UTF8 + LINE_OVERHEAD) + EVENT_OVERHEAD
+    if at_most > most:  # then it is worth counting
         lines = event.data.count("\n") + event.data.count("\r") + 1
         size = len(event.data.encode()) + lines * LINE_OVERHEAD
         if size > most:
