@@ -214,6 +214,8 @@ class Client:
             self.stage_control(control.dropped(hole))
         if frame is not None:
             self.stage_frame(frame)
+        elif self.outbox is not None:  # the last hole, now told: nothing of it is owed any more
+            self.position = max(self.position, self.outbox.dropped_to)
 
     def flush(self) -> bool:
         """Write what waits, as far as the socket accepts; True when nothing waits any more.

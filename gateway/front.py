@@ -1,34 +1,19 @@
-"""Accepted connections: the two hot requests are served here, all others by the edge behind.
-
-One task per connection that is not a live stream. It reads one request after the other, hands what
-each means to the api, and ends when the connection does, becomes a live stream, or is the edge's.
+"""The front: accepts connections, and has a task for each that is not a live stream.
 
 1. A connection contains its own errors: whatever it sends costs nobody else anything.
-2. Every wait on a peer has a deadline: idle, head, body, answer.
-3. A stream takes its connection for good: nothing sent after the request is ever a request.
-4. Connections are counted; over the bound they are told so and closed.
+2. Connections are counted; over the bound they are told so, and far over it closed.
+3. Accepting is paced, so that a storm of connections takes turns with the fan-out.
 """
 
 import logging
 import socket
 from collections.abc import Awaitable, Callable
-from contextlib import suppress
 
 import trio
 
-from gateway.api.publish import PATH as PUBLISH
-from gateway.api.publish import publish
-from gateway.api.request import Answer, Request, parse_target, problem
-from gateway.api.subscribe import PATH as EVENTS
-from gateway.api.subscribe import STREAM_HEADERS, subscribe, turn_away
-from gateway.errors import GatewayError, RequestTimeout, Unavailable
-from gateway.http1 import Parsed, Phase, RequestReader
-from gateway.http1_render import CONTINUE, render_response
+from gateway.connection import Connection, Service
+from gateway.http1 import Parsed, Phase
 from gateway.node import Node
-from gateway.streams import EventStream
-
-READ_BYTES = 16 * 1024
-"""Read at a time: what a hostile body makes the parser do with it stays under five milliseconds."""
 
 ACCEPTS_PER_TICK = 16
 """Connections accepted between two checkpoints: a storm of them takes turns with the fan-out."""
@@ -39,26 +24,10 @@ ACCEPT_PAUSE = 0.1
 WATCH_SECONDS = 0.25
 """Between two looks at the connections: one may be ended as much as two looks late."""
 
-BODIES_BYTES = 64 * 1024 * 1024
-"""Of request bodies that are being read, over all connections: 64 of the largest by default."""
-
 CROWD = 32
 """Connections beyond the bound that are still told so; any others are closed at once."""
 
-LINGER_SECONDS = 1.0
-LINGER_BYTES = 1024 * 1024
-"""How long and how much is still read after a last answer: closing a socket with unread input
-resets the connection, and the peer may then lose the answer (RFC 9112 9.6)."""
-
-_STREAM_HEAD = (
-    b"HTTP/1.1 200 OK\r\n"
-    + b"".join(b"%b: %b\r\n" % pair for pair in STREAM_HEADERS)
-    + b"Connection: close\r\nTransfer-Encoding: chunked\r\n\r\n"
-)
-
 _log = logging.getLogger(__name__)
-
-_EVENTS, _PUBLISH = EVENTS.encode(), PUBLISH.encode()
 
 
 class Front:
@@ -71,11 +40,9 @@ class Front:
     ) -> None:
         """``edge`` serves a request that is not hot on its connection, and closes that."""
         self.node = node
-        self.edge = edge
+        self._service = Service(node, edge)
         self._max_connections = max_connections
-        self._connections: set[_Connection] = set()
-        self.held_bytes = 0
-        """Of request bodies that are being read."""
+        self._connections: set[Connection] = set()
 
     @property
     def serving(self) -> bool:
@@ -131,7 +98,7 @@ class Front:
                 connection.look(now)
 
     async def _serve(self, sock: socket.socket, peer: str) -> None:
-        connection = _Connection(self, sock, peer)
+        connection = Connection(self._service, sock, peer)
         self._connections.add(connection)
         crowd = len(self._connections) + len(self.node.hub.members.clients) - self._max_connections
         try:
@@ -146,192 +113,3 @@ class Front:
         finally:
             self._connections.discard(connection)
             connection.close()
-
-
-class _Connection:
-    def __init__(self, front: Front, sock: socket.socket, peer: str) -> None:
-        config = front.node.config
-        self._front = front
-        self._node = front.node
-        self._sock: socket.socket | None = sock
-        self._peer = peer
-        self._reader = RequestReader(
-            max_head_bytes=config.max_head_bytes, max_body_bytes=config.max_body_bytes
-        )
-        self.phase: Phase | None = None
-        """What the peer is waited for; None while it is not."""
-        self._crowded = False
-        self._has_received = False
-        self._held = 0
-        self.scope = trio.CancelScope()
-        self._deadline: float | None = None
-        """When ``scope`` is to be cancelled; None from a new phase until it is next looked at."""
-
-    def close(self) -> None:
-        """Close the connection, unless it has been handed over."""
-        self._release()
-        if self._sock is not None:
-            trio.lowlevel.notify_closing(self._sock)
-            self._sock.close()
-
-    async def run(self, *, crowded: bool) -> None:
-        """Serve requests until the connection ends, is handed over, or is too slow.
-
-        On a crowded node streams and publishes are told to come back.
-        """
-        self._crowded = crowded
-        with self.scope:
-            try:
-                while (request := await self._next_request()) is not None:
-                    if not await self._serve(request):
-                        break
-            except GatewayError as error:
-                await self.end_with(problem(error))
-        if self.scope.cancel_called and self.phase in (Phase.HEAD, Phase.BODY):
-            part, setting = "head", "head_timeout"
-            if self.phase is Phase.BODY:
-                part, setting = "body", "body_timeout"
-            late = RequestTimeout(f"The request's {part} came too slowly ({setting}).")
-            await self.end_with(problem(late))
-
-    async def _next_request(self) -> Parsed | None:
-        """The next request; None when the peer has ended."""
-        reader = self._reader
-        while (request := reader.next_request()) is None:
-            if reader.expects_continue:
-                await self._send(CONTINUE)
-                reader.continue_sent()
-            if reader.phase is not self.phase:
-                self.phase, self._deadline = reader.phase, None
-            data = await self._receive()
-            if not data:
-                return None
-            reader.receive_data(data)
-            if self.phase is Phase.BODY:
-                self._hold(len(data))
-        if self.scope.cancel_called:  # it came at the very last, and no answer could be awaited
-            return None
-        self._release()
-        self.phase = None
-        return request
-
-    def _hold(self, size: int) -> None:
-        """Count ``size`` bytes of a body that is being read; raises Unavailable at the bound."""
-        self._held += size
-        self._front.held_bytes += size
-        if self._front.held_bytes > BODIES_BYTES:
-            self._node.refuse("bodies")
-            raise Unavailable("The node is reading as many request bodies as it can hold.")
-
-    def _release(self) -> None:
-        self._front.held_bytes -= self._held
-        self._held = 0
-
-    def look(self, now: float) -> None:
-        """End the connection if its peer has been waited for too long in one phase."""
-        config = self._node.config
-        if self.phase is None:
-            return
-        if self._deadline is None:
-            patience = config.idle_timeout
-            if self.phase is not Phase.IDLE:
-                in_head = self.phase is Phase.HEAD
-                patience = config.head_timeout if in_head else config.body_timeout
-            self._deadline = now + patience
-        elif self._deadline < now:
-            self.scope.cancel()
-
-    async def _serve(self, parsed: Parsed) -> bool:
-        """Answer one request; whether another one may follow on the connection."""
-        target = parsed.target
-        hot = parsed.version == "1.1" and (
-            (parsed.method == "POST" and _is_under(target, _PUBLISH))
-            or (parsed.method == "GET" and _is_under(target, _EVENTS))
-        )
-        if not hot:
-            sock, self._sock = self._sock, None
-            assert sock is not None
-            await self._front.edge(parsed, sock)
-            return False
-        try:
-            request = Request(
-                parsed.method, *parse_target(target), parsed.header, parsed.body, self._peer
-            )
-        except GatewayError as error:
-            await self.end_with(problem(error))
-            return False
-        result: Answer | EventStream
-        if self._crowded:
-            result = turn_away(self._node, request, "connections")
-        else:
-            serve = publish if parsed.method == "POST" else subscribe
-            result = await serve(self._node, request)
-        if isinstance(result, EventStream):
-            await self._stream(result)
-            return False
-        if not parsed.keep_alive or self._node.draining:
-            await self.end_with(result)
-            return False
-        await self._send(_rendered(result, keep_alive=True))
-        if self._reader.buffered:
-            await trio.lowlevel.checkpoint()  # as in _receive, for requests that came together
-        return True
-
-    async def _stream(self, stream: EventStream) -> None:
-        streams = self._node.streams
-        client = await streams.open(stream, self._sock, preamble=_STREAM_HEAD)
-        self._sock = None
-        await streams.serve(client)
-
-    async def end_with(self, answer: Answer) -> None:
-        """Send a last answer so that it arrives, and end the connection."""
-        await self._send(_rendered(answer, keep_alive=False))
-        assert self._sock is not None
-        self._sock.shutdown(socket.SHUT_WR)
-        left = LINGER_BYTES
-        with trio.move_on_after(LINGER_SECONDS):
-            while left > 0 and (data := await self._receive()):
-                left -= len(data)
-
-    async def _receive(self) -> bytes:
-        """What the peer has sent. But for the first time it lets everybody else have a turn before:
-        a busy peer's next request is there by then, and to find it so is cheaper than to wait."""
-        assert self._sock is not None
-        if self._has_received:
-            await trio.lowlevel.checkpoint()
-        self._has_received = True
-        while True:
-            try:
-                return self._sock.recv(READ_BYTES)
-            except BlockingIOError:
-                await trio.lowlevel.wait_readable(self._sock)
-
-    async def _send(self, data: bytes) -> None:
-        """Raises BrokenPipeError when the peer does not read it all within ``write_timeout``."""
-        assert self._sock is not None
-        try:
-            sent = self._sock.send(data)
-        except BlockingIOError:
-            sent = 0
-        if sent == len(data):
-            return
-        with trio.move_on_after(self._node.config.write_timeout):
-            while True:
-                await trio.lowlevel.wait_writable(self._sock)
-                with suppress(BlockingIOError):
-                    sent += self._sock.send(memoryview(data)[sent:])
-                if sent == len(data):
-                    return
-        raise BrokenPipeError
-
-
-def _is_under(target: bytes, path: bytes) -> bool:
-    """Whether a target in origin form names ``path`` or something below it."""
-    return target.startswith(path) and target[len(path) : len(path) + 1] in (b"", b"/", b"?")
-
-
-def _rendered(answer: Answer, *, keep_alive: bool) -> bytes:
-    headers = answer.headers
-    if answer.body:
-        headers = ((b"Content-Type", answer.media_type.encode()), *headers)
-    return render_response(answer.status, headers, answer.body, keep_alive=keep_alive)

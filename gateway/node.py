@@ -75,6 +75,11 @@ class Node:
         """Count a request that was turned away. ``reason`` is one of ours, never the client's."""
         self.refused[reason] = self.refused.get(reason, 0) + 1
 
+    def count_refusal(self, status: int) -> None:
+        """Count an answer of 400 or above; those of 503 have a reason of their own already."""
+        if status != 503:
+            self.refuse(str(status))
+
     @property
     def ready(self) -> bool:
         return not self.draining and len(self.hub.members.clients) < self.max_clients

@@ -13,6 +13,7 @@ import trio
 
 from gateway.event import Frame
 from gateway.policy import Policy
+from gateway.position import ZERO, Position
 
 LATEST_SLACK = 2
 """Slots per frame, so that clearing out replaced entries costs each frame one move on average."""
@@ -29,7 +30,17 @@ class Entry:
 
 
 class Outbox:
-    __slots__ = ("_give", "_newest", "_take", "bytes", "frames", "hole", "max_bytes", "max_frames")
+    __slots__ = (
+        "_give",
+        "_newest",
+        "_take",
+        "bytes",
+        "dropped_to",
+        "frames",
+        "hole",
+        "max_bytes",
+        "max_frames",
+    )
 
     def __init__(self, *, max_frames: int, max_bytes: int) -> None:
         self.max_frames = max_frames
@@ -37,6 +48,8 @@ class Outbox:
         self.frames = 0
         self.bytes = 0
         self.hole = 0
+        self.dropped_to: Position = ZERO
+        """The position of the last frame that was not taken."""
         self._give, self._take = trio.open_memory_channel[Entry](max_frames * LATEST_SLACK)
         self._newest: dict[tuple[tuple[str, ...], str | None], Entry] = {}
 
@@ -53,6 +66,7 @@ class Outbox:
             if policy is Policy.DISCONNECT or policy is Policy.CATCH_UP:
                 return None
             self.hole += 1
+            self.dropped_to = frame.position
             return dropped + 1
         entry = Entry(frame)
         try:

@@ -362,17 +362,16 @@ def test_every_event_is_delivered_once_or_told_missing_where_it_is(
                 await peer.read_all()
                 rig.check_counters()
                 wanted = [str(p) for p, channels in published if channels & {*names}]
-                check_told(peer, wanted, replayed=Policy.CATCH_UP in (policy, other))
+                check_told(peer, wanted)
 
     with patch.object(fanout, "YIELD_EVERY", 1):
         trio.run(check, clock=MockClock())
 
 
-def check_told(peer: Peer, wanted: list[str], *, replayed: bool) -> None:
+def check_told(peer: Peer, wanted: list[str]) -> None:
     """Every wanted event came in order, or its absence was told exactly where it is.
 
-    A hole that grows after it was told is told in two notices, one after the other. One that was
-    told may be ``replayed`` after all, when another channel's policy is to catch up.
+    A hole that grows after it was told is told in two notices, one after the other.
     """
     assert peer.gaps == []
     at = hole = 0
@@ -381,13 +380,11 @@ def check_told(peer: Peer, wanted: list[str], *, replayed: bool) -> None:
             hole += int(event.data.removeprefix('{"count":').removesuffix("}"))
         elif event.event == "message":
             place = wanted.index(event.last_event_id)
-            assert 0 <= place - at <= hole
-            assert replayed or place - at == hole
+            assert place - at == hole
             at, hole = place + 1, 0
     if not peer.eof:
-        assert len(wanted) - at <= hole
-        assert replayed or len(wanted) - at == hole
-        assert replayed or peer.client.written + peer.client.dropped == len(wanted)
+        assert len(wanted) - at == hole
+        assert peer.client.written + peer.client.dropped == len(wanted)
         assert peer.client.state is State.LIVE
 
 

@@ -44,6 +44,13 @@ def make_app(node: Node) -> QuartTrio:
     if node.config.demo:
         _add_demo(app)
     app.register_error_handler(HTTPException, _http_error)
+
+    @app.after_request
+    async def count(response: Response) -> Response:
+        if response.status_code >= 400:
+            node.count_refusal(response.status_code)
+        return response
+
     app.register_error_handler(GatewayError, _refused)
     return app
 
