@@ -1,3 +1,3 @@
-"""A horizontally scaled gateway for Server-Sent Events."""
+"""A gateway for Server-Sent Events that loses nothing silently."""
 
 __version__ = "0.1.0"

@@ -167,7 +167,9 @@ class Config:
         int, Between(1, 10_000, "channels"), "channels of one stream; Centrifugo allows 128"
     ] = 100
     max_event_bytes: Annotated[
-        int, Between(1, GIB, "bytes"), "one rendered event, 256 KiB; Amazon SNS has the same bound"
+        int,
+        Between(1, GIB, "bytes"),
+        "one rendered event, 256 KiB; the default of Amazon SNS",
     ] = 256 * KIB
     max_body_bytes: Annotated[
         int, Between(1, GIB, "bytes"), "one request body, 1 MiB; nginx's client_max_body_size"

@@ -14,6 +14,9 @@ import msgspec
 from gateway import sse
 from gateway.position import Closed, Position
 
+TYPES = frozenset({"connected", "dropped", "gap", "keepalive", "reconnect"})
+"""Event types that only the gateway uses: a publisher's ``gap`` would be believed."""
+
 RETRY_JITTER = 0.5
 """Of the configured delay, either way: clients that were cut together do not return together."""
 

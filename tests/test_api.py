@@ -169,6 +169,12 @@ REFUSED = {
     "a line feed in the key": Case(described(channel="a", data="x", key="\n"), 400, "key must not"),
     "an empty type": Case(described(channel="a", data="x", event=""), 400, "event has 1 to 200"),
     "an id that is too long": Case(described(channel="a", data="x", id=LONG), 400, "id has 1 to"),
+    "the gateway's own event type": Case(
+        described(channel="a", data="x", event="gap"), 400, "the gateway's own"
+    ),
+    "raw data of the gateway's own type": Case(
+        post("/publish/a?event=connected", TEXT, b"x"), 400, "the gateway's own"
+    ),
     "a negative retry": Case(described(channel="a", data="x", retry=-1), 400, "from 0 to"),
     "too long a retry": Case(
         described(channel="a", data="x", retry=MAX_RETRY_MS + 1), 400, str(MAX_RETRY_MS)

@@ -8,6 +8,7 @@ import msgspec
 import trio
 from msgspec import UNSET, Raw, Struct, UnsetType
 
+from gateway import control
 from gateway.api.request import JSON, NDJSON, Answer, Request, problem
 from gateway.errors import (
     BadRequest,
@@ -80,7 +81,7 @@ async def _publish_one(node: Node, event: Event) -> Answer:
     (result,) = await node.bus.publish((event,))
     if isinstance(result, GatewayError):
         raise result
-    return Answer(202, b'{"id":"%d-%d"}' % result)
+    return Answer(202, b'{"id":"%d-%d"}\n' % result)
 
 
 async def _publish_lines(node: Node, body: bytes) -> Answer:
@@ -223,6 +224,11 @@ def _data(document: Document) -> str:
 
 def _checked(node: Node, event: Event) -> Event:
     """The event, if all its members are within their bounds."""
+    if event.type in control.TYPES:
+        raise BadRequest(
+            f"The event type {event.type} is the gateway's own, as are "
+            f"{', '.join(sorted(control.TYPES - {event.type}))}; take another."
+        )
     if event.end and any(map(is_reserved, event.channels)):
         raise BadRequest("What goes to a user or to everybody has no end; leave end out.")
     for name, value in (("event", event.type), ("key", event.key), ("id", event.id)):

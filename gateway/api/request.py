@@ -109,8 +109,8 @@ class Answer:
 
 
 def answer(status: int, value: object) -> Answer:
-    """``value`` as JSON."""
-    return Answer(status, msgspec.json.encode(value))
+    """``value`` as JSON, with the line end that a terminal likes."""
+    return Answer(status, msgspec.json.encode(value) + b"\n")
 
 
 def problem(error: GatewayError) -> Answer:
@@ -120,4 +120,4 @@ def problem(error: GatewayError) -> Answer:
         headers = ((b"Retry-After", b"%d" % RETRY_AFTER_SECONDS),)
     elif isinstance(error, MethodNotAllowed):
         headers = ((b"Allow", error.allow.encode()),)
-    return Answer(error.status, msgspec.json.encode(error.problem()), PROBLEM, headers)
+    return Answer(error.status, msgspec.json.encode(error.problem()) + b"\n", PROBLEM, headers)
