@@ -86,6 +86,7 @@ class Client:
         "behind_since",
         "channels",
         "dropped",
+        "ended",
         "farewell",
         "given",
         "id",
@@ -125,6 +126,8 @@ class Client:
         self.outbox: Outbox | None = None
         self.staged: deque[tuple[bytes | memoryview, Frame | None]] | None = None
         self.farewell = b""
+        self.ended: tuple[str, ...] = ()
+        """Channels that have had their last event, while that still waits here."""
         self.reason: Reason | None = None
         self.writable: trio.Event | None = None
         """What whoever replays to this client waits for: its socket accepts, or it has ended."""
@@ -263,11 +266,6 @@ class Client:
                 self.written += 1
                 self.totals.delivered += 1
 
-    def forget_hole(self, hole: int) -> None:
-        """Frames that were dropped will be replayed after all. `totals` never go down."""
-        self.offered -= hole
-        self.dropped -= hole
-
     def _stage_waiting(self) -> bool:
         size = 0
         while self.outbox and size < FLUSH_BYTES and (taken := self.outbox.take()):
@@ -290,8 +288,7 @@ class Client:
         """Throw the outbox away. What waits in it will be replayed, and so will its holes."""
         if self.outbox is None:
             return
-        self.offered -= self.outbox.frames  # one of them may be in the hands of `wait`
-        while taken := self.outbox.take():
-            self.forget_hole(taken[0])
+        self.offered -= self.outbox.frames + self.outbox.untold
+        self.dropped -= self.outbox.untold  # while `totals` never go down
         self.outbox.close()
         self.outbox = None

@@ -29,7 +29,8 @@ READ_BYTES = 16 * 1024
 """Read at a time: what a hostile body makes the parser do with it stays under five milliseconds."""
 
 BODIES_BYTES = 64 * 1024 * 1024
-"""Of request bodies that are being read, over all connections: 64 of the largest by default."""
+"""Of request bodies that take more than one read, until they are answered, over all connections:
+64 of the largest by default. A chunked one counts as the largest."""
 
 LINGER_SECONDS = 1.0
 LINGER_BYTES = 1024 * 1024
@@ -55,7 +56,8 @@ class Service:
         self.node = node
         self.edge = edge
         self.held_bytes = 0
-        """Of request bodies that are being read."""
+        """Of request bodies that are being read or worked on."""
+        self.released = trio.Event()
 
 
 class Connection:
@@ -96,6 +98,7 @@ class Connection:
                 while (request := await self._next_request()) is not None:
                     if not await self._serve(request):
                         break
+                    self._release()
             except GatewayError as error:
                 self.phase = None
                 await self._end_with(problem(error))
@@ -110,34 +113,40 @@ class Connection:
         """The next request; None when the peer has ended."""
         reader = self._reader
         while (request := reader.next_request()) is None:
+            if reader.phase is not self.phase:
+                self.phase, self._deadline = reader.phase, None
+                if self.phase is Phase.BODY:
+                    await self._hold(reader.body_bound)
             if reader.expects_continue:
                 await self._send(CONTINUE)
                 reader.continue_sent()
-            if reader.phase is not self.phase:
-                self.phase, self._deadline = reader.phase, None
             data = await self._receive()
             if not data:
                 return None
             reader.receive_data(data)
-            if self.phase is Phase.BODY:
-                self._hold(len(data))
         if self.scope.cancel_called:  # it came at the very last, and no answer could be awaited
             return None
-        self._release()
         self.phase = None
         return request
 
-    def _hold(self, size: int) -> None:
-        """Count ``size`` bytes of a body that is being read; raises Unavailable at the bound."""
-        self._held += size
-        self._service.held_bytes += size
-        if self._service.held_bytes > BODIES_BYTES:
-            self._node.refuse("bodies")
-            raise Unavailable("The node is reading as many request bodies as it can hold.")
+    async def _hold(self, size: int) -> None:
+        """Have room for a body until it is answered; raises Unavailable after a bounded wait."""
+        service = self._service
+        with trio.move_on_after(self._node.config.publish_wait):
+            while service.held_bytes and service.held_bytes + size > BODIES_BYTES:
+                await service.released.wait()
+            self._held = size
+            service.held_bytes += size
+            return
+        self._node.refuse("bodies")
+        raise Unavailable("The node is working on as many request bodies as it can hold.")
 
     def _release(self) -> None:
-        self._service.held_bytes -= self._held
-        self._held = 0
+        if self._held:
+            self._service.held_bytes -= self._held
+            self._held = 0
+            self._service.released.set()
+            self._service.released = trio.Event()
 
     def look(self, now: float) -> None:
         """End the connection if its peer has been waited for too long in one phase."""
@@ -200,6 +209,7 @@ class Connection:
         """Send a last answer so that it arrives, and end the connection."""
         self._count(answer)
         await self._send(_rendered(answer, keep_alive=False))
+        self._release()
         assert self._sock is not None
         self._sock.shutdown(socket.SHUT_WR)
         left = LINGER_BYTES

@@ -2,7 +2,7 @@
 
 An `Event` is what was asked for; a `Frame` is that event rendered once, with its position, and
 shared by all of its receivers and by history. Frames never change. Both are kept out of the garbage
-collector's sight (they hold no cycles), since a node keeps hundreds of thousands of them.
+collector's sight, positions apart (they hold no cycles): a node keeps hundreds of thousands.
 """
 
 import msgspec

@@ -58,15 +58,20 @@ class Fanout:
     async def _send_merged(self, wanted: dict[str, list[Frame]], before: Position) -> None:
         """A pass over several channels: clients of the same of them share one join."""
         names_of: dict[Client, tuple[str, ...]] = {}
+        turn = 0
         for name in wanted:
             channel = self._hub.members.channels.get(name)
-            for turn, client in enumerate(tuple(channel.members) if channel is not None else (), 1):
+            for client in tuple(channel.members) if channel is not None else ():
                 names_of[client] = (*names_of.get(client, ()), name)
+                turn += 1
                 if not turn % GROUP_EVERY:
                     await trio.lowlevel.checkpoint()
         groups: dict[tuple[str, ...], list[Client]] = {}
         for client, names in names_of.items():
             groups.setdefault(names, []).append(client)
+            turn += 1
+            if not turn % GROUP_EVERY:
+                await trio.lowlevel.checkpoint()
         for names, clients in groups.items():
             batch = wanted[names[0]]
             if len(names) > 1:
@@ -81,7 +86,7 @@ class Fanout:
             members = tuple(channel.members) if channel is not None else ()
             for turn, client in enumerate(members, 1):
                 if client.state in (State.LIVE, State.BEHIND):
-                    self._hub.end_channel(client, name, frame.position)
+                    self._hub.end_channel(client, name)
                 if not turn % YIELD_EVERY:
                     await trio.lowlevel.checkpoint()
 
@@ -92,7 +97,7 @@ class Fanout:
         """
         data = b"".join([frame.chunk for frame in frames])
         size, count, first, live = len(data), len(frames), frames[0].position, State.LIVE
-        hub, now, work, delivered = self._hub, trio.current_time(), self._work, 0
+        hub, now, work, delivered = self._hub, trio.current_time(), self._work + count, 0
         for client in clients:
             if work >= YIELD_EVERY:
                 hub.totals.delivered += delivered

@@ -117,6 +117,11 @@ class RequestReader:
         """Whether input waits behind the request that was returned last."""
         return self._at < len(self._input)
 
+    @property
+    def body_bound(self) -> int:
+        """The most bytes that the body has which is being read."""
+        return self._max_body_bytes if self._length == CHUNKED else self._length
+
     def receive_data(self, data: bytes) -> None:
         """Take what was read from the socket, 64 KiB at most. Never raises."""
         if self._ended:

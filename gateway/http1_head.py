@@ -46,7 +46,12 @@ _VERSIONS = {b" HTTP/1.1": "1.1", b" HTTP/1.0": "1.0"}
 _LINE_BYTES = bytes([0x09, *range(0x20, 0x7F), *range(0x80, 0x100)])
 
 # RFC 3986 3.2.2 and 3.2.3, without the userinfo that RFC 9110 4.2.4 forbids; never empty (4.2.1).
-_AUTHORITY = re.compile(rb"(?:\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._~!$&'()*+,;=%-]+)(?::[0-9]*)?")
+# Of names only those that a resolver takes (RFC 1123 2.1, and the underscores that people use): the
+# server behind fails at others.
+_AUTHORITY = re.compile(
+    rb"(?=.{1,261}\Z)(?:\[[0-9A-Fa-f:.]{2,45}\]"
+    rb"|[A-Za-z0-9_-]{1,63}(?:\.[A-Za-z0-9_-]{1,63})*\.?)(?::[0-9]{0,5})?"
+)
 
 _ABSOLUTE_FORM = re.compile(rb"https?://([^/?#]*)(.*)", re.IGNORECASE)
 

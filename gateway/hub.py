@@ -24,6 +24,9 @@ from gateway.pending import Pending
 from gateway.policy import Policy
 from gateway.position import ZERO, Position
 
+CLOSES_PER_TICK = 256
+"""Stalled clients closed at a time; the others with the next tick."""
+
 _RANK = {policy: rank for rank, policy in enumerate(Policy)}
 
 
@@ -81,7 +84,7 @@ class Hub:
         await self._poller.run()
 
     def proven(self, client: Client) -> Position:
-        """The latest position up to which a client for which nothing waits has been given all."""
+        """The latest position up to which a client, for which nothing waits, has been given all."""
         if self.pending or self.turn.locked():
             return client.position
         return max(client.position, self._watermark())
@@ -116,6 +119,7 @@ class Hub:
         if client.state is State.LIVE:
             client.position = max(client.position, self.pending.taken)
         client.abandon_outbox()
+        client.ended = ()  # the replay finds it out
         self._behind.pop(client, None)
         client.state = State.REPLAYING
 
@@ -219,20 +223,35 @@ class Hub:
             client.abandon_outbox()
             self._behind.pop(client, None)
             client.state = State.LIVE
+            self.end_given_channels(client)
 
     def _outbox(self) -> Outbox:
         return Outbox(max_frames=self._config.outbox_frames, max_bytes=self._config.outbox_bytes)
 
     # -- channels that end
 
-    def end_channel(self, client: Client, name: str, position: Position) -> None:
+    def stands(self, client: Client) -> Position:
+        """A position for a stream's last id: none that it has been given is later."""
+        return max(client.position, self.pending.taken)
+
+    def end_channel(self, client: Client, name: str) -> None:
         """A client has been given a channel's last event; without another one its stream ends."""
         if is_reserved(name):
             return
+        if client.state is State.BEHIND and client.waits:
+            client.ended = (*client.ended, name)  # what waits of it is given first
+            return
         self.members.leave(client, name)
         if all(is_reserved(channel.name) for channel in client.channels):
-            stands = max(position, client.position, self.pending.taken)  # ids never go backwards
-            self.finish(client, Reason.ENDED, control.closed(stands))
+            self.finish(client, Reason.ENDED, control.closed(self.stands(client)))
+
+    def end_given_channels(self, client: Client) -> None:
+        """End the channels whose last event waited, once nothing waits any more."""
+        if client.ended and not client.waits:
+            ended, client.ended = client.ended, ()
+            for name in ended:
+                if client.has(name):
+                    self.end_channel(client, name)
 
     # -- what the clock brings
 
@@ -266,9 +285,9 @@ class Hub:
     def close_stalled(self) -> None:
         """Close clients that have been behind for too long."""
         since = trio.current_time() - self._config.max_behind_seconds
-        for client in tuple(self._behind):
-            if client.waits and client.behind_since < since:
-                self.close(client, Reason.STALLED)
+        stalled = [c for c in self._behind if c.waits and c.behind_since < since]
+        for client in stalled[:CLOSES_PER_TICK]:
+            self.close(client, Reason.STALLED)
 
     def statistics(self) -> HubStatistics:
         behind = [client for client in self._behind if client.waits]

@@ -19,8 +19,9 @@ from gateway.client import Client, Reason, State
 MAX_STRAY_BYTES = 4096
 """What a client may send on its stream (a stray CRLF, a pipelined request) before it is closed."""
 
-BATCH = 32
-"""Notifications handled between two checkpoints: each may fill a whole send buffer."""
+BATCH = 8
+"""Notifications handled between two checkpoints: each may fill a whole send buffer, or write a
+thousand small frames, in half a millisecond."""
 
 _READ = select.EPOLLIN | select.EPOLLRDHUP
 _GONE = select.EPOLLRDHUP | select.EPOLLHUP | select.EPOLLERR
@@ -39,8 +40,8 @@ class Poller:
     def add(self, client: Client) -> None:
         assert client.sock is not None
         descriptor = client.sock.fileno()
+        self._epoll.register(descriptor, _READ)  # raises OSError where there is no room for it
         self._clients[descriptor] = client
-        self._epoll.register(descriptor, _READ)
 
     def arm(self, client: Client) -> None:
         """Write to ``client`` as soon as its socket accepts."""

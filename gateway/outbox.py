@@ -40,6 +40,7 @@ class Outbox:
         "hole",
         "max_bytes",
         "max_frames",
+        "untold",
     )
 
     def __init__(self, *, max_frames: int, max_bytes: int) -> None:
@@ -48,6 +49,8 @@ class Outbox:
         self.frames = 0
         self.bytes = 0
         self.hole = 0
+        self.untold = 0
+        """Frames in all holes that have not been taken out yet."""
         self.dropped_to: Position = ZERO
         """The position of the last frame that was not taken."""
         self._give, self._take = trio.open_memory_channel[Entry](max_frames * LATEST_SLACK)
@@ -62,10 +65,12 @@ class Outbox:
         """
         size = len(frame.chunk)
         dropped = int(policy is Policy.LATEST and self._replace(frame))
+        self.untold += dropped
         if self.frames >= self.max_frames or (self.frames and self.bytes + size > self.max_bytes):
             if policy is Policy.DISCONNECT or policy is Policy.CATCH_UP:
                 return None
             self.hole += 1
+            self.untold += 1
             self.dropped_to = frame.position
             return dropped + 1
         entry = Entry(frame)
@@ -94,9 +99,11 @@ class Outbox:
                 break
             hole += entry.hole
             if entry.frame is not None:
+                self.untold -= hole
                 return hole, self._taken(entry.frame)
         hole += self.hole
         self.hole = 0
+        self.untold -= hole
         return (hole, None) if hole else None
 
     async def wait(self) -> tuple[int, Frame | None] | None:
@@ -109,6 +116,7 @@ class Outbox:
                 entry = await self._take.receive()
             except trio.EndOfChannel:
                 return None
+            self.untold -= entry.hole
             if entry.frame is not None:
                 return entry.hole, self._taken(entry.frame)
             hole, frame = self.take() or (0, None)  # replaced while it was handed over

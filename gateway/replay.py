@@ -13,6 +13,8 @@ sees a socket. Rules:
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+import trio
+
 from gateway.bus import Bus, History
 from gateway.event import Frame
 from gateway.position import ZERO, Position
@@ -22,6 +24,9 @@ PAGE_FRAMES = 256
 
 MIN_PART = 8
 """Frames read of each channel at least, however many there are."""
+
+MAX_NEWEST = 1000
+"""Events that ``replay=N`` begins with at most: what a channel keeps by default."""
 
 PAGE_BYTES = 64 * 1024
 """Bytes that a page holds on to while a slow client reads it, but for a single larger frame."""
@@ -94,11 +99,16 @@ def cut(frames: Sequence[Frame], reached: Position) -> tuple[Sequence[Frame], Po
 
 
 async def before_newest(bus: Bus, channels: Iterable[str], count: int) -> Position:
-    """The position after which the last ``count`` events of the merged channels come."""
+    """The position after which the last ``count`` events of the merged channels come.
+
+    Of more than MAX_NEWEST only so many.
+    """
+    count = min(count, MAX_NEWEST)
     newest: list[Position] = []
     for name in channels if count else ():
-        positions = {frame.position for frame in await bus.newest(name, count)}
-        newest = sorted(positions.union(newest))[-count:]
+        found = {frame.position for frame in await bus.newest(name, count)}
+        newest = sorted(found.union(newest))[-count:]
+        await trio.lowlevel.checkpoint()
     return newest[0].before() if newest else bus.head()
 
 

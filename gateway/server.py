@@ -30,11 +30,16 @@ RESERVED_DESCRIPTORS = 128
 DRAIN_TICK = 0.05
 """Seconds between two batches of streams that are ended."""
 
+CLOSES_PER_TURN = 64
+"""Streams ended between two checkpoints: about a millisecond."""
+
 LAST_WORDS_SECONDS = 1.0
 """Beyond ``drain_seconds``, for answers under way and farewells that are still being read."""
 
-GC_THRESHOLD = 50_000
-"""Allocations between two young collections; a full one over many objects stops the pass."""
+GC_THRESHOLDS = (20_000, 3, 1000)
+"""Of a young collection in allocations, of a middle one in young, of a full one in middle ones. The
+first two look at so few objects that they take a few milliseconds; a full one, which stops the pass
+for longer the more history there is, is rare."""
 
 _log = logging.getLogger("gateway")
 
@@ -79,7 +84,7 @@ async def serve(config: Config, listener: socket.socket) -> None:
             nursery.start_soon(_accept, front, listener, nursery, accepting)
             gc.collect()
             gc.freeze()
-            gc.set_threshold(GC_THRESHOLD)
+            gc.set_threshold(*GC_THRESHOLDS)
             _announce(config, listener, node)
             await anext(signals)
             nursery.start_soon(_exit_on, signals)
@@ -149,7 +154,9 @@ async def _end_streams(config: Config, node: Node) -> None:
         due = min(len(clients), max(1, int(share * len(clients))))
         await node.hub.pending.passed_on()
         async with node.hub.turn:  # what was published until now has been given to all
-            for client in clients[ended:due]:
+            for turn, client in enumerate(clients[ended:due], 1):
+                if not turn % CLOSES_PER_TURN:
+                    await trio.lowlevel.checkpoint()
                 farewell = control.retry(config.retry) + control.reconnect(Reason.DRAINING)
                 node.hub.finish(client, Reason.DRAINING, farewell)
         ended = due

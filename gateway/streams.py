@@ -22,7 +22,7 @@ from gateway.bus import Bus
 from gateway.client import Client, Reason, State
 from gateway.clock import Clock
 from gateway.config import Config
-from gateway.errors import ChannelEnded, NotFound
+from gateway.errors import BadRequest, ChannelEnded, NotFound, Unavailable
 from gateway.event import Frame
 from gateway.hub import Hub
 from gateway.names import is_reserved
@@ -55,7 +55,7 @@ class Job:
     stream (without ids: the stream stands later already), then everything after its position."""
 
     replay: Replay
-    added: list[tuple[str, Position, Replay]] = field(default_factory=list)
+    added: list[tuple[str, Position, Replay, control.Gap | None]] = field(default_factory=list)
     """Each with the position after which it was asked for."""
 
 
@@ -126,6 +126,7 @@ class Streams:
                     await self._hub.writable(client)
                 elif not await self._turn_live(client):
                     await self._stage_page(client, self._jobs[client])
+                    await trio.lowlevel.checkpoint()  # its socket may take page after page
         except OSError:
             self._hub.close(client, Reason.GONE)
         except Exception:  # noqa: BLE001  # a fault of ours here must not end everybody's streams
@@ -144,16 +145,19 @@ class Streams:
         """
         client = await self.open(stream)
         try:
+            await self._turn_live(client)  # whoever publishes on `connected` gets the event
             while client.state is not State.CLOSED:
                 if data := client.next_bytes():
                     yield bytes(data)
                     client.credit(len(data))
+                    self._hub.end_given_channels(client)
                 elif client.state is State.ENDING:
                     return
                 elif client.state is State.BEHIND:
                     await self._stage_next(client)
                 elif not await self._turn_live(client):
                     await self._stage_page(client, self._jobs[client])
+                    await trio.lowlevel.checkpoint()
         finally:
             self._jobs.pop(client, None)
             self._hub.close(client, client.reason or Reason.GONE)
@@ -168,7 +172,7 @@ class Streams:
                 continue
             ended = await self._bus.ended(channel.name)
             if ended is not None and ended <= job.replay.reached:
-                self._hub.end_channel(client, channel.name, job.replay.reached)
+                self._hub.end_channel(client, channel.name)
         if job.added or job.replay.reached < self._hub.pending.taken:
             return False
         if client.state is State.REPLAYING:
@@ -180,11 +184,14 @@ class Streams:
         """Stage what comes next of what a replaying client has missed."""
         name = None
         if job.added:
-            name, since, missed = job.added[0]
+            name, since, missed, reason = job.added[0]
             floors = {name: missed.reached}
             page = await missed.page(self._bus, floors, max(job.replay.reached, missed.reached))
             if not job.added or job.added[0][2] is not missed:  # it was removed meanwhile
                 return
+            if reason is not None:
+                self._stage_gap(client, (name,), reason)
+                job.added[0] = (name, since, missed, None)
             if missed.reached >= job.replay.reached:
                 job.added.pop(0)
                 self._hub.members.join(client, name, since)
@@ -210,8 +217,8 @@ class Streams:
             taken = outbox.take()  # it may have come with the end of the silence
         if taken is not None and client.outbox is outbox:
             client.stage_taken(*taken)
-        elif taken is not None:  # it was in our hands when the outbox was abandoned: it is replayed
-            client.forget_hole(taken[0])
+        elif taken is not None:
+            pass  # it was in our hands when the outbox was abandoned: it is replayed
         elif silence.cancelled_caught and client.state is State.BEHIND:
             client.behind_since = trio.current_time()
             client.position = self._hub.proven(client)
@@ -224,10 +231,6 @@ class Streams:
 
     # -- an open stream's channels
 
-    def catch_up(self, client: Client) -> None:
-        """A client that fell too far behind begins to replay from its position."""
-        self._replay_again(client)
-
     async def add_channel(self, client: Client, name: str, since: Resume | None) -> Position:
         """Add a channel to an open stream; the position from which it is live.
 
@@ -239,28 +242,40 @@ class Streams:
                 raise ChannelEnded(f"The channel {name} has ended; there is nothing to come on it.")
             _check_open(client)
             if not client.has(name):
+                self._check_room(client, name)
                 self._hub.members.join(client, name, head)
             return head
         async with self._hub.turn:
             _check_open(client)
             if client.has(name):
                 return head
+            self._check_room(client, name)
             if client.state is not State.REPLAYING:
                 self._hub.start_replaying(client)
-                self._replay_again(client)
+                self.catch_up(client)
             job = self._jobs[client]
+            reason = None
             if since is Start.EARLIEST:
                 missed = Replay(await before_earliest(self._bus, (name,)), forgiving=True)
             elif isinstance(since, Position) and since <= head:
                 missed = Replay(max(since, self._bus.origin))
                 if since < self._bus.origin:
-                    self._stage_gap(client, (name,), control.Gap.RESTARTED)
+                    reason = control.Gap.RESTARTED
             else:
                 missed = Replay(head)
-                self._stage_gap(client, (name,), control.Gap.UNKNOWN)
+                reason = control.Gap.UNKNOWN
             self._hub.members.join(client, name, MAX_POSITION)
-            job.added.append((name, missed.reached, missed))
+            job.added.append((name, missed.reached, missed, reason))
             return max(job.replay.reached, missed.reached)
+
+    def _check_room(self, client: Client, name: str) -> None:
+        named = sum(not is_reserved(channel.name) for channel in client.channels)
+        most = self._config.max_channels_per_client
+        if named >= most and not is_reserved(name):
+            raise BadRequest(f"The stream has {most} channels already, and that is the most.")
+        channels = self._hub.members.channels
+        if name not in channels and len(channels) >= self._config.max_channels:
+            raise Unavailable("The node has all the channels that it can hold.", reason="channels")
 
     def remove_channel(self, client: Client, name: str) -> bool:
         """Take a channel out of an open stream; whether it was in."""
@@ -269,7 +284,8 @@ class Streams:
             job.added = [entry for entry in job.added if entry[0] != name]
         return self._hub.members.leave(client, name)
 
-    def _replay_again(self, client: Client) -> None:
+    def catch_up(self, client: Client) -> None:
+        """A client that has just turned to replaying begins, from its position."""
         self._jobs[client] = Job(Replay(client.position))
         if client.sock is not None:
             self._start_soon(client)

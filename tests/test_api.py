@@ -223,6 +223,7 @@ REFUSED = {
     "an unknown path": Case(get("/nothing"), 404, "nothing at /nothing"),
     "a path below another": Case(get("/eventsx"), 404, "nothing at /eventsx"),
     "two slashes": Case(get("//events/a"), 404, "nothing at"),
+    "two slashes, one of them encoded": Case(get("/%2fevents/a"), 404, "nothing at"),
     "publishing with GET": Case(get("/publish/a"), 405, "use OPTIONS, POST"),
     "streaming with POST": Case(post("/events/a", TEXT, b""), 405, "use GET"),
     "deleting a stream's path": Case(request("DELETE", "/events/a"), 405, "use GET"),

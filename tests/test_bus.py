@@ -539,6 +539,12 @@ async def test_a_repeated_id_gets_the_first_position_and_is_not_delivered_again(
     assert bus.statistics().published == 2
 
 
+async def test_the_order_of_its_channels_makes_no_other_event(bus: Bus, sink: FakeSink) -> None:
+    (first,) = await published(bus, event("a", "b", id="1"))
+    assert await published(bus, event("b", "a", id="1")) == [first]
+    assert len(sink.frames) == 1
+
+
 async def test_ids_are_scoped_by_channels(bus: Bus, sink: FakeSink) -> None:
     positions = await published(
         bus, event("a", id="1"), event("b", id="1"), event("a", "b", id="1"), event("a", id="2")

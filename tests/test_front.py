@@ -24,6 +24,7 @@ from running import (
     until,
 )
 
+from gateway import connection
 from gateway.client import Reason
 from gateway.front import CROWD
 from gateway.http1_render import CONTINUE
@@ -410,6 +411,30 @@ async def test_a_peer_that_does_not_read_its_answer_is_cut() -> None:
         await wire.send(request("POST", "/publish", kind, body=lines))
         assert await wire._some()
         await gateway.quiet()
+
+
+async def test_bodies_wait_for_room_and_are_refused_when_none_comes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(connection, "BODIES_BYTES", 100)
+    head = b"POST /publish/a HTTP/1.1\r\nHost: x\r\nContent-Length: 80\r\n\r\n"
+    async with running(publish_wait=0.3) as gateway, nothing_left(gateway):
+        first, second = await gateway.connect(), await gateway.connect()
+        await first.send(head)
+        await until(lambda: gateway.front._service.held_bytes == 80)
+        await second.send(head)
+        assert (await second.response()).status == 503
+        third = await gateway.connect()
+        await third.send(head + b"x" * 80)
+        assert (await third.response()).status == 202  # in one piece with its head it is not held
+        fourth = await gateway.connect()
+        await fourth.send(head)
+        await first.send(b"x" * 80)
+        assert (await first.response()).status == 202
+        await fourth.send(b"x" * 80)
+        assert (await fourth.response()).status == 202
+        assert gateway.node.refused["bodies"] == 1
+        assert gateway.front._service.held_bytes == 0
 
 
 async def test_over_the_bound_of_connections_they_are_told_so() -> None:

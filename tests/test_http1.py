@@ -190,6 +190,8 @@ def test_an_absolute_target_overrides_host(target: bytes, origin_form: bytes, ho
 REFUSED = {
     # The request line
     "no HTTP": (400, b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03"),
+    "a Host of empty labels": (400, b"GET / HTTP/1.1\r\nHost: ..\r\n\r\n"),
+    "a Host of one endless label": (400, b"GET / HTTP/1.1\r\nHost: " + b"a" * 64 + b"\r\n\r\n"),
     "unknown method": (400, b"FROB / HTTP/1.1\r\nHost: x\r\n\r\n"),
     "CONNECT": (405, b"CONNECT x:443 HTTP/1.1\r\nHost: x:443\r\n\r\n"),
     "HTTP/0.9": (505, b"GET /\r\n\r\n"),

@@ -18,8 +18,9 @@ from gateway.bus.memory import MemoryBus
 from gateway.client import Client, Reason, State, Totals
 from gateway.clock import Clock
 from gateway.config import Config
-from gateway.errors import ChannelEnded, NotFound
+from gateway.errors import BadRequest, ChannelEnded, NotFound
 from gateway.hub import Hub
+from gateway.names import is_reserved
 from gateway.policy import Policy
 from gateway.position import ZERO, Closed, Position, Resume, Start, parse_resume
 from gateway.streams import EventStream
@@ -680,10 +681,53 @@ async def test_a_slow_client_gets_the_last_event_before_it_is_told_to_go() -> No
         await behind(rig, peer)
         await rig.publish("a", "the end", end=True)
         await wait_all_tasks_blocked()
-        assert peer.client.state is State.ENDING
+        assert peer.client.state is State.BEHIND
         await peer.read_all()
         assert peer.data[-1] == "the end"
         assert peer.ended
+
+
+async def test_no_more_channels_are_added_at_once_than_a_stream_may_have() -> None:
+    async with rig_with(max_channels_per_client=3) as rig:
+        peer = await opened(rig, "a")
+        refused = []
+
+        async def add(name: str) -> None:
+            try:
+                await rig.node.streams.add_channel(peer.client, name, Start.EARLIEST)
+            except BadRequest as error:
+                refused.append(error)
+
+        async with trio.open_nursery() as nursery:
+            for number in range(10):
+                nursery.start_soon(add, f"b{number}")
+        assert len(refused) == 8
+        assert sum(not is_reserved(c.name) for c in peer.client.channels) == 3
+
+
+async def test_what_waits_of_an_ended_channel_survives_a_replay() -> None:
+    """A channel added with ``since`` turns a client that is behind to history, all of it."""
+    async with rig_with() as rig:
+        start = rig.bus.head()
+        await rig.publish("c", "missed")
+        peer = await opened(rig, "a", "b")
+        await behind(rig, peer)
+        for data in ("one", "two"):
+            await rig.publish("a", data)
+        await rig.publish("a", "the end", end=True)
+        await wait_all_tasks_blocked()
+        await rig.node.streams.add_channel(peer.client, "c", start)
+        await peer.read_all()
+        assert [data for data in peer.data if len(data) < 10] == [
+            "missed",
+            "queued",
+            "one",
+            "two",
+            "the end",
+        ]
+        assert not peer.gaps
+        assert peer.client.state is State.LIVE
+        assert not peer.client.has("a")
 
 
 async def test_a_client_that_is_closed_for_good_is_told_where_it_stood() -> None:

@@ -7,6 +7,7 @@
    position from which an unknown channel is vouched for; it never lowers what a client is told.
 """
 
+import hashlib
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Sequence
@@ -27,8 +28,8 @@ SWEEP_SECONDS = 10.0
 SWEEP_FRAMES = 1000
 """Frames forgotten, or channels looked at, between two checkpoints: about a millisecond."""
 
-EVICT_TO = 0.875
-"""Of the bound on all histories: how far eviction goes, so that it is not due at every publish."""
+PUBLISH_WORK = 64
+"""Appends to histories between two checkpoints: under a millisecond."""
 
 
 def wall_clock_ms() -> int:
@@ -37,6 +38,12 @@ def wall_clock_ms() -> int:
 
 def _before(position: Position, seconds: float) -> Position:
     return Position(max(0, position.ms - int(seconds * 1000)), 0)
+
+
+def _token(id: str, channels: tuple[str, ...]) -> bytes:
+    """What tells a repeat: sixteen bytes, however long the names are."""
+    text = "\n".join((id, *sorted(channels)))
+    return hashlib.blake2b(text.encode(), digest_size=16).digest()
 
 
 class Record:
@@ -63,7 +70,7 @@ class MemoryBus:
         self._clock = ZERO
         self.origin = self.head()
         self._forgotten = self.origin  # no channel without a record had a later event than this
-        self._repeats: OrderedDict[tuple[str, tuple[str, ...]], Position] = OrderedDict()
+        self._repeats: OrderedDict[bytes, Position] = OrderedDict()
         self._published = self._repeated = self._refused = 0
         self._bytes = self._evicted = self._dedupe_evicted = 0
 
@@ -87,7 +94,12 @@ class MemoryBus:
 
     async def publish(self, events: Sequence[Event]) -> Sequence[Position | GatewayError]:
         results: list[Position | GatewayError] = []
+        work = 0
         for event in events:
+            work += len(event.channels)
+            if work > PUBLISH_WORK:
+                work = 0
+                await trio.lowlevel.checkpoint()
             try:
                 results.append(await self._publish(event))
             except GatewayError as error:
@@ -101,7 +113,7 @@ class MemoryBus:
             await self._sink.room(size)
         token = None
         if event.id is not None:
-            token = (event.id, event.channels)
+            token = _token(event.id, event.channels)
             known = self._repeats.get(token)
             if known is not None and known >= self._ago(self._config.dedupe_seconds):
                 self._repeated += 1
@@ -138,7 +150,7 @@ class MemoryBus:
             self._records.move_to_end(name)
         return record
 
-    def _remember(self, token: tuple[str, tuple[str, ...]], position: Position) -> None:
+    def _remember(self, token: bytes, position: Position) -> None:
         self._repeats[token] = position
         self._repeats.move_to_end(token)
         if len(self._repeats) > self._config.dedupe_entries:
@@ -157,13 +169,14 @@ class MemoryBus:
         self._forgotten = max(self._forgotten, record.ring.last)
 
     def _evict(self) -> None:
-        """Drop whole histories, the longest unused first, to well below the node's bound."""
-        for record in self._records.values():
-            if self._bytes <= self._config.history_total_bytes * EVICT_TO:
-                return
-            if len(record.ring):
-                self._evicted += 1
+        """Forget whole channels, the longest unused first, until the node's bound holds."""
+        while self._bytes > self._config.history_total_bytes:
+            name, record = next(iter(self._records.items()))
+            self._evicted += 1
+            if len(self._records) == 1:
                 self._bytes -= record.ring.clear()
+            else:
+                self._forget(name)
 
     async def run(self) -> None:
         while True:

@@ -45,6 +45,11 @@ def make_app(node: Node) -> QuartTrio:
         _add_demo(app)
     app.register_error_handler(HTTPException, _http_error)
 
+    @app.before_request
+    async def one_slash() -> None:
+        if request.scope["path"].startswith("//"):  # also as /%2F: the router would take it for one
+            raise NotFound(f"There is nothing at {request.path}.")
+
     @app.after_request
     async def count(response: Response) -> Response:
         if response.status_code >= 400:
@@ -140,8 +145,6 @@ def _hash(page: str, tag: str) -> str:
 
 async def _request() -> Request:
     target = request.scope["raw_path"] + b"?" + request.query_string
-    if target.startswith(b"//"):  # the router takes it for one slash, and the api reads on from it
-        raise NotFound(f"There is nothing at {request.path}.")
 
     def header(name: bytes) -> bytes | None:
         value = request.headers.get(name.decode())

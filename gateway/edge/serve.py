@@ -57,7 +57,7 @@ class OneRequest:
     """The part of a stream that TCPServer uses, holding one request and then only the answer."""
 
     def __init__(self, request: bytes, sock: socket.socket, write_timeout: float) -> None:
-        self._request = request
+        self._request = memoryview(request)
         self._stray_bytes = 0
         self._write_timeout = write_timeout
         self._stream = trio.SocketStream(trio.socket.from_stdlib_socket(sock))
@@ -67,8 +67,9 @@ class OneRequest:
     async def receive_some(self, max_bytes: int) -> bytes:
         """The request, then nothing until the peer ends, breaks or sends too much."""
         if self._request:
-            data, self._request = self._request[:max_bytes], self._request[max_bytes:]
-            return data
+            await trio.lowlevel.checkpoint()
+            part, self._request = self._request[:max_bytes], self._request[max_bytes:]
+            return bytes(part)
         while data := await self._stream.receive_some(READ_BYTES):
             self._stray_bytes += len(data)
             if self._stray_bytes > MAX_STRAY_BYTES:
@@ -99,7 +100,7 @@ class OneRequest:
 
 
 class Edge:
-    """Serves the app. `serve` may be called between `start` and the end of `start`'s nursery."""
+    """Serves the app. `serve` may be called once `run` has started."""
 
     def __init__(self, app: QuartTrio, *, write_timeout: float) -> None:
         self._app = wrap_app(cast(Any, app), 0, "asgi")
