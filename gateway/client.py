@@ -1,6 +1,6 @@
 """One open stream, seen from the node: its counters, what waits for it, and how that gets written.
 
-Nothing here awaits, and nothing here knows channels' members or history. Rules:
+Nothing here awaits, and nothing here knows history or the other clients. Rules:
 
 1. At every moment ``offered == written + dropped + queued``. A frame is written when its last byte
    was accepted by the socket, and queued while any of it still waits here.

@@ -40,7 +40,7 @@ class _Snapshot(Collector):
             ("publish_refused", "Events that the bus refused.", bus.refused),
             ("delivered", "Events written to clients.", hub.delivered),
             ("replayed", "Events given to clients out of history.", hub.replayed),
-            ("dropped", "Events dropped because a client was too slow; each told.", hub.dropped),
+            ("dropped", "Events dropped because a client was too slow.", hub.dropped),
             ("passes", "Passes of the fan-out.", hub.passes),
             ("keepalives", "Keepalives written.", hub.keepalives),
             ("opened", "Streams opened.", hub.opened),

@@ -62,9 +62,9 @@ class Replay:
             for name, floor in channels.items()
         }
         found: dict[str, History] = {}
-        part = max(MIN_PART, PAGE_FRAMES // max(1, len(channels)))
+        share = max(MIN_PART, PAGE_FRAMES // max(1, len(channels)))
         for name, position in after.items():
-            found[name] = await bus.history(name, position, until, part)
+            found[name] = await bus.history(name, position, until, share)
         gaps = [name for name, part in found.items() if part.previous > after[name]]
         for name in gaps:
             self._proven[name] = found[name].previous
@@ -103,13 +103,14 @@ async def before_newest(bus: Bus, channels: Iterable[str], count: int) -> Positi
 
     Of more than MAX_NEWEST only so many.
     """
+    head = bus.head()  # before the first look: what comes during it is not passed over
     count = min(count, MAX_NEWEST)
     newest: list[Position] = []
     for name in channels if count else ():
         found = {frame.position for frame in await bus.newest(name, count)}
         newest = sorted(found.union(newest))[-count:]
         await trio.lowlevel.checkpoint()
-    return newest[0].before() if newest else bus.head()
+    return newest[0].before() if newest else head
 
 
 async def before_earliest(bus: Bus, channels: Iterable[str]) -> Position:

@@ -139,8 +139,9 @@ async def _drain(
     await trio.sleep(DRAIN_TICK)  # the requests of the last ones may be just behind them
     with trio.move_on_after(config.drain_seconds + LAST_WORDS_SECONDS):
         await _end_streams(config, node)
-        while node.hub.open_streams or front.serving:  # noqa: ASYNC110  # two states, no event
+        while node.hub.open_streams or front.serving:
             await trio.sleep(DRAIN_TICK)
+            await _tell(config, node, list(node.hub.members.clients.values()))  # let in at the last
 
 
 async def _end_streams(config: Config, node: Node) -> None:
@@ -152,12 +153,17 @@ async def _end_streams(config: Config, node: Node) -> None:
         passed = trio.current_time() - start + DRAIN_TICK
         share = passed / config.drain_seconds if config.drain_seconds else 1
         due = min(len(clients), max(1, int(share * len(clients))))
-        await node.hub.pending.passed_on()
-        async with node.hub.turn:  # what was published until now has been given to all
-            for turn, client in enumerate(clients[ended:due], 1):
-                if not turn % CLOSES_PER_TURN:
-                    await trio.lowlevel.checkpoint()
-                farewell = control.retry(config.retry) + control.reconnect(Reason.DRAINING)
-                node.hub.finish(client, Reason.DRAINING, farewell)
+        await _tell(config, node, clients[ended:due])
         ended = due
         await trio.sleep(DRAIN_TICK)
+
+
+async def _tell(config: Config, node: Node, clients: list[Client]) -> None:
+    """End the streams of ``clients``, which have been given what was published until now."""
+    await node.hub.pending.passed_on()
+    async with node.hub.turn:
+        for turn, client in enumerate(clients, 1):
+            if not turn % CLOSES_PER_TURN:
+                await trio.lowlevel.checkpoint()
+            farewell = control.retry(config.retry) + control.reconnect(Reason.DRAINING)
+            node.hub.finish(client, Reason.DRAINING, farewell)

@@ -802,3 +802,12 @@ async def test_an_ndjson_body_of_mixed_targets_reaches_each() -> None:
         assert (await gateway.ask(post("/publish", NDJSON, body))).status == 200
         blocks = await wire.blocks()
         assert [block.data for block in blocks] == ["1", "3", "4", "", None]
+
+
+async def test_no_channel_is_added_beyond_what_the_node_can_hold() -> None:
+    async with running(max_channels=2) as gateway:
+        wire = await gateway.open("/events/a")  # and global
+        client = (await wire.opened())["clientId"]
+        response = await gateway.ask(request("PUT", f"/clients/{client}/channels/b"))
+        assert_is_problem(response, 503, "all the channels")
+        assert gateway.node.refused == {"channels": 1}

@@ -5,7 +5,7 @@ passes, the release has mended it.
 """
 
 import logging
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from typing import Any, cast
 
 import pytest
@@ -23,11 +23,14 @@ from running import (
     until,
 )
 
+from gateway import server, streams
+from gateway.bus import Bus
 from gateway.client import Reason
 from gateway.config import Config
 from gateway.edge.app import make_app
 from gateway.event import Event
 from gateway.node import Node
+from gateway.position import Position
 from gateway.server import _end_streams
 
 PROMPT = 2.0
@@ -227,6 +230,34 @@ async def test_defect_f_streams_of_the_response_lane_are_told_at_shutdown() -> N
         await gateway.quiet()
         assert gateway.node.hub.open_streams == 0
         assert gateway.node.hub.statistics().closed[Reason.DRAINING] == len(wires)
+
+
+async def test_a_stream_that_was_let_in_at_the_last_is_told_too(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It was admitted before the node was leaving, and added when all others had been ended."""
+    looking, others_ended = trio.Event(), trio.Event()
+
+    async def before_newest(bus: Bus, channels: Iterable[str], count: int) -> Position:
+        looking.set()
+        await others_ended.wait()
+        return bus.head()
+
+    async def end_streams(config: Config, node: Node) -> None:
+        await _end_streams(config, node)
+        others_ended.set()
+
+    monkeypatch.setattr(streams, "before_newest", before_newest)
+    monkeypatch.setattr(server, "_end_streams", end_streams)
+    async with running(drain_seconds=5) as gateway, trio.open_nursery() as nursery:
+        wire = await gateway.open("/events/a?replay=1")
+        await looking.wait()
+        node, listener = gateway.node, server.listen(gateway.node.config)
+        scope = trio.CancelScope()
+        await server._drain(node.config, node, gateway.front, listener, nursery, scope)
+        await wire.opened()
+        (reconnect,) = await wire.blocks()
+        assert reconnect.event == "reconnect"
 
 
 # --- G: streams that last -------------------------------------------------------------------------

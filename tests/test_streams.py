@@ -19,6 +19,7 @@ from gateway.client import Client, Reason, State, Totals
 from gateway.clock import Clock
 from gateway.config import Config
 from gateway.errors import BadRequest, ChannelEnded, NotFound
+from gateway.event import Event, Frame
 from gateway.hub import Hub
 from gateway.names import is_reserved
 from gateway.policy import Policy
@@ -685,6 +686,21 @@ async def test_a_slow_client_gets_the_last_event_before_it_is_told_to_go() -> No
         await peer.read_all()
         assert peer.data[-1] == "the end"
         assert peer.ended
+
+
+class PublishesMeanwhile(MemoryBus):
+    """An event comes on channel ``a`` after that was looked at for the newest."""
+
+    async def newest(self, channel: str, limit: int) -> Sequence[Frame]:
+        if channel == "b":
+            await self.publish((Event(("a",), "meanwhile"),))
+        return await super().newest(channel, limit)
+
+
+async def test_what_comes_while_the_newest_are_looked_for_is_not_passed_over() -> None:
+    async with rig_with(PublishesMeanwhile) as rig:
+        peer = await opened(rig, "a", "b", resume=5)
+        assert peer.data == ["meanwhile"]
 
 
 async def test_no_more_channels_are_added_at_once_than_a_stream_may_have() -> None:

@@ -25,6 +25,9 @@ async def add_channel(node: Node, request: Request, client_id: str, channel: str
             resume = Start.UNKNOWN
         position = await node.streams.add_channel(client, name, resume)
         return _channels_answer(client, str(position))
+    except Unavailable as error:
+        node.refuse("channels")
+        return problem(error)
     except GatewayError as error:
         return problem(error)
 
