@@ -61,8 +61,8 @@ class Hub:
         catch_up: Callable[[Client], None],
         watermark: Callable[[], Position],
     ) -> None:
-        """``unsubscribe`` is told of channels that nobody wants any more, ``catch_up`` of clients
-        that must replay from their position; ``watermark`` is the position that an idle bus proves.
+        """``unsubscribe`` is told of each membership that ends, ``catch_up`` of clients that must
+        replay from their position; ``watermark`` is the position that an idle bus proves.
         """
         self._config = config
         self._catch_up = catch_up

@@ -1,6 +1,6 @@
 """Who is here and who wants what: the clients, channels and users of a node. Pure bookkeeping.
 
-1. A channel exists as long as somebody wants it; the last to leave it tells the bus.
+1. A channel exists as long as somebody wants it; whoever leaves one tells the bus.
 2. A membership begins after a position, and only later frames belong to it: that, and never the
    moment of joining, decides who gets a frame.
 """
@@ -18,7 +18,7 @@ class Members:
         rule: Callable[[str], ChannelRule],
         unsubscribe: Callable[[Collection[str]], None],
     ) -> None:
-        """``unsubscribe`` is told of channels that nobody wants any more."""
+        """``unsubscribe`` is told of each membership that ends."""
         self._rule = rule
         self._unsubscribe = unsubscribe
         self._users: dict[str, dict[Client, None]] = {}
@@ -60,7 +60,7 @@ class Members:
         client.channels = tuple(kept for kept in client.channels if kept is not channel)
         if not channel.members:
             del self.channels[name]
-            self._unsubscribe((name,))
+        self._unsubscribe((name,))
         return True
 
     def advance(self, client: Client, position: Position) -> None:

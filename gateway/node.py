@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import trio
 
-from gateway.bus import BusStatistics
+from gateway.bus import Bus, BusStatistics
 from gateway.bus.memory import MemoryBus, wall_clock_ms
 from gateway.client import Client
 from gateway.clock import Clock
@@ -16,6 +16,9 @@ from gateway.config import Config
 from gateway.fanout import Fanout
 from gateway.hub import Hub, HubStatistics
 from gateway.streams import Streams
+
+TAG_BYTES = 4
+"""Of randomness: tells the workers of a cluster apart, each start of one anew."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,10 +58,13 @@ class Node:
             catch_up=lambda client: self.streams.catch_up(client),
             watermark=lambda: self.bus.head(),
         )
-        self.bus = MemoryBus(config, self.hub.pending, now_ms=now_ms)
+        self.bus: Bus = MemoryBus(config, self.hub.pending, now_ms=now_ms)
         self._fanout = Fanout(self.hub)
         self._clock = Clock(config, self.hub)
-        self.streams = Streams(config, self.bus, self.hub, self._clock, self._serve_soon)
+        self.tag = secrets.token_hex(TAG_BYTES)
+        self.streams = Streams(
+            config, self.bus, self.hub, self._clock, self._serve_soon, tag=self.tag
+        )
         self._nursery: trio.Nursery | None = None
 
     async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:

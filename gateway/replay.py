@@ -98,12 +98,11 @@ def cut(frames: Sequence[Frame], reached: Position) -> tuple[Sequence[Frame], Po
     return frames, reached
 
 
-async def before_newest(bus: Bus, channels: Iterable[str], count: int) -> Position:
+async def before_newest(bus: Bus, channels: Iterable[str], count: int, head: Position) -> Position:
     """The position after which the last ``count`` events of the merged channels come.
 
-    Of more than MAX_NEWEST only so many.
+    Of more than MAX_NEWEST only so many; ``head``, the H of the join, if there are none.
     """
-    head = bus.head()  # before the first look: what comes during it is not passed over
     count = min(count, MAX_NEWEST)
     newest: list[Position] = []
     for name in channels if count else ():
@@ -113,8 +112,7 @@ async def before_newest(bus: Bus, channels: Iterable[str], count: int) -> Positi
     return newest[0].before() if newest else head
 
 
-async def before_earliest(bus: Bus, channels: Iterable[str]) -> Position:
-    """The position after which everything comes that the merged channels still hold."""
-    head = bus.head()
+async def before_earliest(bus: Bus, channels: Iterable[str], head: Position) -> Position:
+    """The position after which everything comes that the merged channels still hold up to H."""
     found = [(await bus.history(name, ZERO, head, 1)).frames for name in channels]
     return min((frames[0].position.before() for frames in found if frames), default=head)

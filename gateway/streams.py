@@ -26,7 +26,7 @@ from gateway.errors import BadRequest, ChannelEnded, NotFound, Unavailable
 from gateway.event import Frame
 from gateway.hub import Hub
 from gateway.names import is_reserved
-from gateway.position import Position, Resume, Start
+from gateway.position import ZERO, Position, Resume, Start
 from gateway.replay import Replay, before_earliest, before_newest
 
 _log = logging.getLogger(__name__)
@@ -55,6 +55,8 @@ class Job:
     stream (without ids: the stream stands later already), then everything after its position."""
 
     replay: Replay
+    joined: Position
+    """The H of its latest channel: what is live begins there at the earliest."""
     added: list[tuple[str, Position, Replay, control.Gap | None]] = field(default_factory=list)
     """Each with the position after which it was asked for."""
 
@@ -67,14 +69,21 @@ class Streams:
         hub: Hub,
         clock: Clock,
         start_soon: Callable[[Client], None],
+        *,
+        tag: str,
     ) -> None:
-        """``start_soon`` runs `serve` for a direct client that has to replay once more."""
+        """``start_soon`` runs `serve` for a direct client that has to replay once more; ``tag``
+        begins the ids of this worker's clients: others find its worker by it.
+        """
+        self._tag = tag
         self._config = config
         self._bus = bus
         self._hub = hub
         self._clock = clock
         self._start_soon = start_soon
         self._jobs: dict[Client, Job] = {}
+        self.opening = 0
+        """Streams whose subscription is being awaited: clients soon."""
 
     # -- opening
 
@@ -83,29 +92,26 @@ class Streams:
     ) -> Client:
         """A client of ``stream``, its first events staged after ``preamble``.
 
-        With a socket, which is the client's from here on, it is to be given to `serve`.
+        With a socket, which is the client's once this returns, it is to be given to `serve`.
+        Raises Unavailable when the bus cannot confirm its channels.
         """
-        head = await self._bus.subscribe(stream.channels)
-        after, replay, reason = head, Replay(head, fresh=True), None
-        match stream.resume:
-            case int(count):
-                after = await before_newest(self._bus, stream.channels, count)
-                replay = Replay(after, forgiving=True)
-            case Start.EARLIEST:
-                after = await before_earliest(self._bus, stream.channels)
-                replay = Replay(after, forgiving=True)
-            case Position() as after if after <= head:
-                replay = Replay(max(after, self._bus.origin))
-                if after < self._bus.origin:
-                    reason = control.Gap.RESTARTED
-            case Start.NOW:
-                pass
-            case _:
-                after, reason = head, control.Gap.UNKNOWN
-        client = Client(
-            secrets.token_urlsafe(CLIENT_ID_BYTES), stream.user, sock, after, self._hub.totals
-        )
-        self._hub.add(client, stream.channels, after)
+        resume = stream.resume
+        subscribed = added = False
+        self.opening += 1
+        try:
+            asked = resume if isinstance(resume, Position) else ZERO
+            head = await self._bus.subscribe(stream.channels, asked)
+            subscribed = True
+            replay, reason = await self._replay(stream.channels, resume, head)
+            after = replay.reached
+            identifier = f"{self._tag}.{secrets.token_urlsafe(CLIENT_ID_BYTES)}"
+            client = Client(identifier, stream.user, sock, after, self._hub.totals)
+            self._hub.add(client, stream.channels, after)
+            added = True
+        finally:
+            self.opening -= 1
+            if subscribed and not added:
+                self._bus.unsubscribe(stream.channels)
         if sock is not None:
             self._clock.schedule(client)
         if preamble:
@@ -115,8 +121,28 @@ class Streams:
         )
         if reason is not None:
             self._stage_gap(client, stream.channels, reason)
-        self._jobs[client] = Job(replay)
+        self._jobs[client] = Job(replay, head)
         return client
+
+    async def _replay(
+        self, channels: Sequence[str], resume: Resume | int, head: Position
+    ) -> tuple[Replay, control.Gap | None]:
+        """What is missed of ``channels``, and why that may not be all that history shows."""
+        match resume:
+            case int(count):
+                after = await before_newest(self._bus, channels, count, head)
+                return Replay(after, forgiving=True), None
+            case Start.EARLIEST:
+                after = await before_earliest(self._bus, channels, head)
+                return Replay(after, forgiving=True), None
+            case Position() as after if after <= head:
+                if self._bus.vouches(after):
+                    return Replay(after), None
+                return Replay(after, forgiving=True), control.Gap.RESTARTED
+            case Start.NOW | None:
+                return Replay(head, fresh=True), None
+            case _:
+                return Replay(head, fresh=True), control.Gap.UNKNOWN
 
     async def serve(self, client: Client) -> None:
         """Write to a replaying client of the direct lane until it is live or has ended."""
@@ -165,7 +191,7 @@ class Streams:
     async def _turn_live(self, client: Client) -> bool:
         """Turn live a client for which nothing waits, if it has reached what the passes took."""
         job = self._jobs[client]
-        if job.added or not job.replay.begun or job.replay.reached < self._hub.pending.taken:
+        if job.added or not job.replay.begun or not self._has_reached_live(job):
             return False
         for channel in client.channels:
             if is_reserved(channel.name):
@@ -173,7 +199,7 @@ class Streams:
             ended = await self._bus.ended(channel.name)
             if ended is not None and ended <= job.replay.reached:
                 self._hub.end_channel(client, channel.name)
-        if job.added or job.replay.reached < self._hub.pending.taken:
+        if job.added or not self._has_reached_live(job):
             return False
         if client.state is State.REPLAYING:
             del self._jobs[client]
@@ -197,7 +223,7 @@ class Streams:
                 self._hub.members.join(client, name, since)
         else:
             floors = {channel.name: channel.members[client] for channel in client.channels}
-            until = max(self._bus.head(), job.replay.reached)
+            until = max(self._bus.head(), job.joined, job.replay.reached)
             page = await job.replay.page(self._bus, floors, until)
         if client.state is not State.REPLAYING:
             return
@@ -236,37 +262,54 @@ class Streams:
 
         Raises ChannelEnded, and NotFound when the client ends meanwhile.
         """
-        head = await self._bus.subscribe((name,))
-        if since is None or since is Start.NOW:
-            if await self._bus.ended(name) is not None:
-                raise ChannelEnded(f"The channel {name} has ended; there is nothing to come on it.")
-            _check_open(client)
-            if not client.has(name):
-                self._check_room(client, name)
-                self._hub.members.join(client, name, head)
-            return head
-        async with self._hub.turn:
-            _check_open(client)
-            if client.has(name):
+        if client.has(name):
+            return self._bus.head()
+        head = await self._bus.subscribe((name,), since if isinstance(since, Position) else ZERO)
+        joined = False
+        try:
+            if since is None or since is Start.NOW:
+                if await self._bus.ended(name) is not None:
+                    raise ChannelEnded(
+                        f"The channel {name} has ended; there is nothing to come on it."
+                    )
+                joined = self._join(client, name, head)
                 return head
-            self._check_room(client, name)
-            if client.state is not State.REPLAYING:
-                self._hub.start_replaying(client)
-                self.catch_up(client)
-            job = self._jobs[client]
-            reason = None
-            if since is Start.EARLIEST:
-                missed = Replay(await before_earliest(self._bus, (name,)), forgiving=True)
-            elif isinstance(since, Position) and since <= head:
-                missed = Replay(max(since, self._bus.origin))
-                if since < self._bus.origin:
-                    reason = control.Gap.RESTARTED
-            else:
-                missed = Replay(head)
-                reason = control.Gap.UNKNOWN
-            self._hub.members.join(client, name, MAX_POSITION)
-            job.added.append((name, missed.reached, missed, reason))
-            return max(job.replay.reached, missed.reached)
+            missed, reason = await self._replay((name,), since, head)
+            async with self._hub.turn:
+                joined = self._join(client, name, MAX_POSITION)
+                return self._add_job(client, name, missed, reason, head) if joined else head
+        finally:
+            if not joined:
+                self._bus.unsubscribe((name,))
+
+    def _join(self, client: Client, name: str, after: Position) -> bool:
+        """Make an open stream a member; False if it is one. Raises what refuses that."""
+        _check_open(client)
+        if client.has(name):
+            return False
+        self._check_room(client, name)
+        self._hub.members.join(client, name, after)
+        return True
+
+    def _add_job(
+        self,
+        client: Client,
+        name: str,
+        missed: Replay,
+        reason: control.Gap | None,
+        head: Position,
+    ) -> Position:
+        """Have a new channel's missed events come first; the position from which it is live."""
+        if client.state is not State.REPLAYING:
+            self._hub.start_replaying(client)
+            self.catch_up(client)
+        job = self._jobs[client]
+        job.joined = max(job.joined, head)
+        job.added.append((name, missed.reached, missed, reason))
+        return max(job.replay.reached, missed.reached)
+
+    def _has_reached_live(self, job: Job) -> bool:
+        return job.replay.reached >= max(self._hub.pending.taken, job.joined)
 
     def _check_room(self, client: Client, name: str) -> None:
         named = sum(not is_reserved(channel.name) for channel in client.channels)
@@ -286,7 +329,11 @@ class Streams:
 
     def catch_up(self, client: Client) -> None:
         """A client that has just turned to replaying begins, from its position."""
-        self._jobs[client] = Job(Replay(client.position))
+        lossless = self._bus.vouches(client.position)
+        self._jobs[client] = Job(Replay(client.position, forgiving=not lossless), ZERO)
+        if not lossless:
+            names = [channel.name for channel in client.channels]
+            self._stage_gap(client, names, control.Gap.RESTARTED)
         if client.sock is not None:
             self._start_soon(client)
 

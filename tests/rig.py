@@ -21,7 +21,7 @@ from gateway.config import ChannelRule, Config
 from gateway.event import Event, Frame
 from gateway.node import Node
 from gateway.policy import Policy
-from gateway.position import Position, Resume, Start
+from gateway.position import ZERO, Position, Resume, Start
 from gateway.sse import Parser, ServerSentEvent
 from gateway.streams import EventStream
 
@@ -37,9 +37,9 @@ SMALLEST_BUFFER = 1
 class AwaitingBus(MemoryBus):
     """A MemoryBus that takes its time to answer, as one with a network does."""
 
-    async def subscribe(self, channels: Collection[str]) -> Position:
+    async def subscribe(self, channels: Collection[str], after: Position = ZERO) -> Position:
         await trio.lowlevel.checkpoint()
-        head = await super().subscribe(channels)
+        head = await super().subscribe(channels, after)
         await trio.lowlevel.checkpoint()
         return head
 

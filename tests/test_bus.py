@@ -345,11 +345,13 @@ async def test_an_unknown_channel_has_no_gap_for_a_recent_position(bus: Bus, wal
     assert list(history.frames) == []
 
 
-async def test_origin_is_where_the_bus_began(bus: Bus, wall: Wall) -> None:
+async def test_a_bus_vouches_for_no_position_from_before_it_began(bus: Bus, wall: Wall) -> None:
+    began = bus.head()
     wall.ms += 5000
     (position,) = await published(bus, event())
-    assert bus.origin == Position(EPOCH, 0)
-    assert position > bus.origin
+    assert bus.vouches(began)
+    assert bus.vouches(position)
+    assert not bus.vouches(began.before())
 
 
 async def test_a_channel_over_the_most_takes_the_place_of_the_longest_unused(

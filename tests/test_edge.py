@@ -238,7 +238,9 @@ async def test_a_stream_that_was_let_in_at_the_last_is_told_too(
     """It was admitted before the node was leaving, and added when all others had been ended."""
     looking, others_ended = trio.Event(), trio.Event()
 
-    async def before_newest(bus: Bus, channels: Iterable[str], count: int) -> Position:
+    async def before_newest(
+        bus: Bus, channels: Iterable[str], count: int, head: Position
+    ) -> Position:
         looking.set()
         await others_ended.wait()
         return bus.head()

@@ -66,7 +66,7 @@ async def _stream(node: Node, request: Request) -> Answer | EventStream:
     if node.leaving:
         return turn_away(node, request, "draining")
     members = node.hub.members
-    if len(members.clients) >= node.max_clients:
+    if len(members.clients) + node.streams.opening >= node.max_clients:
         return turn_away(node, request, "full")
     if len(members.channels) + len(channels) > node.config.max_channels:
         return turn_away(node, request, "channels")

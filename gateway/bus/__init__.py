@@ -6,19 +6,24 @@ Every bus keeps these promises, and one set of tests holds each of them to that:
 2. *Published means kept.* `publish` returns once the event is in history and on its way to the
    sink. What it refuses has changed nothing.
 3. *The join.* `subscribe` returns H: whatever is published on those channels after it returns has
-   a position greater than H and reaches the sink; `history` up to H holds what came before.
+   a position greater than H and reaches the sink; `history` up to H holds what came before. A frame
+   up to H may still reach the sink too. H is never before the position that the caller names.
 4. *Gaps are decided.* `history` names the position before its first frame. If that is greater than
    the position asked for, something in between is gone; otherwise nothing is.
-5. *Positions before the bus began* cannot be vouched for: `origin` says where it began.
+5. *A bus that began anew* (a process, a Redis that has lost something) cannot show what it does
+   not know: `vouches` says of a position whether history after it tells of every gap.
+6. *A lost link is never silent.* While it is lost nothing is delivered; then everything that was
+   missed is, before anything later, or the sink is told of a gap where it is.
 """
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from gateway.control import Gap
 from gateway.errors import GatewayError
 from gateway.event import Event, Frame
-from gateway.position import Position
+from gateway.position import ZERO, Position
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,21 +66,36 @@ class Sink(Protocol):
         """Take a frame. Never waits; frames come in position order."""
 
 
+class TellGap(Protocol):
+    """How a bus has clients told that something is gone; the hub's part."""
+
+    async def __call__(
+        self, channels: Collection[str] | None, position: Position, reason: Gap
+    ) -> None:
+        """Tell the clients of ``channels`` (None: all) that events up to ``position`` are gone.
+
+        Returns when they have been told, behind everything that was delivered before.
+        """
+
+
 class Bus(Protocol):
     """See the module for what is promised."""
 
-    @property
-    def origin(self) -> Position:
-        """Resuming from before this position may have missed anything."""
+    def vouches(self, after: Position) -> bool:
+        """False if something later than ``after`` may be gone without history showing a gap."""
 
     def head(self) -> Position:
-        """A position that every later event exceeds and no earlier one does."""
+        """A position up to which everything of the subscribed channels has reached the sink."""
 
-    async def subscribe(self, channels: Collection[str]) -> Position:
-        """Have the events of ``channels`` delivered from now on; the H of the join."""
+    async def subscribe(self, channels: Collection[str], after: Position = ZERO) -> Position:
+        """Have the events of ``channels`` delivered from now on; the H of the join.
+
+        A position ``after`` that was given out by any node is at most H. Each call is given back by
+        one of `unsubscribe`, unless it raises: Unavailable after a bounded wait.
+        """
 
     def unsubscribe(self, channels: Collection[str]) -> None:
-        """Nobody on this node wants ``channels`` any more."""
+        """Give one `subscribe` of each of ``channels`` back."""
 
     async def publish(self, events: Sequence[Event]) -> Sequence[Position | GatewayError]:
         """Give each event its position, keep and send it, in order; or say why not, each."""

@@ -68,8 +68,8 @@ class MemoryBus:
         self._now_ms = now_ms
         self._records: OrderedDict[str, Record] = OrderedDict()  # least recently published first
         self._clock = ZERO
-        self.origin = self.head()
-        self._forgotten = self.origin  # no channel without a record had a later event than this
+        self._origin = self.head()
+        self._forgotten = self._origin  # no channel without a record had a later event than this
         self._repeats: OrderedDict[bytes, Position] = OrderedDict()
         self._published = self._repeated = self._refused = 0
         self._bytes = self._evicted = self._dedupe_evicted = 0
@@ -215,7 +215,10 @@ class MemoryBus:
 
     # -- reading
 
-    async def subscribe(self, channels: Collection[str]) -> Position:
+    def vouches(self, after: Position) -> bool:
+        return after >= self._origin
+
+    async def subscribe(self, channels: Collection[str], after: Position = ZERO) -> Position:
         return self.head()
 
     def unsubscribe(self, channels: Collection[str]) -> None:
