@@ -6,6 +6,7 @@ interrupted. What went wrong is one line on stderr; stdout carries only what was
 
 import json
 import os
+import re
 import sys
 from collections.abc import Callable
 from contextlib import aclosing
@@ -31,6 +32,9 @@ CONTROL_EVENTS = frozenset({"connected", "dropped", "gap", "reconnect"})
 
 INTERRUPTED = 128 + 2
 """What shells report of a command that SIGINT ended."""
+
+_PASSWORD = re.compile(r"(://[^:@/]*:).*@")
+"""In a URL, which a listing shows to whoever looks over the shoulder."""
 
 _CONTROLS = {code: f"\\x{code:02x}" for code in (*range(0x20), *range(0x7F, 0xA0))}
 _ESCAPES = str.maketrans(_CONTROLS | {ord("\\"): r"\\", ord("\n"): r"\n", ord("\t"): r"\t"})
@@ -90,21 +94,41 @@ def _settings(command: Callable[..., None]) -> Callable[..., None]:
 def serve(file: Path | None, **flags: object) -> None:
     """Run a node until SIGTERM."""
     config = load(flags, os.environ, file).config
-    from gateway.server import run  # here, since the other commands need no web stack
+    if config.redis:
+        from gateway.bus.address import parse_address
 
+        parse_address(config.redis)  # a URL that cannot be used stops the start
+    if config.worker_count == 1:
+        from gateway.server import run  # here, since the other commands need no web stack
+    else:
+        from gateway.supervisor import run
     run(config)
+
+
+@main.command(hidden=True)
+@click.argument("control", type=int)
+@click.argument("listener", type=int)
+def worker(control: int, listener: int) -> None:
+    """Be a worker of the supervisor that holds the other end of the socket CONTROL."""
+    from gateway.worker import run
+
+    run(control, listener)
 
 
 @main.command("config")
 @_settings
 def show_config(file: Path | None, **flags: object) -> None:
-    """Print every setting and where it comes from, as a file that --config reads."""
+    """Print every setting and where it comes from, as a file that --config reads.
+
+    A password in a URL is shown as ***.
+    """
     click.echo(_listing(load(flags, os.environ, file)), nl=False)
 
 
 def _listing(loaded: Loaded) -> str:
     width = max(map(len, SETTINGS))
     told = {name: as_toml(getattr(loaded.config, name)) for name in SETTINGS}
+    told["redis"] = _PASSWORD.sub(r"\1***@", told["redis"])
     wide = max(map(len, told.values()))
     lines = [f"{name:{width}} = {told[name]:{wide}}  # {loaded.sources[name]}" for name in SETTINGS]
     for rule in loaded.config.channels:

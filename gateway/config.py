@@ -5,6 +5,7 @@ variables, the listing of ``gateway config`` and the README's table are generate
 below, so a setting is complete when its field is.
 """
 
+import os
 import re
 from dataclasses import dataclass
 from enum import StrEnum
@@ -21,6 +22,10 @@ TIB = 1024 * GIB
 HOUR = 3600.0
 DAY = 24 * HOUR
 WEEK = 7 * DAY
+
+AUTO = "auto"
+"""As many workers as there are cores to run on."""
+MAX_WORKERS = 256
 
 _ADDRESS = re.compile(r"(?:\[([0-9A-Fa-f:.]+)\]|([^\s\[\]:/]+)):([0-9]{1,5})", re.ASCII)
 _MAX_PORT = 65_535
@@ -79,6 +84,24 @@ class Config:
     node_id: Annotated[
         str, "name of the node in /stats and logs; empty: the host name and a random suffix"
     ] = ""
+    workers: Annotated[
+        str,
+        "processes of the node, or auto: one a core; more than one need Redis as their bus;"
+        " 1 since one core carries most sites",
+    ] = "1"
+    redis: Annotated[
+        str,
+        "URL of the Redis that links the nodes: redis://, rediss://, unix:// or"
+        " redis+sentinel://host:port,host:port/service; empty: one process and its memory",
+    ] = ""
+    redis_prefix: Annotated[
+        str, "what every Redis key and channel begins with; nodes of one prefix are one cluster"
+    ] = "gateway:"
+    redis_timeout: Annotated[
+        float,
+        Between(0.1, 600, "seconds"),
+        "silence of Redis after which a connection to it counts as dead; a probe a fifth of that",
+    ] = 5.0
     log_level: Annotated[LogLevel, "the least severe log line that is written"] = LogLevel.INFO
 
     keepalive: Annotated[
@@ -231,6 +254,13 @@ class Config:
 
     channels: tuple[ChannelRule, ...] = ()
     """The ``[[channel]]`` tables of the file, in their order."""
+
+    @property
+    def worker_count(self) -> int:
+        """How many processes serve. Raises ValueError where ``workers`` is neither."""
+        if self.workers == AUTO:
+            return min(len(os.sched_getaffinity(0)), MAX_WORKERS)
+        return int(self.workers)
 
     def rule(self, channel: str) -> ChannelRule:
         """The first rule that matches, else the general settings as a rule for ``**``.

@@ -3,7 +3,8 @@
 It reads a request, hands what it means to the api, answers, and reads the next; a stream takes the
 connection for good, and so does a request for the edge. Rules:
 
-1. Every wait on a peer has a deadline: idle, head, body, answer.
+1. Every wait on a peer has a deadline: idle, head, body, answer. A poll waits for events, not for
+   its peer, and brings its own.
 2. Nothing that is sent after a stream's request is ever a request.
 3. A peer that is quick, or sends many requests together, takes turns with everybody else.
 """
@@ -14,11 +15,13 @@ from contextlib import suppress
 
 import trio
 
+from gateway.api.poll import PATH as POLL
+from gateway.api.poll import poll
 from gateway.api.publish import PATH as PUBLISH
 from gateway.api.publish import publish
 from gateway.api.request import Answer, Request, parse_target, problem
 from gateway.api.subscribe import PATH as EVENTS
-from gateway.api.subscribe import STREAM_HEADERS, subscribe, turn_away
+from gateway.api.subscribe import STREAM_HEADERS, refuse, subscribe, turn_away
 from gateway.errors import GatewayError, RequestTimeout, Unavailable
 from gateway.http1 import Parsed, Phase, RequestReader
 from gateway.http1_render import CONTINUE, render_response
@@ -43,7 +46,7 @@ _STREAM_HEAD = (
     + b"Connection: close\r\nTransfer-Encoding: chunked\r\n\r\n"
 )
 
-_EVENTS, _PUBLISH = EVENTS.encode(), PUBLISH.encode()
+_EVENTS, _POLL, _PUBLISH = EVENTS.encode(), POLL.encode(), PUBLISH.encode()
 
 
 class Service:
@@ -165,8 +168,10 @@ class Connection:
     async def _serve(self, parsed: Parsed) -> bool:
         """Answer one request; whether another one may follow on the connection."""
         target = parsed.target
+        polls = parsed.method == "GET" and _is_under(target, _POLL)
         hot = parsed.version == "1.1" and (
-            (parsed.method == "POST" and _is_under(target, _PUBLISH))
+            polls
+            or (parsed.method == "POST" and _is_under(target, _PUBLISH))
             or (parsed.method == "GET" and _is_under(target, _EVENTS))
         )
         if not hot:
@@ -174,6 +179,9 @@ class Connection:
             assert sock is not None
             await self._service.edge(parsed, sock)
             return False
+        if polls:
+            parsed.body = b""  # it means nothing, and would take the room of others for long
+            self._release()
         try:
             request = Request(
                 parsed.method, *parse_target(target), parsed.header, parsed.body, self._peer
@@ -182,14 +190,24 @@ class Connection:
             await self._end_with(problem(error))
             return False
         result: Answer | EventStream
-        if self._crowded:
+        if self._crowded and polls:
+            result = refuse(self._node, "connections")
+        elif self._crowded:
             result = turn_away(self._node, request, "connections")
+        elif polls:
+            result = await self._poll(request)
         else:
             serve = publish if parsed.method == "POST" else subscribe
             result = await serve(self._node, request)
         if isinstance(result, EventStream):
-            await self._stream(result)
-            return False
+            try:
+                client = await self._node.streams.open(result, self._sock, preamble=_STREAM_HEAD)
+            except Unavailable:
+                result = turn_away(self._node, request, "bus")
+            else:
+                self._sock = None
+                await self._node.streams.serve(client)
+                return False
         if not parsed.keep_alive or self._node.draining:
             await self._end_with(result)
             return False
@@ -199,11 +217,27 @@ class Connection:
             await trio.lowlevel.checkpoint()  # as in _receive, for requests that came together
         return True
 
-    async def _stream(self, stream: EventStream) -> None:
-        streams = self._node.streams
-        client = await streams.open(stream, self._sock, preamble=_STREAM_HEAD)
-        self._sock = None
-        await streams.serve(client)
+    async def _poll(self, request: Request) -> Answer:
+        """The answer to a poll; no later than its peer is seen to have ended."""
+        patience = trio.CancelScope()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._end_with_peer, patience)
+            answer = await poll(self._node, request, patience)
+            nursery.cancel_scope.cancel()
+        return answer
+
+    async def _end_with_peer(self, patience: trio.CancelScope) -> None:
+        """End a wait when the peer has ended its side; behind a next request that is not seen."""
+        assert self._sock is not None
+        await trio.lowlevel.wait_readable(self._sock)
+        try:
+            ended = not self._sock.recv(1, socket.MSG_PEEK)
+        except BlockingIOError:
+            ended = False
+        except OSError:
+            ended = True
+        if ended:
+            patience.cancel()
 
     async def _end_with(self, answer: Answer) -> None:
         """Send a last answer so that it arrives, and end the connection."""

@@ -10,9 +10,13 @@ is no timer, so an idle hub delivers at once.
 3. Frames come in position order and leave in position order, whatever the channels.
 """
 
+from collections.abc import Collection
+
 import trio
 
+from gateway import control
 from gateway.client import Client, Reason, State
+from gateway.control import Gap
 from gateway.event import Frame
 from gateway.hub import Hub
 from gateway.position import Position
@@ -37,6 +41,47 @@ class Fanout:
             async with hub.turn:
                 before = hub.pending.taken
                 await self._pass(hub.pending.take(), before)
+
+    async def tell_gap(
+        self, channels: Collection[str] | None, position: Position, reason: Gap
+    ) -> None:
+        """A `gateway.bus.TellGap`: behind all that is pending now, to those who were before it."""
+        hub = self._hub
+        await hub.pending.passed_on()
+        async with hub.turn:
+            for turn, client in enumerate(tuple(hub.members.clients.values()), 1):
+                if not turn % YIELD_EVERY:
+                    await trio.lowlevel.checkpoint()
+                names = [
+                    channel.name
+                    for channel in client.channels
+                    if (channels is None or channel.name in channels)
+                    and (channel.members[client] < position or client.state is State.REPLAYING)
+                ]
+                if names and client.given < position:
+                    self._tell_gap_to(client, names, reason)
+
+    def _tell_gap_to(self, client: Client, names: list[str], reason: Gap) -> None:
+        hub = self._hub
+        block = control.gap(names, reason)
+        framing = b"%x\r\n" % len(block)
+        notice = Frame(
+            max(hub.pending.taken, client.given),
+            tuple(names),
+            b"%b%b\r\n" % (framing, block),
+            prefix=len(framing),
+            id_line=0,
+        )
+        match client.state:
+            case State.LIVE:
+                self._send_now(client, [notice], hub.pending.taken)
+            case State.BEHIND:
+                hub.offer(client, [notice])
+            case State.REPLAYING:
+                client.stage_control(block)
+            case _:
+                return
+        hub.gaps[reason] += 1
 
     async def _pass(self, frames: list[Frame], before: Position) -> None:
         channels = self._hub.members.channels
@@ -136,17 +181,21 @@ class Fanout:
             return
         if client.state is State.BEHIND:
             self._hub.offer(client, owed)
-            return
+        else:
+            self._send_now(client, owed, before)
+
+    def _send_now(self, client: Client, frames: list[Frame], before: Position) -> None:
+        """Write to a live client, which may fall behind by that."""
         assert client.sock is not None
         try:
-            sent = client.sock.send(b"".join([frame.chunk for frame in owed]))
+            sent = client.sock.send(b"".join([frame.chunk for frame in frames]))
         except BlockingIOError:
             sent = 0
         except OSError:
             self._hub.close(client, Reason.GONE)
             return
         client.last_write = trio.current_time()
-        self._hub.fall_behind(client, owed, sent, before)
+        self._hub.fall_behind(client, frames, sent, before)
 
 
 def _is_owed(client: Client, frame: Frame) -> bool:

@@ -16,7 +16,8 @@ class _Snapshot(Collector):
         self._now = now
 
     def collect(self) -> Iterable[Metric]:
-        hub, bus = self._now.hub, self._now.bus
+        link = self._now.bus.link
+        hub, bus, cluster = self._now.hub, self._now.bus, self._now.cluster
         for name, about, value in (
             ("clients", "Open streams.", hub.clients),
             ("clients_max", "Open streams that the node can hold.", self._now.max_clients),
@@ -30,11 +31,17 @@ class _Snapshot(Collector):
             ("history_channels", "Channels that the bus remembers.", bus.channels),
             ("history_bytes", "Bytes of events kept for replay.", bus.history_bytes),
             ("dedupe_entries", "Publishers' ids remembered.", bus.dedupe_entries),
+            ("cluster_waiting", "Requests that other workers are answering.", cluster.waiting),
+            ("cluster_queued", "Requests of other workers that wait here.", cluster.queued),
+            ("bus_up", "1 while every worker is linked to the other nodes.", link.up),
+            ("bus_subscriptions", "Channels subscribed to on the bus.", link.subscriptions),
+            ("workers", "Worker processes that serve.", self._now.workers),
             ("draining", "1 while the node is leaving.", int(self._now.draining)),
             ("uptime_seconds", "Since the start of the node.", self._now.uptime_seconds),
         ):
             yield GaugeMetricFamily(f"gateway_{name}", about, value)
         for name, about, value in (
+            ("worker_restarts", "Workers that replaced another one.", self._now.worker_restarts),
             ("published", "Events accepted from publishers.", bus.published),
             ("publish_repeated", "Publishes that repeated an id and were not taken.", bus.repeated),
             ("publish_refused", "Events that the bus refused.", bus.refused),
@@ -50,6 +57,33 @@ class _Snapshot(Collector):
                 bus.history_evicted,
             ),
             ("dedupe_evicted", "Publishers' ids forgotten before their time.", bus.dedupe_evicted),
+            ("bus_links_lost", "Links to the bus that were lost.", link.lost),
+            ("bus_resent", "Calls to the bus sent again after a lost link.", link.resent),
+            ("publish_unknown", "Events of which it is unknown if they were taken.", link.unknown),
+            ("bus_holes", "Messages of the bus found missing.", link.holes),
+            ("bus_unreadable", "Messages of the bus in an unknown format.", link.unreadable),
+            ("bus_breaks", "Times that the bus turned out to have lost something.", link.breaks),
+            ("bus_evicted_keys", "Keys that Redis has evicted since its start.", link.evicted),
+            ("bus_overruns", "Links lost while the fan-out made the bus wait.", link.overruns),
+            ("bus_history_reads", "Channels read from the bus's history.", link.history_reads),
+            ("cluster_sent", "Requests passed on to other workers.", cluster.sent),
+            ("cluster_answered", "Answers of other workers.", cluster.answered),
+            ("cluster_timed_out", "Answers that did not come in time.", cluster.timed_out),
+            ("cluster_late", "Answers that nobody waited for any more.", cluster.late),
+            ("cluster_served", "Requests of other workers answered.", cluster.served),
+            (
+                "cluster_unanswered",
+                "Requests of other workers whose answer could not be sent.",
+                cluster.unanswered,
+            ),
+            ("cluster_dropped", "Requests of other workers dropped at a bound.", cluster.dropped),
+            ("cluster_repeated", "Requests of other workers that came again.", cluster.repeated),
+            ("cluster_malformed", "Messages that could not be read.", cluster.malformed),
+            (
+                "cluster_unknown_version",
+                "Messages of workers of another version.",
+                cluster.unknown_version,
+            ),
         ):
             yield CounterMetricFamily(f"gateway_{name}", about, value)
         for name, about, values in (

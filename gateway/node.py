@@ -3,15 +3,18 @@
 import secrets
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 import trio
 
 from gateway.bus import Bus, BusStatistics
+from gateway.bus.address import parse_address
 from gateway.bus.memory import MemoryBus, wall_clock_ms
+from gateway.bus.redis import RedisBus
 from gateway.client import Client
 from gateway.clock import Clock
+from gateway.cluster import Cluster, ClusterStatistics
 from gateway.config import Config
 from gateway.fanout import Fanout
 from gateway.hub import Hub, HubStatistics
@@ -23,15 +26,27 @@ TAG_BYTES = 4
 
 @dataclass(frozen=True, slots=True)
 class NodeStatistics:
-    """A snapshot of the whole node. ``refused`` counts requests turned away, by reason."""
+    """A snapshot of a worker, or of all of a node's; ``refused`` are requests turned away, by
+    reason."""
 
     id: str
     uptime_seconds: float
     draining: bool
+    full: bool
+    cut_off: bool
+    """The bus has not been reached yet, or cannot be kept up with."""
     max_clients: int
     hub: HubStatistics
     bus: BusStatistics
+    cluster: ClusterStatistics
     refused: dict[str, int]
+    workers: int = 1
+    worker_restarts: int = 0
+
+
+def name_of(config: Config) -> str:
+    """The node's id: what is set, else one that no other start of a node has."""
+    return config.node_id or f"{socket.gethostname()}-{secrets.token_hex(3)}"
 
 
 class Node:
@@ -45,12 +60,14 @@ class Node:
         self.config = config
         self.max_clients = max_clients
         self.now_ms = now_ms
-        self.id = config.node_id or f"{socket.gethostname()}-{secrets.token_hex(3)}"
+        self.id = name_of(config)
         self.draining = False
         """No new clients are wanted here: not ready, and connections are not kept."""
         self.leaving = False
         """No new clients are taken."""
         self.refused: dict[str, int] = {}
+        self.ask_supervisor: Callable[[], Awaitable[NodeStatistics]] | None = None
+        """Of a worker among several: the statistics of all of them."""
         self._started = time.monotonic()
         self.hub = Hub(
             config,
@@ -58,10 +75,23 @@ class Node:
             catch_up=lambda client: self.streams.catch_up(client),
             watermark=lambda: self.bus.head(),
         )
-        self.bus: Bus = MemoryBus(config, self.hub.pending, now_ms=now_ms)
         self._fanout = Fanout(self.hub)
         self._clock = Clock(config, self.hub)
         self.tag = secrets.token_hex(TAG_BYTES)
+        self.bus: Bus
+        if config.redis:
+            self.bus = RedisBus(
+                config,
+                parse_address(config.redis),
+                self.hub.pending,
+                worker=self.tag,
+                tell_gap=self._fanout.tell_gap,
+                receive=lambda message: self.cluster.receive(message),
+            )
+            self.cluster = Cluster(self.tag, link=self.bus)
+        else:
+            self.bus = MemoryBus(config, self.hub.pending, now_ms=now_ms)
+            self.cluster = Cluster(self.tag, link=None)  # there is nobody to ask
         self.streams = Streams(
             config, self.bus, self.hub, self._clock, self._serve_soon, tag=self.tag
         )
@@ -75,6 +105,7 @@ class Node:
             nursery.start_soon(self.hub.run)
             nursery.start_soon(self._fanout.run)
             nursery.start_soon(self._clock.run)
+            nursery.start_soon(self.cluster.run)
             task_status.started()
 
     def refuse(self, reason: str) -> None:
@@ -86,18 +117,22 @@ class Node:
         if status != 503:
             self.refuse(str(status))
 
-    @property
-    def ready(self) -> bool:
-        return not self.draining and len(self.hub.members.clients) < self.max_clients
+    async def node_statistics(self) -> NodeStatistics:
+        """Those of all workers of the node. Raises Unavailable when they cannot be had."""
+        return self.statistics() if self.ask_supervisor is None else await self.ask_supervisor()
 
     def statistics(self) -> NodeStatistics:
+        """Those of this worker."""
         return NodeStatistics(
             id=self.id,
             uptime_seconds=time.monotonic() - self._started,
             draining=self.draining,
+            full=len(self.hub.members.clients) >= self.max_clients,
+            cut_off=not self.bus.ready,
             max_clients=self.max_clients,
             hub=self.hub.statistics(),
             bus=self.bus.statistics(),
+            cluster=self.cluster.statistics(),
             refused=dict(self.refused),
         )
 

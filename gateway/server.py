@@ -2,7 +2,8 @@
 
 Leaving (SIGTERM or SIGINT): say so on /readyz and go on for ``drain_grace``; empty the accept queue
 and close the listener; end the streams one after another over ``drain_seconds``, each flushed, told
-and closed; cut who has not read by then; exit 0. A second signal exits at once.
+and closed; cut who has not read by then; exit 0. A second signal exits at once. A worker among
+several leaves in the same way when its supervisor says so, and without the grace when that is gone.
 """
 
 import gc
@@ -11,7 +12,8 @@ import os
 import resource
 import signal
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
+from functools import partial
 
 import trio
 
@@ -41,41 +43,85 @@ GC_THRESHOLDS = (20_000, 3, 1000)
 first two look at so few objects that they take a few milliseconds; a full one, which stops the pass
 for longer the more history there is, is rare."""
 
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
 _log = logging.getLogger("gateway")
+
+
+class Leave:
+    """That a worker is to leave, and how far it is."""
+
+    def __init__(self) -> None:
+        self.wanted = trio.Event()
+        self.hurried = trio.Event()
+        """Without the grace."""
+        self.closed = trio.Event()
+        """The accept queue is empty and the listener closed."""
+
+
+Attend = Callable[[Node, Leave], Awaitable[None]]
+"""What a worker's master does while it serves, begun when it is ready and cancelled at its end."""
 
 
 def run(config: Config) -> None:
     """Serve until a signal. Raises ConfigError when the address cannot be listened on."""
-    logging.basicConfig(
-        level=config.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s"
-    )
+    start_logging(config)
     listener = listen(config)
-    trio.run(serve, config, listener)
+    trio.run(serve, config, listener, partial(_announce, listener))
+
+
+def start_logging(config: Config, process: str = "") -> None:
+    """Log to stderr; ``process`` tells the lines of one of several apart."""
+    process = f" {process}" if process else ""
+    logging.basicConfig(
+        level=config.log_level.upper(),
+        format=f"%(asctime)s %(levelname)s{process} %(name)s: %(message)s",
+    )
 
 
 def listen(config: Config) -> socket.socket:
-    """A listener on ``config.bind``, whose connections inherit the bounded send buffer."""
+    """A listener on ``config.bind``, as `listen_together` makes them."""
+    return listen_together(config, 1)[0]
+
+
+def listen_together(config: Config, count: int) -> list[socket.socket]:
+    """Listeners on ``config.bind``, whose connections inherit the bounded send buffer.
+
+    The kernel divides connections among them. All have the port that the first one gets, and that
+    one is bound before it may share: an address that somebody else has is refused.
+    """
     host, port = split_address(config.bind)
+    listeners: list[socket.socket] = []
     try:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        listener = socket.socket(family, socket.SOCK_STREAM)
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, config.send_buffer_bytes)
-        listener.bind(address)
-        listener.listen(config.backlog)
+        for _ in range(count):
+            listener = socket.socket(family, socket.SOCK_STREAM)
+            listener.setblocking(False)
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, config.send_buffer_bytes)
+            if listeners:
+                listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+            listener.bind(address)
+            if count > 1:
+                listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+            address = listener.getsockname()
+            listeners.append(listener)
+        for listener in listeners:
+            listener.listen(config.backlog)
     except OSError as error:
         raise ConfigError(f"bind: cannot listen on {config.bind}: {error.strerror}.") from None
-    listener.setblocking(False)
-    return listener
+    return listeners
 
 
-async def serve(config: Config, listener: socket.socket) -> None:
-    """Serve on ``listener`` until a signal has been obeyed."""
+async def serve(config: Config, listener: socket.socket, attend: Attend) -> None:
+    """Serve on ``listener`` until told to leave, by a signal or by what ``attend`` hears."""
     descriptors = raise_descriptor_limit()
     node = Node(config, max_clients=config.max_clients or descriptors - RESERVED_DESCRIPTORS)
     edge = Edge(make_app(node), write_timeout=config.write_timeout)
     front = Front(node, edge.serve, max_connections=descriptors - RESERVED_DESCRIPTORS // 2)
-    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+    leave = Leave()
+    with trio.open_signal_receiver(*SIGNALS) as signals:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)  # a supervisor has blocked them
         async with trio.open_nursery() as nursery:
             await nursery.start(node.run)
             await nursery.start(edge.run)
@@ -85,10 +131,10 @@ async def serve(config: Config, listener: socket.socket) -> None:
             gc.collect()
             gc.freeze()
             gc.set_threshold(*GC_THRESHOLDS)
-            _announce(config, listener, node)
-            await anext(signals)
-            nursery.start_soon(_exit_on, signals)
-            await _drain(config, node, front, listener, nursery, accepting)
+            nursery.start_soon(_obey, signals, leave)
+            nursery.start_soon(attend, node, leave)
+            await leave.wanted.wait()
+            await _drain(config, node, front, listener, nursery, accepting, leave)
             edge.abort()
             nursery.cancel_scope.cancel()
     _log.info("node %s has drained", node.id)
@@ -108,16 +154,23 @@ async def _accept(
         await front.accept(listener, nursery)
 
 
-async def _exit_on(signals: AsyncIterator[int]) -> None:
+async def _obey(signals: AsyncIterator[int], leave: Leave) -> None:
+    await anext(signals)
+    leave.wanted.set()
     async for _ in signals:
         _log.warning("second signal: leaving at once")
         os._exit(1)
 
 
-def _announce(config: Config, listener: socket.socket, node: Node) -> None:
+async def _announce(listener: socket.socket, node: Node, _leave: Leave) -> None:
+    announce(listener, node.id)
+
+
+def announce(listener: socket.socket, node_id: str, more: str = "") -> None:
+    """Log that the node is ready, and where."""
     host, port = listener.getsockname()[:2]
     shown = f"[{host}]" if ":" in host else host
-    _log.info("gateway %s, node %s, on http://%s:%d/", __version__, node.id, shown, port)
+    _log.info("gateway %s, node %s, on http://%s:%d/%s", __version__, node_id, shown, port, more)
     if not is_loopback(host):
         _log.warning("this node is open to anyone who can reach %s:%d", shown, port)
 
@@ -129,19 +182,25 @@ async def _drain(
     listener: socket.socket,
     nursery: trio.Nursery,
     accepting: trio.CancelScope,
+    leave: Leave | None = None,
 ) -> None:
+    leave = leave or Leave()
     node.draining = True
     _log.info("node %s is draining %d clients", node.id, len(node.hub.members.clients))
-    await trio.sleep(config.drain_grace)
+    with trio.move_on_after(config.drain_grace):
+        await leave.hurried.wait()
     node.leaving = True
     accepting.cancel()
     await front.empty_queue(listener, nursery)
+    leave.closed.set()
     await trio.sleep(DRAIN_TICK)  # the requests of the last ones may be just behind them
     with trio.move_on_after(config.drain_seconds + LAST_WORDS_SECONDS):
         await _end_streams(config, node)
         while node.hub.open_streams or front.serving:
             await trio.sleep(DRAIN_TICK)
             await _tell(config, node, list(node.hub.members.clients.values()))  # let in at the last
+    with trio.move_on_after(LAST_WORDS_SECONDS):
+        await node.bus.leave()
 
 
 async def _end_streams(config: Config, node: Node) -> None:

@@ -6,6 +6,7 @@ given is checked, those that another one overrides as well.
 
 import dataclasses
 import json
+import re
 import tomllib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -16,7 +17,15 @@ from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
 import msgspec
 
-from gateway.config import Between, ChannelRule, Config, is_loopback, split_address
+from gateway.config import (
+    AUTO,
+    MAX_WORKERS,
+    Between,
+    ChannelRule,
+    Config,
+    is_loopback,
+    split_address,
+)
 from gateway.errors import BadRequest, ConfigError
 from gateway.names import compile_pattern
 from gateway.policy import Policy
@@ -27,6 +36,9 @@ URL_VARIABLE = "GATEWAY_URL"
 """Where the commands that talk to a node find it. No setting of the node itself."""
 
 DEFAULT = "default"
+
+NUMBER_TOO = frozenset({"workers"})
+"""Settings of text that is a number most of the time, and that a file may write as one."""
 
 _SHOWN = 100
 """Characters of a refused value that its sentence shows."""
@@ -63,6 +75,8 @@ class Setting:
 
     def read(self, raw: object, source: str, *, strict: bool) -> Any:
         """The value that ``raw`` stands for; text stands for a number or a bool unless strict."""
+        if self.name in NUMBER_TOO and type(raw) is int:
+            raw = str(raw)
         try:
             value: Any = msgspec.convert(raw, self.type, strict=strict)
         except msgspec.ValidationError:
@@ -207,6 +221,20 @@ def _check_catch_up(rule: ChannelRule, source: str) -> None:
         )
 
 
+def _check_workers(config: Config, source: str) -> None:
+    number = re.fullmatch("[0-9]{1,3}", config.workers, re.ASCII)
+    if config.workers != AUTO and not (number and 1 <= int(number[0]) <= MAX_WORKERS):
+        expected = f"a whole number from 1 to {MAX_WORKERS}, or {AUTO}"
+        raise _refused("workers", config.workers, source, expected)
+    if config.worker_count > 1 and not config.redis:
+        count = f", {config.worker_count} here" if config.workers == AUTO else ""
+        raise ConfigError(
+            f"workers is {config.workers} ({source}{count}), but without Redis each process"
+            " would have channels and a history of its own, and a client would miss what is"
+            " published at another one: link them with --redis redis://..., or take --workers 1."
+        )
+
+
 def _check(config: Config, sources: Mapping[str, str]) -> None:
     """What the bounds of single settings cannot say."""
     _check_catch_up(config.general_rule(), sources["policy"])
@@ -219,6 +247,7 @@ def _check(config: Config, sources: Mapping[str, str]) -> None:
                 sources["max_event_bytes"],
                 f"at most {bound}, which is {limit} ({sources[bound]})",
             )
+    _check_workers(config, sources["workers"])
     try:
         host, _ = split_address(config.bind)
     except ValueError:

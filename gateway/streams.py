@@ -6,12 +6,14 @@
 2. A replaying client reads pages at the pace of its own connection. When it has reached what the
    passes have taken it turns live in the same step, without an await.
 3. Direct lane: this module's task ends when the client is live; from then on it has none. Response
-   lane: `body` is the client's task for as long as it lasts.
+   lane: the task that is `responding` serves the client for as long as that lasts.
 """
 
 import logging
+import math
 import secrets
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from socket import socket
 
@@ -150,11 +152,12 @@ class Streams:
             while client.state is State.REPLAYING:
                 if not client.flush():
                     await self._hub.writable(client)
-                elif not await self._turn_live(client):
-                    await self._stage_page(client, self._jobs[client])
-                    await trio.lowlevel.checkpoint()  # its socket may take page after page
+                else:
+                    await self._stage_history(client)
         except OSError:
             self._hub.close(client, Reason.GONE)
+        except Unavailable:
+            self._hub.finish(client, Reason.BUS, self._without_bus())
         except Exception:  # noqa: BLE001  # a fault of ours here must not end everybody's streams
             _log.exception("a replay failed")
             self._hub.close(client, Reason.GONE)
@@ -164,29 +167,61 @@ class Streams:
         finally:
             self._jobs.pop(client, None)
 
+    @asynccontextmanager
+    async def responding(self, stream: EventStream) -> AsyncIterator[Client]:
+        """A client of the response lane, closed at the end of the block.
+
+        It is live if nothing was missed: whoever publishes on ``connected`` gets the event.
+        """
+        client = await self.open(stream)
+        try:
+            await self._turn_live(client)
+            yield client
+        finally:
+            self._jobs.pop(client, None)
+            self._hub.close(client, Reason.GONE)
+
     async def body(self, stream: EventStream) -> AsyncGenerator[bytes, None]:
         """The response lane: opens ``stream`` and yields its bytes until it ends.
 
         Closing the generator closes the client.
         """
-        client = await self.open(stream)
         try:
-            await self._turn_live(client)  # whoever publishes on `connected` gets the event
-            while client.state is not State.CLOSED:
-                if data := client.next_bytes():
-                    yield bytes(data)
-                    client.credit(len(data))
-                    self._hub.end_given_channels(client)
-                elif client.state is State.ENDING:
-                    return
-                elif client.state is State.BEHIND:
-                    await self._stage_next(client)
-                elif not await self._turn_live(client):
-                    await self._stage_page(client, self._jobs[client])
-                    await trio.lowlevel.checkpoint()
-        finally:
-            self._jobs.pop(client, None)
-            self._hub.close(client, client.reason or Reason.GONE)
+            async with self.responding(stream) as client:
+                while client.state is not State.CLOSED:
+                    if data := client.next_bytes():
+                        yield bytes(data)
+                        client.credit(len(data))
+                        self._hub.end_given_channels(client)
+                    elif client.state is State.ENDING:
+                        return
+                    else:
+                        await self._stage_next_or_keepalive(client)
+        except Unavailable:
+            yield self._without_bus()
+
+    def _without_bus(self) -> bytes:
+        """The last block of a stream whose history cannot be read."""
+        return control.retry(self._config.retry) + control.reconnect(Reason.BUS)
+
+    async def stage_next(self, client: Client) -> None:
+        """Stage what comes next for an open client of the response lane for which nothing waits: a
+        frame, once there is one, or a page of history.
+
+        It may end with nothing staged, as when the client has ended. Cancelled, it loses nothing:
+        what is not staged is still queued, or in history.
+        """
+        outbox = client.outbox
+        if outbox is None:
+            await self._stage_history(client)
+        elif (taken := await outbox.wait()) is not None and client.outbox is outbox:
+            client.stage_taken(*taken)  # if it was abandoned meanwhile, all of it is replayed
+
+    async def _stage_history(self, client: Client) -> None:
+        """Stage a page for a replaying client for which nothing waits, or turn it live."""
+        if not await self._turn_live(client):
+            await self._stage_page(client, self._jobs[client])
+            await trio.lowlevel.checkpoint()  # whoever reads may take page after page
 
     async def _turn_live(self, client: Client) -> bool:
         """Turn live a client for which nothing waits, if it has reached what the passes took."""
@@ -233,19 +268,13 @@ class Streams:
             if name is None or not _has_been_given(client, frame, but=name):
                 client.stage_replayed(frame, with_id=name is None)
 
-    async def _stage_next(self, client: Client) -> None:
-        """Stage the next frame of the response lane's outbox, or a keepalive after silence."""
-        outbox = client.outbox
-        assert outbox is not None
-        with trio.move_on_after(self._config.keepalive) as silence:
-            taken = await outbox.wait()
-        if silence.cancelled_caught:
-            taken = outbox.take()  # it may have come with the end of the silence
-        if taken is not None and client.outbox is outbox:
-            client.stage_taken(*taken)
-        elif taken is not None:
-            pass  # it was in our hands when the outbox was abandoned: it is replayed
-        elif silence.cancelled_caught and client.state is State.BEHIND:
+    async def _stage_next_or_keepalive(self, client: Client) -> None:
+        is_live = client.state is State.BEHIND
+        with trio.move_on_after(self._config.keepalive if is_live else math.inf) as silence:
+            await self.stage_next(client)
+        if not silence.cancelled_caught or client.state is not State.BEHIND:
+            return
+        if not client.next_bytes():  # something may have come with the end of the silence
             client.behind_since = trio.current_time()
             client.position = self._hub.proven(client)
             client.stage_control(control.keepalive(client.position))

@@ -188,6 +188,11 @@ class NodeProcess(Child):
     def resident_bytes(self) -> int:
         return int(re.findall(r"VmRSS:\s+(\d+) kB", self.status())[0]) * 1024
 
+    def workers(self) -> list[int]:
+        """The processes that it has started, by their ids."""
+        children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children")
+        return [int(pid) for pid in children.read_text("ascii").split()]
+
     async def connect(self) -> trio.SocketStream:
         connection = await trio.open_tcp_stream("127.0.0.1", self.port)
         self.connections.append(connection)

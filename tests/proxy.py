@@ -11,8 +11,9 @@ class Proxy:
     """Passes connections on to a node until they are cut; holds new ones until `let_through`."""
 
     def __init__(self, listener: trio.SocketListener, port: int) -> None:
-        self.url = "http://127.0.0.1:{1}".format(*listener.socket.getsockname())
-        self._port = port
+        self.port: int = listener.socket.getsockname()[1]
+        self.url = f"http://127.0.0.1:{self.port}"
+        self._server = port
         self._through = trio.Event()
         self._through.set()
         self._passing: set[trio.CancelScope] = set()
@@ -29,7 +30,7 @@ class Proxy:
     async def serve(self, outer: trio.SocketStream) -> None:
         async with outer:
             await self._through.wait()
-            async with await trio.open_tcp_stream("127.0.0.1", self._port) as inner:
+            async with await trio.open_tcp_stream("127.0.0.1", self._server) as inner:
                 with trio.CancelScope() as scope:
                     self._passing.add(scope)
                     async with trio.open_nursery() as nursery:

@@ -121,6 +121,16 @@ REFUSED = {
     "a user that is too long": Case(get(f"/events?user={LONG}"), 400, "too long"),
     "replay that is no number": Case(get("/events/a?replay=-1"), 400, "replay is a whole number"),
     "replay in other digits": Case(get("/events/a?replay=%D9%A1"), 400, "replay is a whole number"),
+    # polls
+    "a poll of no channel": Case(get("/poll"), 400, "as in /poll?channel=a"),
+    "a poll of an empty path segment": Case(get("/poll/"), 400, "is empty"),
+    "a poll of an illegal name": Case(get("/poll/a%20b"), 400, "contains ' '"),
+    "a poll of too many channels": Case(get("/poll?channels=a,b,c,d"), 400, "at most 3"),
+    "a poll with a broken replay": Case(get("/poll/a?replay=x"), 400, "replay is a whole number"),
+    "a wait that is no number": Case(get("/poll/a?wait=soon"), 400, "from 0 to 60"),
+    "a wait that is too long": Case(get("/poll/a?wait=61"), 400, "from 0 to 60"),
+    "polling with POST": Case(post("/poll/a", TEXT, b""), 405, "use GET"),
+    "a path below a poll's": Case(get("/pollx"), 404, "nothing at /pollx"),
     # publishing one event
     "no JSON at all": Case(event(b""), 400, "no JSON in UTF-8"),
     "broken JSON": Case(event(b'{"channel": "a", "data": '), 400, "no JSON in UTF-8"),
@@ -734,7 +744,8 @@ async def test_all_streams_of_a_user_are_closed_at_once() -> None:
 
 async def test_the_node_tells_of_channels_and_of_itself() -> None:
     async with running() as gateway:
-        empty = {"channel": "a/1", "clients": 0, "lastEventId": None}
+        nobody = {"missing": 0, "nodes": []}
+        empty = {"channel": "a/1", "clients": 0, "lastEventId": None, **nobody}
         assert (await gateway.ask(get("/channels/a/1"))).json == empty
         wires = [await gateway.open("/events/a/1?user=u", version=v) for v in VERSIONS]
         for wire in wires:
@@ -743,7 +754,8 @@ async def test_the_node_tells_of_channels_and_of_itself() -> None:
         for wire in wires:
             await wire.event()
         found = (await gateway.ask(get("/channels/a%2F1"))).json
-        assert found == {"channel": "a/1", "clients": 2, "lastEventId": last}
+        there = {"missing": 0, "nodes": [{"id": "test", "clients": 2}]}
+        assert found == {"channel": "a/1", "clients": 2, "lastEventId": last, **there}
         assert (await gateway.ask(get("/channels/user:u"))).json["clients"] == 2
         stats = (await gateway.ask(get("/stats"))).json
         numbers = {"clients": 2, "channels": 3, "published": 1, "delivered": 2, "dropped": 0}

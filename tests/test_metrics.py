@@ -78,6 +78,10 @@ async def test_no_text_of_a_stranger_is_in_the_metrics() -> None:
         assert client not in text
 
 
+ONES = ("gateway_workers", "gateway_bus_up")
+"""What is 1 at the beginning."""
+
+
 async def test_an_idle_node_has_every_metric_at_its_beginning() -> None:
     """A counter that only appears with its first increment hides that from ``rate()``."""
     async with running(max_clients=7) as gateway:
@@ -87,9 +91,10 @@ async def test_an_idle_node_has_every_metric_at_its_beginning() -> None:
         others = {
             key: number
             for key, number in found.items()
-            if key[0] not in ("gateway_clients_max", "gateway_uptime_seconds")
+            if key[0] not in ("gateway_clients_max", "gateway_uptime_seconds", *ONES)
         }
         assert set(others.values()) == {0}
+        assert [value(found, name.removeprefix("gateway_")) for name in ONES] == [1, 1]
         assert {reason for name, reason in found if name == "gateway_closed_total"} == set(Reason)
         assert {reason for name, reason in found if name == "gateway_gaps_total"} == set(Gap)
 
@@ -206,11 +211,19 @@ async def test_every_figure_of_the_statistics_is_in_the_metrics() -> None:
     async with running() as gateway:
         node: Node = gateway.node
         names = {name for name, _ in samples(render(node.statistics()).decode())}
-        for part in (node.statistics().hub, node.statistics().bus):
+        bus = node.statistics().bus
+        for part in (node.statistics().hub, bus, bus.link):
             for field in fields(part):
+                if field.name == "link":
+                    continue
                 known = {f"gateway_{prefix}{field.name}{suffix}"
-                         for prefix in ("", "clients_", "publish_", "outbox_", "history_")
+                         for prefix in ("", "clients_", "publish_", "outbox_", "history_", "bus_")
                          for suffix in ("", "_total")}  # fmt: skip
-                renamed = {"queued_frames": "outbox_frames", "queued_bytes": "outbox_bytes"}
+                renamed = {
+                    "queued_frames": "outbox_frames",
+                    "queued_bytes": "outbox_bytes",
+                    "lost": "bus_links_lost_total",
+                    "evicted": "bus_evicted_keys_total",
+                }
                 known.add(f"gateway_{renamed.get(field.name, field.name)}")
                 assert known & names, field.name

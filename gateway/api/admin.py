@@ -1,105 +1,103 @@
-"""Clients, users, channels and the node itself: what may be asked and done beside streaming."""
+"""Clients, users, channels and the node itself: what may be asked and done beside streaming.
 
-import trio
+Any worker answers for all nodes: it asks the one that holds the client, or all of them.
+"""
 
-from gateway import control
+import re
+
+from gateway.api.commands import (
+    ADD_CHANNEL,
+    CLOSE_CLIENT,
+    CLOSE_USER,
+    COUNT_CHANNEL,
+    REMOVE_CHANNEL,
+    STATUS,
+    NodeStatus,
+    OfAll,
+    OfChannel,
+    OfClient,
+    OfUser,
+    no_client,
+)
 from gateway.api.request import Answer, Request, answer, problem
-from gateway.client import Client, Reason
-from gateway.errors import BadRequest, GatewayError, NotFound, Unavailable
-from gateway.names import check_channel, check_subscribable, is_reserved
-from gateway.node import Node
-from gateway.position import Closed, Start, parse_resume
+from gateway.errors import GatewayError, Unavailable
+from gateway.messages import Command, Told
+from gateway.names import check_channel
+from gateway.node import TAG_BYTES, Node
 
-CLOSES_PER_TURN = 64
-"""Streams ended between two checkpoints: about a millisecond."""
+_CLIENT_ID = re.compile(rf"([0-9a-f]{{{2 * TAG_BYTES}}})\..+", re.DOTALL)
+"""A client's id begins with the tag of the worker that holds it."""
 
 
 async def add_channel(node: Node, request: Request, client_id: str, channel: str) -> Answer:
     """PUT /clients/<id>/channels/<channel>, with ``?since=P`` for what was missed before."""
-    try:
-        client = _client(node, client_id)
-        name = check_subscribable(channel)
-        since = request.first("since")
-        resume = parse_resume(since) if since is not None else None
-        if isinstance(resume, Closed):
-            resume = Start.UNKNOWN
-        position = await node.streams.add_channel(client, name, resume)
-        return _channels_answer(client, str(position))
-    except Unavailable as error:
-        node.refuse("channels")
-        return problem(error)
-    except GatewayError as error:
-        return problem(error)
+    asked = OfClient(client_id, channel, request.first("since"))
+    return await _ask_holder(node, ADD_CHANNEL, asked, refusal="channels")
 
 
 async def remove_channel(node: Node, client_id: str, channel: str) -> Answer:
     """DELETE /clients/<id>/channels/<channel>; what waits for the client may still come."""
-    try:
-        client = _client(node, client_id)
-        name = check_subscribable(channel)
-        if is_reserved(name):
-            raise BadRequest(f"Every client has the channel {name}.")
-        if not node.streams.remove_channel(client, name):
-            raise NotFound(f"The client {client.id} does not have the channel {name}.")
-        return _channels_answer(client, str(node.bus.head()))
-    except GatewayError as error:
-        return problem(error)
+    return await _ask_holder(node, REMOVE_CHANNEL, OfClient(client_id, channel))
 
 
 async def close_client(node: Node, client_id: str) -> Answer:
     """DELETE /clients/<id>: end its stream for good."""
-    try:
-        _close(node, _client(node, client_id))
-        return answer(200, {"closed": 1})
-    except GatewayError as error:
-        return problem(error)
+    return await _ask_holder(node, CLOSE_CLIENT, OfClient(client_id))
 
 
 async def close_user(node: Node, user: str) -> Answer:
     """DELETE /users/<id>: end all of a user's streams for good; none is no error."""
-    clients = node.hub.members.of_user(user)
-    for turn, client in enumerate(clients, 1):
-        _close(node, client)
-        if not turn % CLOSES_PER_TURN:
-            await trio.lowlevel.checkpoint()
-    return answer(200, {"closed": len(clients)})
+    try:
+        gathered = await node.cluster.ask_all(CLOSE_USER, OfUser(user))
+        closed = sum(told.closed for told in gathered.told)
+        if gathered.missing:
+            raise Unavailable(
+                f"{gathered.missing} workers have not answered; their streams may still be open.",
+                outcome="unknown",
+                closed=closed,
+                missing=gathered.missing,
+            )
+    except GatewayError as error:
+        return _refused(node, error)
+    return answer(200, {"closed": closed})
 
 
 async def channel(node: Node, name: str) -> Answer:
     """GET /channels/<channel>; nobody there is 0 and not an error."""
     try:
-        found = node.hub.members.channels.get(check_channel(name))
+        gathered = await node.cluster.ask_all(COUNT_CHANNEL, OfChannel(check_channel(name)))
         last = await node.bus.last(name)
-        return answer(
-            200,
-            {
-                "channel": name,
-                "clients": len(found.members) if found is not None else 0,
-                "lastEventId": str(last) if last is not None else None,
-            },
-        )
     except GatewayError as error:
-        return problem(error)
+        return _refused(node, error)
+    clients: dict[str, int] = {}
+    for told in gathered.told:
+        clients[told.id] = clients.get(told.id, 0) + told.clients
+    return answer(
+        200,
+        {
+            "channel": name,
+            "clients": sum(clients.values()),
+            "lastEventId": str(last) if last is not None else None,
+            "missing": gathered.missing,
+            "nodes": [{"id": id, "clients": n} for id, n in sorted(clients.items()) if n],
+        },
+    )
 
 
 async def stats(node: Node) -> Answer:
-    """GET /stats: the cluster, which is this node so far."""
-    now = node.statistics()
-    own = {
-        "clients": now.hub.clients,
-        "channels": now.hub.channels,
-        "published": now.bus.published,
-        "delivered": now.hub.delivered,
-        "dropped": now.hub.dropped,
-    }
-    described = {
-        "id": now.id,
-        "uptimeSeconds": round(now.uptime_seconds, 1),
-        "draining": now.draining,
-        "behind": now.hub.behind,
-        **own,
-    }
-    return answer(200, {**own, "nodes": [described]})
+    """GET /stats: all nodes that answer, each the sum of its workers."""
+    try:
+        gathered = await node.cluster.ask_all(STATUS, OfAll())
+    except GatewayError as error:
+        return _refused(node, error)
+    nodes: dict[str, NodeStatus] = {}
+    for told in gathered.told:
+        known = nodes.get(told.id)
+        nodes[told.id] = told if known is None else _sum(known, told)
+    counts = ("clients", "channels", "published", "delivered", "dropped")
+    total = {name: sum(getattr(status, name) for status in nodes.values()) for name in counts}
+    described = [nodes[id] for id in sorted(nodes)]
+    return answer(200, {**total, "missing": gathered.missing, "nodes": described})
 
 
 async def health(node: Node) -> Answer:
@@ -109,23 +107,52 @@ async def health(node: Node) -> Answer:
 
 async def readiness(node: Node) -> Answer:
     """GET /readyz: whether a balancer should send new clients here."""
-    if node.ready:
-        return answer(200, {"status": "ready"})
-    why = "draining" if node.draining else "full"
-    return problem(Unavailable(f"The node takes no new clients: it is {why}.", reason=why))
+    try:
+        now = await node.node_statistics()
+    except GatewayError as error:
+        return problem(error)
+    for holds, reason, why in (
+        (now.draining, "draining", "it is draining"),
+        (now.full, "full", "it is full"),
+        (now.cut_off, "bus", "it has not reached its Redis yet, or cannot keep up with it"),
+    ):
+        if holds:
+            told = f"The node takes no new clients: {why}."
+            return problem(Unavailable(told, reason=reason))
+    return answer(200, {"status": "ready"})
 
 
-def _client(node: Node, client_id: str) -> Client:
-    client = node.hub.members.clients.get(client_id)
-    if client is None:
-        raise NotFound("There is no client of this id; its stream may have ended.")
-    return client
+async def _ask_holder(
+    node: Node, command: Command[OfClient, Told], asked: OfClient, *, refusal: str = "cluster"
+) -> Answer:
+    """Have the worker that holds the client carry ``command`` out; ``refusal`` counts a 503."""
+    try:
+        match = _CLIENT_ID.fullmatch(asked.client)
+        told = await node.cluster.ask(match[1], command, asked) if match is not None else None
+        if told is None:
+            raise no_client()
+    except GatewayError as error:
+        return _refused(node, error, refusal)
+    return answer(200, told)
 
 
-def _close(node: Node, client: Client) -> None:
-    node.hub.finish(client, Reason.CLOSED, control.closed(node.hub.stands(client)))
+def _refused(node: Node, error: GatewayError, reason: str = "cluster") -> Answer:
+    if isinstance(error, Unavailable):
+        node.refuse(reason)
+    return problem(error)
 
 
-def _channels_answer(client: Client, position: str) -> Answer:
-    names = [channel.name for channel in client.channels]
-    return answer(200, {"id": position, "channels": names})
+def _sum(one: NodeStatus, other: NodeStatus) -> NodeStatus:
+    """Two workers of a node as one."""
+    return NodeStatus(
+        id=one.id,
+        uptime_seconds=max(one.uptime_seconds, other.uptime_seconds),
+        draining=one.draining or other.draining,
+        behind=one.behind + other.behind,
+        clients=one.clients + other.clients,
+        channels=one.channels + other.channels,
+        published=one.published + other.published,
+        delivered=one.delivered + other.delivered,
+        dropped=one.dropped + other.dropped,
+        workers=one.workers + other.workers,
+    )

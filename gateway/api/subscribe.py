@@ -1,4 +1,5 @@
-"""Opening a stream: which channels, for whom, from where; and how a stream is refused.
+"""Opening a stream: which channels, for whom, from where; and how a stream is refused. A poll asks
+for the same in the same way.
 
 Any status but 200 ends an EventSource for good, so a refusal that is worth a retry is, for whoever
 accepts ``text/event-stream``, a stream that says ``reconnect`` and ends.
@@ -7,7 +8,7 @@ accepts ``text/event-stream``, a stream that says ``reconnect`` and ends.
 from gateway import control
 from gateway.api.request import EVENT_STREAM, Answer, Request, problem
 from gateway.errors import BadRequest, GatewayError, MethodNotAllowed, Unavailable
-from gateway.names import GLOBAL, check_subscribable, user_channel
+from gateway.names import GLOBAL, check_subscribable, is_reserved, user_channel
 from gateway.node import Node
 from gateway.position import Closed, Position, Resume, Start, parse_resume
 from gateway.streams import EventStream
@@ -18,6 +19,7 @@ REFUSALS = {
     "draining": "The node is draining; come back to another.",
     "full": "The node has all the clients that it can hold.",
     "channels": "The node has all the channels that it can hold.",
+    "bus": "The link to Redis is lost; come back later.",
     "connections": "The node has all the connections that it can hold.",
 }
 """Why somebody is turned away for now: one word for the wire and for metrics, and a sentence."""
@@ -32,54 +34,87 @@ STREAM_HEADERS = (
 async def subscribe(node: Node, request: Request) -> Answer | EventStream:
     """GET /events: a stream to be opened, or why not."""
     try:
-        return await _stream(node, request)
+        if request.method != "GET":
+            raise MethodNotAllowed("A stream is opened with GET.", allow="GET")
+        stream = requested(node, request, PATH)
+        if await where_it_ended(node, stream) is not None:
+            return Answer(204)
+        why = why_not_now(node, stream)
+        return turn_away(node, request, why) if why is not None else stream
     except GatewayError as error:
         return problem(error)
 
 
 def turn_away(node: Node, request: Request, reason: str) -> Answer:
     """Refuse a stream or a publish for now. ``reason`` is one of `REFUSALS`."""
+    if not request.accepts_event_stream:
+        return refuse(node, reason)
     node.refuse(reason)
-    if request.accepts_event_stream:
-        body = control.retry(node.config.retry) + control.reconnect(reason)
-        return Answer(200, body, EVENT_STREAM, STREAM_HEADERS[1:])
+    body = control.retry(node.config.retry) + control.reconnect(reason)
+    return Answer(200, body, EVENT_STREAM, STREAM_HEADERS[1:])
+
+
+def refuse(node: Node, reason: str) -> Answer:
+    """Refuse for now whoever reads statuses. ``reason`` is one of `REFUSALS`."""
+    node.refuse(reason)
     return problem(Unavailable(REFUSALS[reason], reason=reason))
 
 
-async def _stream(node: Node, request: Request) -> Answer | EventStream:
-    if request.method != "GET":
-        raise MethodNotAllowed("A stream is opened with GET.", allow="GET")
+def requested(node: Node, request: Request, path: str) -> EventStream:
+    """The stream that a request to ``path`` or below it is for. Raises BadRequest."""
     user = request.first("user")
-    named = tuple(dict.fromkeys(check_subscribable(name) for name in _named(request)))
+    named = tuple(dict.fromkeys(check_subscribable(name) for name in _named(request, path)))
     channels = tuple(name for name in named if name != GLOBAL)
     if not named and user is None:
         raise BadRequest(
-            "No channel is named. Name one or more, as in /events?channel=a&channel=b or "
-            "/events/a, or a user, as in /events?user=u."
+            f"No channel is named. Name one or more, as in {path}?channel=a&channel=b or "
+            f"{path}/a, or a user, as in {path}?user=u."
         )
     most = node.config.max_channels_per_client
     if len(channels) > most:
         raise BadRequest(f"{len(channels)} channels are named; a stream has at most {most}.")
-    resume = _resume(request)
-    if isinstance(resume, Closed) or await _is_over(node, channels, resume):
-        return Answer(204)
-    if node.leaving:
-        return turn_away(node, request, "draining")
-    members = node.hub.members
-    if len(members.clients) + node.streams.opening >= node.max_clients:
-        return turn_away(node, request, "full")
-    if len(members.channels) + len(channels) > node.config.max_channels:
-        return turn_away(node, request, "channels")
     own = (user_channel(user),) if user is not None else ()
-    return EventStream((*channels, GLOBAL, *own), user, resume)
+    return EventStream((*channels, GLOBAL, *own), user, _resume(request))
 
 
-def _named(request: Request) -> list[str]:
+async def where_it_ended(node: Node, stream: EventStream) -> Closed | None:
+    """Where the stream was closed for good, or all of its channels had ended when it got there;
+    None if something may still come."""
+    channels, resume = _asked(stream), stream.resume
+    if isinstance(resume, Closed):
+        return resume
+    if not channels or not isinstance(resume, Position):
+        return None
+    for name in channels:
+        ended = await node.bus.ended(name)
+        if ended is None or resume < ended:
+            return None
+    return Closed(resume)
+
+
+def why_not_now(node: Node, stream: EventStream) -> str | None:
+    """Which one of `REFUSALS` keeps the stream from being opened now, if any does."""
+    members = node.hub.members
+    if node.leaving:
+        return "draining"
+    if len(members.clients) + node.streams.opening >= node.max_clients:
+        return "full"
+    if len(members.channels) + len(_asked(stream)) > node.config.max_channels:
+        return "channels"
+    return None
+
+
+def _asked(stream: EventStream) -> tuple[str, ...]:
+    """The channels that were asked for, and not those that come with every client."""
+    return tuple(name for name in stream.channels if not is_reserved(name))
+
+
+def _named(request: Request, path: str) -> list[str]:
     names = request.all("channel")
     for listed in request.all("channels"):
         names += listed.split(",")
-    if request.path != PATH:
-        names.append(request.path[len(PATH) + 1 :])
+    if request.path != path:
+        names.append(request.path[len(path) + 1 :])
     return names
 
 
@@ -96,14 +131,3 @@ def _resume(request: Request) -> Resume | int:
     if not (newest.isascii() and newest.isdigit() and len(newest) <= 9):
         raise BadRequest("replay is a whole number of events to begin with, as in replay=10.")
     return int(newest)
-
-
-async def _is_over(node: Node, channels: tuple[str, ...], resume: Resume | int) -> bool:
-    """Whether all the channels ended at or before the position from which to resume."""
-    if not channels or not isinstance(resume, Position):
-        return False
-    for name in channels:
-        ended = await node.bus.ended(name)
-        if ended is None or resume < ended:
-            return False
-    return True

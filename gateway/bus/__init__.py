@@ -40,8 +40,35 @@ class History:
 
 
 @dataclass(frozen=True, slots=True)
+class LinkStatistics:
+    """A snapshot of the links to other nodes; nothing happens to those of a bus that has none."""
+
+    up: int = 1
+    """1 while both links stand, as those that are not needed do."""
+    lost: int = 0
+    """Links that were lost after they stood."""
+    resent: int = 0
+    """Calls that were sent again, as no reply had come before the link was lost."""
+    unknown: int = 0
+    """Events of which it is not known whether they were taken."""
+    holes: int = 0
+    """Messages found missing on a link that seemed to stand."""
+    unreadable: int = 0
+    """Messages of a version that this node does not know."""
+    breaks: int = 0
+    """Times that Redis turned out to have lost something."""
+    evicted: int = 0
+    """Keys that Redis has evicted, ours among them perhaps."""
+    overruns: int = 0
+    """Links lost while the fan-out made Redis wait."""
+    subscriptions: int = 0
+    history_reads: int = 0
+    """Channels read from history; what rings gave is not among them."""
+
+
+@dataclass(frozen=True, slots=True)
 class BusStatistics:
-    """A snapshot. Bytes are those of frames in history."""
+    """A snapshot. Bytes are those of frames in history, as far as it is in memory here."""
 
     published: int
     repeated: int
@@ -51,6 +78,7 @@ class BusStatistics:
     history_evicted: int
     dedupe_entries: int
     dedupe_evicted: int
+    link: LinkStatistics = LinkStatistics()
 
 
 class Sink(Protocol):
@@ -114,5 +142,12 @@ class Bus(Protocol):
 
     async def run(self) -> None:
         """What the bus must do meanwhile, until cancelled."""
+
+    async def leave(self) -> None:
+        """This worker is about to end; may be cancelled at any time."""
+
+    @property
+    def ready(self) -> bool:
+        """Whether new clients are well served here."""
 
     def statistics(self) -> BusStatistics: ...

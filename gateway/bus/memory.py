@@ -74,6 +74,13 @@ class MemoryBus:
         self._published = self._repeated = self._refused = 0
         self._bytes = self._evicted = self._dedupe_evicted = 0
 
+    async def leave(self) -> None:
+        """There is nobody to tell."""
+
+    @property
+    def ready(self) -> bool:
+        return True
+
     # -- positions
 
     def head(self) -> Position:

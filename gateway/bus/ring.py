@@ -5,6 +5,7 @@ long replay costs the same per page wherever it stands.
 
 1. ``previous`` is always the position before the oldest frame held: what proves a gap, or none.
 2. A ring of no frames still knows its last position: ``previous`` is then equal to ``last``.
+3. ``reaches`` is the earliest position after which the ring can tell what there is, or was.
 """
 
 from bisect import bisect_right
@@ -22,14 +23,23 @@ _position = attrgetter("position")
 
 
 class Ring:
-    __slots__ = ("_frames", "_start", "bytes", "last", "max_bytes", "max_frames", "previous")
+    __slots__ = (
+        "_frames",
+        "_start",
+        "bytes",
+        "last",
+        "max_bytes",
+        "max_frames",
+        "previous",
+        "reaches",
+    )
 
     def __init__(self, previous: Position, *, max_frames: int, max_bytes: int) -> None:
         """``previous`` is the latest position that an event forgotten by now could have had."""
         self._frames: list[Frame] = []
         self._start = 0
         self.bytes = 0
-        self.previous = previous
+        self.previous = self.reaches = previous
         self.last = previous
         self.max_frames = max_frames
         self.max_bytes = max_bytes
@@ -43,8 +53,8 @@ class Ring:
         self._frames.append(frame)
         self.bytes += len(frame.chunk) + FRAME_OVERHEAD
         self.last = frame.position
-        while len(self) > self.max_frames or self.bytes > self.max_bytes:
-            self._drop_oldest()
+        if len(self._frames) - self._start > self.max_frames or self.bytes > self.max_bytes:
+            self._keep_bounds()
         return self.bytes - before
 
     def has_before(self, oldest: Position) -> bool:
@@ -65,8 +75,21 @@ class Ring:
         freed = self.bytes
         self._frames.clear()
         self._start = self.bytes = 0
-        self.previous = self.last
+        self.previous = self.reaches = self.last
         return freed
+
+    def prepend(self, frames: Sequence[Frame], previous: Position, reaches: Position) -> int:
+        """Put what came before the oldest frame in front, as far as there is room; the bytes added.
+
+        ``frames`` are all that history holds in (reaches, what the ring knew before].
+        """
+        before = self.bytes
+        self._frames = [*frames, *self._frames[self._start :]]
+        self._start = 0
+        self.bytes += sum(len(frame.chunk) + FRAME_OVERHEAD for frame in frames)
+        self.previous, self.reaches = previous, reaches
+        self._keep_bounds()
+        return self.bytes - before
 
     def history(self, after: Position, until: Position, limit: int) -> History:
         """The oldest frames in (after, until], at most ``limit``."""
@@ -81,9 +104,13 @@ class Ring:
         """The last ``limit`` frames, oldest first."""
         return self._frames[max(self._start, len(self._frames) - limit) :]
 
+    def _keep_bounds(self) -> None:
+        while len(self) > self.max_frames or self.bytes > self.max_bytes:
+            self._drop_oldest()
+
     def _drop_oldest(self) -> None:
         frame = self._frames[self._start]
-        self.previous = frame.position
+        self.previous = self.reaches = frame.position
         self.bytes -= len(frame.chunk) + FRAME_OVERHEAD
         self._start += 1
         if self._start * 8 > len(self._frames):  # keeps at most an eighth beyond the bound

@@ -6,6 +6,7 @@ import logging
 import re
 from pathlib import Path
 
+import trio
 from quart import Response, request
 from quart_trio import QuartTrio
 from werkzeug.exceptions import HTTPException, InternalServerError
@@ -13,6 +14,8 @@ from werkzeug.routing import BaseConverter
 
 from gateway import metrics
 from gateway.api import admin
+from gateway.api.commands import serve_cluster
+from gateway.api.poll import poll
 from gateway.api.publish import publish
 from gateway.api.request import Answer, Request, parse_target, problem
 from gateway.api.subscribe import STREAM_HEADERS, subscribe
@@ -41,6 +44,7 @@ def make_app(node: Node) -> QuartTrio:
     app.config["MAX_CONTENT_LENGTH"] = node.config.max_body_bytes
     _add_hot_routes(app, node)
     _add_admin_routes(app, node)
+    serve_cluster(node)
     if node.config.demo:
         _add_demo(app)
     app.register_error_handler(HTTPException, _http_error)
@@ -75,6 +79,11 @@ def _add_hot_routes(app: QuartTrio, node: Node) -> None:
         response.timeout = None  # quart ends a response after 60 s otherwise
         return response
 
+    @app.get("/poll")
+    @app.get("/poll/<rest:channel>")
+    async def poll_events(channel: str = "") -> Response:
+        return _response(await poll(node, await _request(), trio.CancelScope()))
+
     @app.post("/publish")
     @app.post("/publish/<rest:channel>")
     async def publish_events(channel: str = "") -> Response:
@@ -108,7 +117,8 @@ def _add_admin_routes(app: QuartTrio, node: Node) -> None:
 
     @app.get("/metrics")
     async def prometheus() -> Response:
-        return Response(metrics.render(node.statistics()), content_type=metrics.MEDIA_TYPE)
+        now = await node.node_statistics()
+        return Response(metrics.render(now), content_type=metrics.MEDIA_TYPE)
 
     @app.get("/healthz")
     async def health() -> Response:
@@ -175,7 +185,7 @@ async def _http_error(error: HTTPException) -> Response:
         return _response(problem(NotFound(f"There is nothing at {request.path}.")))
     if error.code == 405:
         methods = set(getattr(error, "valid_methods", None) or ())
-        if request.path.partition("/")[2].partition("/")[0] == "events":
+        if request.path.partition("/")[2].partition("/")[0] in ("events", "poll"):
             methods -= {"HEAD"}  # which werkzeug adds to every GET
         allowed = ", ".join(sorted(methods))
         said = f"{request.method} is not for {request.path}; use {allowed}."

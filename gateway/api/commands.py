@@ -1,0 +1,164 @@
+"""What a worker does when a worker asks it, itself included: the commands of a cluster.
+
+Each has a name and two shapes. Older and newer workers run side by side during a roll, so a shape
+may only grow, by members that have a default.
+"""
+
+from functools import partial
+
+import msgspec
+import trio
+
+from gateway import control
+from gateway.client import Client, Reason
+from gateway.cluster import COMMAND_SECONDS, JOIN_SECONDS, READ_SECONDS
+from gateway.errors import BadRequest, NotFound
+from gateway.messages import Command
+from gateway.names import check_subscribable, is_reserved
+from gateway.node import Node
+from gateway.position import Closed, Position, Start, parse_resume
+
+CLOSES_PER_TURN = 64
+"""Streams ended between two checkpoints: about a millisecond."""
+
+
+class OfClient(msgspec.Struct):
+    client: str
+    channel: str = ""
+    since: str | None = None
+
+
+class OfUser(msgspec.Struct):
+    user: str
+
+
+class OfChannel(msgspec.Struct):
+    channel: str
+
+
+class OfAll(msgspec.Struct):
+    pass
+
+
+class Channels(msgspec.Struct):
+    """A client's channels, and the position from which that holds."""
+
+    id: str
+    channels: list[str]
+
+
+class ClosedStreams(msgspec.Struct):
+    closed: int
+
+
+class Subscribers(msgspec.Struct):
+    """How many clients of the node ``id`` a channel has."""
+
+    id: str
+    clients: int
+
+
+class NodeStatus(msgspec.Struct, rename="camel"):
+    """One worker, or the sum of a node's: ``channels`` counts one for each worker that has it."""
+
+    id: str
+    uptime_seconds: float = 0.0
+    draining: bool = False
+    behind: int = 0
+    clients: int = 0
+    channels: int = 0
+    published: int = 0
+    delivered: int = 0
+    dropped: int = 0
+    workers: int = 1
+
+
+ADD_CHANNEL = Command("add-channel", OfClient, Channels, JOIN_SECONDS)
+REMOVE_CHANNEL = Command("remove-channel", OfClient, Channels, COMMAND_SECONDS)
+CLOSE_CLIENT = Command("close-client", OfClient, ClosedStreams, COMMAND_SECONDS)
+CLOSE_USER = Command("close-user", OfUser, ClosedStreams, COMMAND_SECONDS)
+COUNT_CHANNEL = Command("count-channel", OfChannel, Subscribers, READ_SECONDS)
+STATUS = Command("status", OfAll, NodeStatus, READ_SECONDS)
+
+
+def serve_cluster(node: Node) -> None:
+    """Have ``node`` do what it is asked here and elsewhere."""
+    node.cluster.serve(ADD_CHANNEL, partial(_add_channel, node))
+    node.cluster.serve(REMOVE_CHANNEL, partial(_remove_channel, node))
+    node.cluster.serve(CLOSE_CLIENT, partial(_close_client, node))
+    node.cluster.serve(CLOSE_USER, partial(_close_user, node))
+    node.cluster.serve(COUNT_CHANNEL, partial(_count_channel, node))
+    node.cluster.serve(STATUS, partial(_status, node))
+
+
+async def _add_channel(node: Node, asked: OfClient) -> Channels:
+    client = _client(node, asked.client)
+    name = check_subscribable(asked.channel)
+    resume = parse_resume(asked.since) if asked.since is not None else None
+    if isinstance(resume, Closed):
+        resume = Start.UNKNOWN
+    position = await node.streams.add_channel(client, name, resume)
+    return _channels(client, position)
+
+
+async def _remove_channel(node: Node, asked: OfClient) -> Channels:
+    client = _client(node, asked.client)
+    name = check_subscribable(asked.channel)
+    if is_reserved(name):
+        raise BadRequest(f"Every client has the channel {name}.")
+    if not node.streams.remove_channel(client, name):
+        raise NotFound(f"The client {client.id} does not have the channel {name}.")
+    return _channels(client, node.bus.head())
+
+
+async def _close_client(node: Node, asked: OfClient) -> ClosedStreams:
+    _close(node, _client(node, asked.client))
+    return ClosedStreams(1)
+
+
+async def _close_user(node: Node, asked: OfUser) -> ClosedStreams:
+    clients = node.hub.members.of_user(asked.user)
+    for turn, client in enumerate(clients, 1):
+        _close(node, client)
+        if not turn % CLOSES_PER_TURN:
+            await trio.lowlevel.checkpoint()
+    return ClosedStreams(len(clients))
+
+
+async def _count_channel(node: Node, asked: OfChannel) -> Subscribers:
+    found = node.hub.members.channels.get(asked.channel)
+    return Subscribers(node.id, len(found.members) if found is not None else 0)
+
+
+async def _status(node: Node, asked: OfAll) -> NodeStatus:
+    now = node.statistics()
+    return NodeStatus(
+        id=now.id,
+        uptime_seconds=round(now.uptime_seconds, 1),
+        draining=now.draining,
+        behind=now.hub.behind,
+        clients=now.hub.clients,
+        channels=now.hub.channels,
+        published=now.bus.published,
+        delivered=now.hub.delivered,
+        dropped=now.hub.dropped,
+    )
+
+
+def _client(node: Node, client_id: str) -> Client:
+    client = node.hub.members.clients.get(client_id)
+    if client is None:
+        raise no_client()
+    return client
+
+
+def no_client() -> NotFound:
+    return NotFound("There is no client of this id; its stream may have ended.")
+
+
+def _close(node: Node, client: Client) -> None:
+    node.hub.finish(client, Reason.CLOSED, control.closed(node.hub.stands(client)))
+
+
+def _channels(client: Client, position: Position) -> Channels:
+    return Channels(str(position), [channel.name for channel in client.channels])

@@ -1,0 +1,72 @@
+"""GET /poll: what a stream would bring, for those that can hold none open.
+
+An answer is 200 whenever the request was understood and let in, also when nothing came and when
+nothing can come any more: a client asks again with the ``lastEventId`` that it was given, until
+that ends in ``.closed``. A refusal for now is 503: whoever polls reads statuses.
+"""
+
+import re
+from collections.abc import Sequence
+from dataclasses import replace
+
+import msgspec
+import trio
+
+from gateway.api.request import Answer, Request, answer, problem
+from gateway.api.subscribe import refuse, requested, where_it_ended, why_not_now
+from gateway.errors import BadRequest, GatewayError, MethodNotAllowed, Unavailable
+from gateway.node import Node
+from gateway.poll import poll as poll_stream
+
+PATH = "/poll"
+
+DEFAULT_WAIT = 25.0
+"""Seconds; under the 30 after which many proxies and clients give up on an answer."""
+
+MAX_WAIT = 60
+"""Seconds; nginx gives up on an answer (proxy_read_timeout) after as many."""
+
+_WAIT = re.compile(r"[0-9]{1,9}(\.[0-9]{1,9})?")
+
+_NOT_STORED = (b"Cache-Control", b"no-store")
+
+
+async def poll(node: Node, request: Request, patience: trio.CancelScope) -> Answer:
+    """Wait for events under ``patience``, whose deadline is set here; to cancel it ends the wait,
+    and the answer is what there is."""
+    try:
+        found = await _poll(node, request, patience)
+    except Unavailable as error:
+        node.refuse("bus")
+        found = problem(error)
+    except GatewayError as error:
+        found = problem(error)
+    return replace(found, headers=(*found.headers, _NOT_STORED))
+
+
+async def _poll(node: Node, request: Request, patience: trio.CancelScope) -> Answer:
+    if request.method != "GET":
+        raise MethodNotAllowed("A poll is asked for with GET.", allow="GET")
+    wait = _wait(request)
+    stream = requested(node, request, PATH)
+    if (ended := await where_it_ended(node, stream)) is not None:
+        return _answer((), str(ended))
+    if (why := why_not_now(node, stream)) is not None:
+        return refuse(node, why)
+    patience.deadline = trio.current_time() + wait
+    polled = await poll_stream(node.streams, node.hub, stream, patience)
+    return _answer(polled.events, polled.last_event_id)
+
+
+def _answer(events: Sequence[msgspec.Raw], last_event_id: str) -> Answer:
+    return answer(200, {"events": events, "lastEventId": last_event_id})
+
+
+def _wait(request: Request) -> float:
+    """Seconds to wait for an event."""
+    text = request.first("wait")
+    if text is None:
+        return DEFAULT_WAIT
+    if _WAIT.fullmatch(text) is None or float(text) > MAX_WAIT:
+        raise BadRequest(f"wait is a number of seconds from 0 to {MAX_WAIT}, as in wait=0.5.")
+    return float(text)

@@ -1,0 +1,21 @@
+"""The Lua scripts of the Redis bus, by name; each has what they share in front."""
+
+import hashlib
+from pathlib import Path
+
+_FOLDER = Path(__file__).parent / "lua"
+
+
+def _read(*names: str) -> str:
+    return "\n".join((_FOLDER / f"{name}.lua").read_text("utf-8") for name in ("common", *names))
+
+
+SCRIPTS = {
+    "attach": _read("attach"),
+    "head": _read("head"),
+    "evicted": _read("evicted"),
+    "publish": _read("publish", "direct"),
+}
+
+DIGESTS = {name: hashlib.sha1(text.encode()).hexdigest() for name, text in SCRIPTS.items()}
+"""What EVALSHA names them by."""

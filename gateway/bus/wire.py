@@ -1,0 +1,91 @@
+"""Events as nodes pass them on through Redis: what a message and an entry of history look like.
+
+``1 <position> <previous> <bytes> <ended> <channels> <key>``, a line break, and the SSE block
+without its id. The version and the two positions come first in every version to come, so that an
+older node can tell where it must say that something is missing. The script of the bus writes the
+head.
+"""
+
+from gateway import sse
+from gateway.event import Event, Frame
+from gateway.position import Position
+
+VERSION = b"1"
+
+KNOWN_EMPTY = b"~"
+"""Before ``previous``: no event is known there, only that none has been since."""
+
+_new = tuple.__new__  # of a Position: half the price
+
+OWN_CHANNEL = "-"
+"""For ``channels`` of an event that has but one."""
+
+
+class Unreadable(ValueError):
+    """A message of a version that this node does not know, or none at all."""
+
+    def __init__(self, position: Position | None, previous: Position | None) -> None:
+        super().__init__(f"unreadable at {position}")
+        self.position = position
+        self.previous = previous
+
+
+def encode(event: Event) -> bytes:
+    """What the script puts behind position, previous and bytes.
+
+    Raises BadRequest when the event's type cannot be written as SSE.
+    """
+    channels = OWN_CHANNEL if len(event.channels) == 1 else ",".join(event.channels)
+    head = f"{int(event.end)} {channels} {event.key or ''}\n".encode()
+    return head + sse.encode(event.data, event=event.type, retry=event.retry)
+
+
+def decode(payload: bytes, own: tuple[str, ...]) -> tuple[Frame, bytes, bytes]:
+    """The frame of a message to the channel ``own``; its position, and the one before, as text.
+
+    Raises Unreadable. Text, since that a message follows another shows without reading numbers.
+    """
+    head, _, body = payload.partition(b"\n")
+    try:
+        version, identifier, before, _, ended, channels, key = head.split(b" ", 6)
+        ms, _, seq = identifier.partition(b"-")
+        position = _new(Position, (int(ms), int(seq)))
+        if version != VERSION:
+            raise _unreadable(head)
+        if channels != b"-":
+            own = tuple(channels.decode("ascii").split(","))
+        block = b"id: %b\n%b" % (identifier, body)
+        framing = b"%x\r\n" % len(block)
+        frame = Frame(
+            position,
+            own,
+            b"%b%b\r\n" % (framing, block),
+            len(framing),
+            len(identifier) + 5,
+            key.decode() if key else None,
+            ended == b"1",
+        )
+    except Unreadable:
+        raise
+    except ValueError:
+        raise _unreadable(head) from None
+    return frame, identifier, before
+
+
+def position_of(text: bytes) -> Position:
+    """Raises ValueError."""
+    ms, _, seq = text.lstrip(KNOWN_EMPTY).partition(b"-")
+    return Position(int(ms), int(seq))
+
+
+def is_known_empty(before: bytes) -> bool:
+    """Whether a channel had been silent for its whole time before the message that says so."""
+    return before.startswith(KNOWN_EMPTY)
+
+
+def _unreadable(head: bytes) -> Unreadable:
+    parts = head.split(b" ", 3)
+    try:
+        return Unreadable(position_of(parts[1]), position_of(parts[2]))
+    except (ValueError, IndexError):
+        return Unreadable(None, None)

@@ -1,0 +1,105 @@
+"""The statistics of several workers as those of one node. Pure.
+
+1. Numbers are summed, tables of numbers by their keys, flags hold when any does; what is an
+   exception is named below.
+2. What a worker counted outlives it, what it held does not: `counted` keeps the one and drops the
+   other, so that no counter of a node ever goes down.
+3. Channels are summed too: one with clients at two workers counts twice.
+"""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import fields, is_dataclass, replace
+from typing import Any, TypeVar
+
+from gateway.bus import BusStatistics, LinkStatistics
+from gateway.cluster import ClusterStatistics
+from gateway.hub import HubStatistics
+from gateway.node import NodeStatistics
+
+GAUGES: Mapping[type, frozenset[str]] = {
+    NodeStatistics: frozenset(
+        {"uptime_seconds", "draining", "full", "cut_off", "max_clients", "workers"},
+    ),
+    HubStatistics: frozenset(
+        {
+            "clients",
+            "channels",
+            "behind",
+            "replaying",
+            "queued_frames",
+            "queued_bytes",
+            "pending_frames",
+            "pending_bytes",
+        }
+    ),
+    BusStatistics: frozenset({"channels", "history_bytes", "dedupe_entries"}),
+    LinkStatistics: frozenset({"up", "subscriptions"}),
+    ClusterStatistics: frozenset({"waiting", "queued"}),
+}
+"""What a worker holds at the moment. All other numbers count."""
+
+GREATEST = frozenset({"uptime_seconds"})
+LEAST = frozenset({"up"})
+"""Of these the greatest, or the least, is the node's: its links are up while those of all workers
+are."""
+
+Statistics = TypeVar("Statistics")
+
+
+def merge(parts: Sequence[NodeStatistics]) -> NodeStatistics:
+    """The statistics of the node of ``parts``, of which there is one at least."""
+    return _merged(parts)
+
+
+def counted(of: NodeStatistics) -> NodeStatistics:
+    """What a worker has counted, without what it held."""
+    return _counted(of)
+
+
+def accepting_no_more(of: NodeStatistics) -> NodeStatistics:
+    """What a worker counts that another one has replaced and that still has clients.
+
+    They are the node's, but whether it takes more of them is not for this worker to say.
+    """
+    return replace(of, draining=False, full=False, cut_off=False, max_clients=0)
+
+
+def _merged(parts: Sequence[Statistics]) -> Statistics:
+    kind = type(parts[0])
+    names = [field.name for field in fields(kind)]  # type: ignore[arg-type]  # a dataclass
+    return kind(**{name: _value(name, [getattr(part, name) for part in parts]) for name in names})
+
+
+def _value(name: str, values: list[Any]) -> Any:
+    first = values[0]
+    if name in GREATEST:
+        return max(values)
+    if name in LEAST:
+        return min(values)
+    if isinstance(first, str):
+        return first
+    if isinstance(first, bool):
+        return any(values)
+    if isinstance(first, dict):
+        total: Counter[str] = Counter()
+        for value in values:
+            total.update(value)
+        return dict(total)
+    if is_dataclass(first):
+        return _merged(values)
+    return sum(values)
+
+
+def _counted(of: Statistics) -> Statistics:
+    gauges = GAUGES.get(type(of), frozenset())
+    kept: dict[str, Any] = {}
+    for field in fields(of):  # type: ignore[arg-type]  # a dataclass
+        value = getattr(of, field.name)
+        if field.name in LEAST:
+            kept[field.name] = 1  # no say
+        elif field.name in gauges:
+            kept[field.name] = type(value)()
+        else:
+            kept[field.name] = _counted(value) if is_dataclass(value) else value
+    return type(of)(**kept)

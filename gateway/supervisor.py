@@ -1,0 +1,212 @@
+"""A node of several workers: it holds their listeners, replaces who dies, and adds up.
+
+1. The listeners are the supervisor's, one a worker. Whoever replaces a worker gets its listener,
+   and with it the connections that wait there: a death costs no more than those being served.
+2. From the drain on only the workers hold the listeners, so that closing one there closes it.
+3. The first signal drains all workers at once, by a message each; a second one kills them. What is
+   overdue is killed too.
+4. A worker that leaves by itself, because it got a signal, is replaced as soon as it accepts no
+   more. One that dies is replaced after a pause, and not for ever: then the node ends.
+5. Whatever a worker does, nobody waits for it without a bound; every process is waited for.
+"""
+
+import logging
+import socket
+from collections.abc import AsyncIterator
+from dataclasses import replace
+
+import trio
+
+from gateway.census import Census
+from gateway.config import Config
+from gateway.control_socket import (
+    ControlError,
+    Drain,
+    Left,
+    Own,
+    Question,
+    Ready,
+    Start,
+)
+from gateway.errors import GatewayError
+from gateway.node import name_of
+from gateway.restarts import Restarts
+from gateway.server import (
+    LAST_WORDS_SECONDS,
+    SIGNALS,
+    announce,
+    listen_together,
+    start_logging,
+)
+from gateway.worker_process import Worker, start_worker
+
+OVERDUE_SECONDS = 10.0
+"""Beyond the drain that is set, until a worker that has not ended is killed: it may have been about
+to start, or have much to put in order."""
+
+_log = logging.getLogger("gateway")
+
+
+def run(config: Config) -> None:
+    """Run ``config.worker_count`` workers until a signal.
+
+    Raises ConfigError when the address cannot be listened on, GatewayError when the node or one of
+    its workers did not end well.
+    """
+    start_logging(config, "supervisor")
+    listeners = listen_together(config, config.worker_count)
+    failure = trio.run(Supervisor(config, listeners).run)
+    if failure:
+        raise GatewayError(failure)
+
+
+def share(config: Config) -> Config:
+    """What each worker is told: the node's name, and its part of the clients, rounded up."""
+    return replace(
+        config,
+        node_id=name_of(config),
+        max_clients=-(-config.max_clients // config.worker_count),
+    )
+
+
+class Supervisor:
+    def __init__(self, config: Config, listeners: list[socket.socket]) -> None:
+        self._config = share(config)
+        self._listeners = listeners
+        self._census = Census()
+        self._draining = trio.Event()
+        self._announced = False
+        self._failure = ""
+        self._processes: trio.Nursery
+
+    async def run(self) -> str:
+        """Until all workers have ended; why that was not well, or nothing."""
+        with trio.open_signal_receiver(*SIGNALS) as signals:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._obey, signals)
+                nursery.start_soon(self._kill_overdue)
+                nursery.start_soon(self._census.run)
+                async with trio.open_nursery() as self._processes:
+                    for number, listener in enumerate(self._listeners, 1):
+                        self._processes.start_soon(self._keep, number, listener)
+                nursery.cancel_scope.cancel()
+        _log.info("node %s has %s", self._config.node_id, "failed" if self._failure else "drained")
+        return self._failure
+
+    async def _keep(self, number: int, listener: socket.socket) -> None:
+        """Have a worker of this number on ``listener`` until the node drains."""
+        restarts = Restarts()
+        with listener:
+            while True:
+                try:
+                    worker = self._start(number, listener)
+                except OSError as error:
+                    self._fail(f"Worker {number} could not be started: {error.strerror}.")
+                    return
+                await _first_of(worker.over, self._draining)
+                if not worker.over.is_set():  # else it was over before the drain: its queue counts
+                    break
+                if not worker.left:
+                    now = trio.current_time()
+                    lived = now - worker.started
+                    pause = restarts.died(now, lived=lived, was_ready=worker.ready)
+                    if restarts.hopeless:
+                        told = f"{restarts.hopeless}, the last time it {worker.end}"
+                        self._fail(f"Worker {number} {told}: the node has ended.")
+                        return
+                    _log.warning("worker %d begins again in %g s", number, pause)
+                    with trio.move_on_after(pause):
+                        await self._draining.wait()  # the next one empties the queue, and leaves
+                self._census.restarts += 1
+        worker.tell(Drain())
+
+    def _start(self, number: int, listener: socket.socket) -> Worker:
+        worker = start_worker(number, listener)
+        worker.tell(Start(number, self._config))
+        self._census.add(worker)
+        self._processes.start_soon(self._attend, worker)
+        return worker
+
+    async def _attend(self, worker: Worker) -> None:
+        """Hear a worker until it has ended, and tell so."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(worker.control.write)
+            try:
+                await self._hear(worker)
+            except ControlError as error:
+                _log.error("worker %d sent %s: killing it", worker.number, error)
+                worker.kill()
+            nursery.cancel_scope.cancel()
+        await worker.wait()
+        self._census.remove(worker)
+        worker.over.set()
+        if worker.code == 0:
+            _log.info("worker %d (process %d) has left", worker.number, worker.pid)
+            return
+        _log.error("worker %d (process %d) %s", worker.number, worker.pid, worker.end)
+        if self._draining.is_set():
+            self._fail(f"Worker {worker.number} {worker.end} while the node drained.")
+
+    async def _hear(self, worker: Worker) -> None:
+        async for message in worker.control:
+            match message:
+                case Ready():
+                    worker.ready = True
+                    _log.info("worker %d is ready, process %d", worker.number, worker.pid)
+                    self._announce()
+                case Left():
+                    worker.left = True
+                    worker.over.set()
+                case Own():
+                    worker.hear(message.statistics)
+                case Question():
+                    self._census.question(worker)
+
+    def _announce(self) -> None:
+        count = len(self._listeners)
+        if self._announced or self._draining.is_set() or self._census.serving < count:
+            return
+        self._announced = True
+        announce(self._listeners[0], self._config.node_id, f", {count} workers")
+
+    async def _obey(self, signals: AsyncIterator[int]) -> None:
+        await anext(signals)
+        _log.info("node %s is draining its workers", self._config.node_id)
+        self._drain()
+        await anext(signals)
+        _log.warning("second signal: leaving at once")
+        self._fail("A second signal ended the node before it had drained.")
+        self._kill()
+
+    def _drain(self) -> None:
+        self._census.draining = True
+        self._draining.set()
+
+    def _fail(self, sentence: str) -> None:
+        """End the node; the first reason is told."""
+        self._failure = self._failure or sentence
+        self._drain()
+
+    async def _kill_overdue(self) -> None:
+        await self._draining.wait()
+        config = self._config
+        limit = config.drain_grace + config.drain_seconds + LAST_WORDS_SECONDS + OVERDUE_SECONDS
+        await trio.sleep(limit)
+        self._fail(f"Some workers had not ended after {limit:g} seconds and were killed.")
+        self._kill()
+
+    def _kill(self) -> None:
+        for worker in self._census.workers:
+            worker.kill()
+
+
+async def _first_of(one: trio.Event, other: trio.Event) -> None:
+    """Return when either event has happened."""
+    async with trio.open_nursery() as nursery:
+
+        async def wait(event: trio.Event) -> None:
+            await event.wait()
+            nursery.cancel_scope.cancel()
+
+        nursery.start_soon(wait, one)
+        nursery.start_soon(wait, other)

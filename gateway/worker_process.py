@@ -1,0 +1,108 @@
+"""A worker's process as its supervisor sees it: from its start to its exit code."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+
+import trio
+
+from gateway.control_socket import ControlSocket, ToSupervisor, ToWorker
+from gateway.node import NodeStatistics
+from gateway.server import SIGNALS
+
+COMMAND = (sys.executable, "-P", "-m", "gateway", "worker")
+"""With the descriptors of control socket and listener. -P: the gateway that is installed, and not
+one that happens to be in the working directory."""
+
+EXIT_SECONDS = 10.0
+"""Between the end of its control socket and that of the process, which Python tidies up; at the
+bound it is killed."""
+
+
+class Worker:
+    """``started`` is by trio's clock."""
+
+    def __init__(
+        self,
+        number: int,
+        process: subprocess.Popen[bytes],
+        control: ControlSocket[ToSupervisor],
+    ) -> None:
+        self.number = number
+        self.control = control
+        self.started = trio.current_time()
+        self.ready = False
+        self.left = False
+        """It accepts no more, of its own accord."""
+        self.over = trio.Event()
+        """It has left or ended: another one may accept from its listener."""
+        self.last: NodeStatistics | None = None
+        """What it told last."""
+        self.silent = False
+        """It has been asked and has not answered yet."""
+        self.answered = trio.Event()
+        self._process = process
+        self._descriptor = os.pidfd_open(process.pid)
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    @property
+    def code(self) -> int | None:
+        """Its exit code, negative for a signal; None while it runs."""
+        return self._process.returncode
+
+    @property
+    def end(self) -> str:
+        """How it ended, to be read after "it"."""
+        if self.code is not None and self.code < 0:
+            return f"was ended by {signal.Signals(-self.code).name}"
+        return f"ended with exit code {self.code}"
+
+    def tell(self, message: ToWorker) -> None:
+        """Send ``message``; a worker that reads none is killed."""
+        try:
+            self.control.send_nowait(message)
+        except trio.WouldBlock:
+            self.kill()
+
+    def hear(self, statistics: NodeStatistics) -> None:
+        self.last = statistics
+        self.silent = False
+        self.answered.set()
+
+    def kill(self) -> None:
+        self._process.kill()
+
+    async def wait(self) -> None:
+        """Return when the process has ended, and nothing is left of it."""
+        with trio.move_on_after(EXIT_SECONDS) as scope:
+            await self._ended()
+        if scope.cancelled_caught:
+            self.kill()
+            await self._ended()
+        self._process.wait()
+        os.close(self._descriptor)
+        await self.control.aclose()
+        self.answered.set()
+
+    async def _ended(self) -> None:
+        await trio.lowlevel.wait_readable(self._descriptor)
+
+
+def start_worker(number: int, listener: socket.socket) -> Worker:
+    """A new process that holds ``listener`` and the other end of a control socket."""
+    ours, theirs = socket.socketpair()
+    with theirs:
+        descriptors = (theirs.fileno(), listener.fileno())
+        # Blocked until the worker can obey them: one that came before would kill it, and reset
+        # what waits at its listener.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+        try:
+            process = subprocess.Popen((*COMMAND, *map(str, descriptors)), pass_fds=descriptors)
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    return Worker(number, process, ControlSocket(ours, ToSupervisor))

@@ -1,0 +1,126 @@
+"""The statistics of several workers as one node's: sums, and counters that never go down."""
+
+from collections.abc import Mapping
+from dataclasses import fields, is_dataclass, replace
+from typing import Any, get_type_hints
+
+from hypothesis import given
+from hypothesis import strategies as st
+from prometheus_client.parser import text_string_to_metric_families
+
+from gateway.merged import GREATEST, LEAST, accepting_no_more, counted, merge
+from gateway.metrics import render
+from gateway.node import NodeStatistics
+
+REASONS = st.dictionaries(st.sampled_from(["gone", "draining", "404"]), st.integers(0, 1000))
+
+
+def instances(kind: type) -> st.SearchStrategy[Any]:
+    """Any values of a statistics class, whatever its fields are."""
+    hints = get_type_hints(kind)
+    return st.builds(kind, **{field.name: values(hints[field.name]) for field in fields(kind)})
+
+
+def values(hint: Any) -> st.SearchStrategy[Any]:
+    if is_dataclass(hint):
+        assert isinstance(hint, type)
+        return instances(hint)
+    simple: dict[Any, st.SearchStrategy[Any]] = {
+        int: st.integers(0, 1000),
+        float: st.integers(0, 1000).map(float),
+        bool: st.booleans(),
+        str: st.just("node"),
+        dict[str, int]: REASONS,
+    }
+    return simple[hint]
+
+
+STATISTICS: st.SearchStrategy[NodeStatistics] = instances(NodeStatistics)
+
+Samples = Mapping[tuple[str, str | None], float]
+
+
+def samples(of: NodeStatistics, type_: str) -> Samples:
+    """What /metrics says, of one type."""
+    return {
+        (sample.name, sample.labels.get("reason")): sample.value
+        for family in text_string_to_metric_families(render(of).decode())
+        for sample in family.samples
+        if family.type == type_
+    }
+
+
+def numbers(of: object, path: str = "") -> Mapping[str, int]:
+    """All whole numbers, by where they are."""
+    found: dict[str, int] = {}
+    for field in fields(of):  # type: ignore[arg-type]  # a dataclass
+        value = getattr(of, field.name)
+        if is_dataclass(value):
+            found |= numbers(value, f"{path}{field.name}.")
+        elif isinstance(value, dict):
+            found |= {f"{path}{field.name}[{key}]": number for key, number in value.items()}
+        elif type(value) is int:
+            found[path + field.name] = value
+    return found
+
+
+@given(st.lists(STATISTICS, min_size=1, max_size=5))
+def test_every_number_is_the_sum_of_the_parts(parts: list[NodeStatistics]) -> None:
+    whole = numbers(merge(parts))
+    told = [numbers(part) for part in parts]
+    assert set(whole) == set().union(*told)
+    for name, number in whole.items():
+        if name.rpartition(".")[2] not in LEAST | GREATEST:
+            assert number == sum(part.get(name, 0) for part in told), name
+
+
+@given(st.lists(STATISTICS, min_size=1, max_size=5))
+def test_flags_hold_when_any_does_and_the_longest_uptime_counts(
+    parts: list[NodeStatistics],
+) -> None:
+    whole = merge(parts)
+    assert whole.id == "node"
+    assert whole.uptime_seconds == max(part.uptime_seconds for part in parts)
+    assert whole.draining == any(part.draining for part in parts)
+    assert whole.full == any(part.full for part in parts)
+    assert whole.bus.link.up == min(part.bus.link.up for part in parts)
+
+
+@given(st.lists(STATISTICS, min_size=1, max_size=4))
+def test_how_the_parts_are_grouped_makes_no_difference(parts: list[NodeStatistics]) -> None:
+    one_by_one = parts[0]
+    for part in parts[1:]:
+        one_by_one = merge([one_by_one, part])
+    assert one_by_one == merge(parts)
+
+
+@given(STATISTICS)
+def test_a_dead_worker_keeps_its_counters_and_nothing_that_it_held(last: NodeStatistics) -> None:
+    """By what /metrics calls a counter and a gauge, so that a new one of either is found here."""
+    kept = counted(last)
+    assert samples(kept, "counter") == samples(last, "counter")
+    for (name, _), number in samples(kept, "gauge").items():
+        assert number == 0 or name.endswith("_up"), name  # of which the least counts
+
+
+@given(st.lists(STATISTICS, min_size=2, max_size=5), st.data())
+def test_no_counter_goes_down_when_workers_die(
+    parts: list[NodeStatistics], data: st.DataObject
+) -> None:
+    dead = data.draw(st.lists(st.booleans(), min_size=len(parts), max_size=len(parts)))
+    after = [counted(part) if gone else part for part, gone in zip(parts, dead, strict=True)]
+    assert samples(merge(after), "counter") == samples(merge(parts), "counter")
+
+
+@given(STATISTICS)
+def test_a_dead_workers_links_do_not_count(living: NodeStatistics) -> None:
+    link = replace(living.bus.link, up=1)
+    living = replace(living, bus=replace(living.bus, link=link))
+    assert merge([living, counted(living)]).bus.link.up == 1
+
+
+@given(STATISTICS)
+def test_a_worker_that_leaves_has_no_say_in_what_the_node_takes(leaving: NodeStatistics) -> None:
+    part = accepting_no_more(leaving)
+    assert (part.draining, part.full, part.max_clients) == (False, False, 0)
+    assert part.hub == leaving.hub
