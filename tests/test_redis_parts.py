@@ -55,7 +55,7 @@ def test_an_epoch_vouches_for_what_is_neither_before_a_break_nor_was_never_given
 
 
 def test_an_epoch_is_read_from_what_redis_knows() -> None:
-    assert parse_epoch([b"1-2", b"3-4", b"-", b"-"]) == Epoch(
+    assert parse_epoch(["1-2", "3-4", "-", "-"]) == Epoch(
         Position(1, 2), Position(3, 4), ZERO, ZERO
     )
 

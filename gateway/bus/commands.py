@@ -130,6 +130,17 @@ class Commands:
             raise LinkLost("the link to Redis was lost")
         return [call.reply for call in sent]
 
+    async def ask(self, *commands: tuple[Argument, ...]) -> list[Reply]:
+        """As `calls`, for what must be known: an error reply raises LinkLost as well.
+
+        But for WRONGTYPE, which tells that somebody else's key is in the place of ours.
+        """
+        replies = await self.calls(*commands)
+        for reply in replies:
+            if isinstance(reply, hiredis.ReplyError) and code(reply) != "WRONGTYPE":
+                raise LinkLost(f"Redis refuses: {reply}")
+        return replies
+
     async def run(self) -> None:
         """Keep a connection, until cancelled."""
         backoff = Backoff()

@@ -6,6 +6,7 @@ was lifted to then (``lifted``), the last time that something was lost by it (``
 last time that keys were found to have been evicted (``lossy``).
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import hiredis
@@ -31,10 +32,9 @@ class Epoch:
         return after >= self.broken and not self.restored < after < self.lifted
 
 
-def parse_epoch(parts: list[bytes]) -> Epoch:
+def parse_epoch(parts: Sequence[str]) -> Epoch:
     """Of restored, lifted, broken and lossy, with ``-`` for those that never were."""
-    positions = [Position.parse(part.decode()) or ZERO for part in parts]
-    return Epoch(*positions)
+    return Epoch(*(Position.parse(part) or ZERO for part in parts))
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +63,8 @@ async def inspect(connection: Connection) -> Server:
     persistence = fields(await _ask(connection, "INFO", "persistence"))
     replication = fields(await _ask(connection, "INFO", "replication"))
     memory = fields(await _ask(connection, "INFO", "memory"))
+    if b"run_id" not in server:
+        raise LinkLost("this is no Redis: it tells no run id")
     policy = memory.get(b"maxmemory_policy", b"noeviction")
     return Server(
         server[b"run_id"].decode(),
@@ -74,7 +76,7 @@ async def inspect(connection: Connection) -> Server:
 
 def fields(info: Reply) -> dict[bytes, bytes]:
     """The reply to INFO as a table."""
-    pairs = (line.partition(b":") for line in bytes(info).split(b"\r\n"))
+    pairs = (line.partition(b":") for line in info.split(b"\r\n"))
     return {name: value for name, found, value in pairs if found}
 
 

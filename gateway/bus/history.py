@@ -140,7 +140,7 @@ class HistoryReader:
                     ("GET", f"{self._prefix}m:{name}"),
                     ("XRANGE", f"{self._prefix}s:{name}", f"({first}", "+", "COUNT", limit),
                 ]
-            *replies, stats, time = await self._commands.calls(
+            *replies, stats, time = await self._commands.ask(
                 *commands, ("INFO", "stats"), ("TIME",)
             )
             await self._watch_evicted(stats)
@@ -196,7 +196,7 @@ class HistoryReader:
         """Raises LinkLost."""
         if limit < 1:
             return []
-        time, entries = await self._commands.calls(
+        time, entries = await self._commands.ask(
             ("TIME",), ("XREVRANGE", f"{self._prefix}s:{channel}", "+", "-", "COUNT", limit)
         )
         oldest = _ago(self._now(time), self._rule(channel))
@@ -217,7 +217,7 @@ class HistoryReader:
 
     async def record(self, channel: str) -> Record | None:
         """Raises LinkLost."""
-        time, reply = await self._commands.calls(("TIME",), ("GET", f"{self._prefix}m:{channel}"))
+        time, reply = await self._commands.ask(("TIME",), ("GET", f"{self._prefix}m:{channel}"))
         record = parse_record(reply)
         if record is not None and record.last < _ago(self._now(time), self._rule(channel)):
             return None

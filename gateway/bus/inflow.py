@@ -6,25 +6,23 @@ the last proof.
 
 1. A message that names a later event before it than the last that came shows a hole: the link is
    given up, and what is missing is read from history like after any other lost link.
-2. A proof is a message to this worker alone with the clock of Redis: all that was published up to
-   there came before it. A subscription begins with a proof asked for after its confirmation.
+2. What a proof brings is proven by its place behind everything that came before it.
 3. A break that Redis has recorded is told to the clients between what came before and after it.
 """
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
 
 import trio
 
 from gateway.bus import Sink, TellGap, wire
-from gateway.bus.epoch import fields, parse_epoch
-from gateway.bus.history import MOST_FRAMES, SLICE, HistoryReader, cut, parse_record
+from gateway.bus.history import MOST_FRAMES, SLICE, HistoryReader, cut
 from gateway.bus.link import Link
 from gateway.bus.listener import Listener, Message
 from gateway.bus.merge import ROUND_FRAMES, Round
-from gateway.bus.resp import Connection, LinkLost, Reply
+from gateway.bus.prover import Prover, Told, parse_told
+from gateway.bus.resp import Connection, LinkLost
 from gateway.bus.subscriptions import Subscription, Subscriptions
 from gateway.config import Config
 from gateway.control import Gap
@@ -34,34 +32,12 @@ from gateway.position import ZERO, Position
 
 _log = logging.getLogger(__name__)
 
-PROOFS = 5
-"""Proofs asked for within the time after which a link counts as dead."""
-
-RETRY_SECONDS = 0.05
-"""Until the next try, where no proof could be had."""
-
 MESSAGES_PER_TURN = 128
 """Between two checkpoints: about half a millisecond."""
-
-PRESENCE = 2
-"""Times the time after which a link counts as dead, for which a worker counts as being there after
-its last proof."""
-
-RECORDS_SLICE = 500
-"""Channels asked about in one go."""
 
 OVERRUN_SECONDS = 60.0
 OVERRUNS = 3
 """Links lost while the fan-out made Redis wait, in that time, after which the node is not ready."""
-
-
-@dataclass(slots=True)
-class Proof:
-    """One that was asked for, the subscriptions that begin with it, and whether it has come."""
-
-    subscriptions: Sequence[Subscription]
-    decided: trio.Event = field(default_factory=trio.Event)
-    came: bool = False
 
 
 class Inflow:
@@ -84,21 +60,20 @@ class Inflow:
         self._subscriptions = subscriptions
         self._reader = reader
         self._sink = sink
-        self._worker = worker
         self._tell_gap = tell_gap
         self._receive = receive
-        self._now_ms = now_ms
-        self._timeout = config.redis_timeout
-        self._prefix = config.redis_prefix
         own = [f"{config.redis_prefix}{name}" for name in (f"p:{worker}", f"w:{worker}", "all")]
         self._proof_channel, *self._own_channels = (each.encode() for each in own)
-        self._listener = Listener(link.dial, self, subscriptions, own, timeout=self._timeout)
-        self._proofs: dict[int, Proof] = {}
-        self._resuming = 0
-        self._numbers = 0
-        self._confirmed: list[Subscription] = []
-        self._asked: list[trio.Event] = []
-        self._wake = trio.Event()
+        self._listener = Listener(link.dial, self, subscriptions, own, timeout=config.redis_timeout)
+        self._prover = Prover(
+            link,
+            self._listener,
+            worker=worker,
+            prefix=config.redis_prefix,
+            timeout=config.redis_timeout,
+            is_paused=lambda: self._paused,
+            now_ms=now_ms,
+        )
         self._told_broken: Position | None = None
         self._delivered = ZERO
         self._multi: tuple[Position, int] | None = None
@@ -129,7 +104,7 @@ class Inflow:
     async def run(self) -> None:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._listener.run)
-            nursery.start_soon(self._keep_proving)
+            nursery.start_soon(self._prover.run)
 
     def subscribe_wanted(self) -> None:
         """Have SUBSCRIBE sent for what is newly wanted."""
@@ -137,90 +112,13 @@ class Inflow:
             self._subscriptions.wanted = []
             self._listener.subscribe(wanted)
 
+    async def prove(self) -> None:
+        """Return when a position has been proven that was read from now on."""
+        await self._prover.prove()
+
     def unsubscribe_overdue(self) -> None:
         if self._multi is None:  # else one of them may be counted on
             self._listener.unsubscribe(self._subscriptions.overdue())
-
-    # -- proofs
-
-    async def prove(self) -> None:
-        """Return when a position has been proven that was read from now on."""
-        came = trio.Event()
-        self._asked.append(came)
-        self._wake.set()
-        await came.wait()
-
-    async def _keep_proving(self) -> None:
-        """A proof whenever somebody waits for one, and now and then to watch the links."""
-        watch_at = trio.current_time() + self._timeout / PROOFS
-        while True:
-            with trio.move_on_at(watch_at):
-                await self._wake.wait()
-            self._wake = trio.Event()
-            await self._listener.wait_live()
-            asked, self._asked = self._asked, []
-            confirmed = [each for each in self._confirmed if each.confirmed]
-            self._confirmed = []
-            try:
-                if trio.current_time() >= watch_at:
-                    watch_at = trio.current_time() + self._timeout / PROOFS
-                    await self._watch()
-                await self._prove(confirmed)
-            except LinkLost:
-                self._asked += asked
-                self._confirmed += [each for each in confirmed if not each.ready.is_set()]
-                self._wake.set()
-                await trio.sleep(RETRY_SECONDS)
-                await self._link.commands.wait_connected()
-            else:
-                for came in asked:
-                    came.set()
-
-    async def _watch(self) -> None:
-        """Give the links up where they lead to another Redis by now, or one that was demoted."""
-        role, server, stats = await self._link.commands.calls(
-            ("ROLE",), ("INFO", "server"), ("INFO", "stats")
-        )
-        run_id = fields(server)[b"run_id"].decode()
-        if role[0] != b"master" or run_id != self._link.run_id:
-            self._link.commands.convict("it no longer leads to the primary")
-            self._listener.convict("it no longer leads to the primary")
-            raise LinkLost("this is no longer the primary")
-        await self._link.watch_evicted(stats)
-
-    async def _prove(self, subscriptions: Sequence[Subscription]) -> None:
-        """Have a position proven that is read from now on, and ``subscriptions`` begin with it."""
-        number, proof = self._new_proof(subscriptions)
-        try:
-            await self._ask_for_proof(number)
-            records: list[Reply] = []
-            for start in range(0, len(subscriptions), RECORDS_SLICE):
-                some = subscriptions[start : start + RECORDS_SLICE]
-                keys = [("GET", f"{self._prefix}m:{each.name}") for each in some]
-                records += await self._link.commands.calls(*keys)
-            with trio.move_on_after(self._timeout):
-                await proof.decided.wait()
-            if not proof.came:
-                if not proof.decided.is_set() and not self._paused:
-                    self._listener.convict(f"no proof for {self._timeout:g} s")
-                raise LinkLost("the proof did not come")
-        finally:
-            self._proofs.pop(number, None)
-        for subscription, reply in zip(subscriptions, records, strict=True):
-            record = parse_record(reply)
-            if record is not None and record.ended:
-                subscription.ended = record.last
-            if subscription.begun:
-                subscription.ready.set()
-
-    def _new_proof(self, subscriptions: Sequence[Subscription]) -> tuple[int, Proof]:
-        self._numbers += 1
-        proof = self._proofs[self._numbers] = Proof(subscriptions)
-        return self._numbers, proof
-
-    async def _ask_for_proof(self, number: int) -> None:
-        present = int(PRESENCE * self._timeout * 1000)
-        await self._link.script("head", self._worker, number, self._now_ms(), present)
 
     # -- as the listener's owner
 
@@ -228,37 +126,34 @@ class Inflow:
         await self._link.check(connection)
 
     async def resume(self) -> None:
-        self._resuming, _ = self._new_proof(())
-        await self._ask_for_proof(self._resuming)
+        await self._prover.resume()
 
     def is_proof(self, channel: bytes, payload: bytes) -> bool:
-        return channel == self._proof_channel and _number(payload) == self._resuming
+        return channel == self._proof_channel and self._prover.is_resumed_by(payload)
 
     def confirmed(self, subscription: Subscription) -> None:
         if not subscription.ready.is_set():
-            self._confirmed.append(subscription)
-            self._wake.set()
+            self._prover.begin_soon(subscription)
 
     def lost(self) -> None:
         if self._is_late:
             self._overrun_at.append(trio.current_time())
             self.overruns += 1
         self._paused = self._is_late = False
-        self._confirmed.clear()
-        for proof in self._proofs.values():
-            proof.decided.set()
-        self._proofs.clear()
+        self._prover.lost()
         for subscription in self._subscriptions:
             if not subscription.ready.is_set():
                 subscription.forget()
 
     async def catch_up(self, payload: bytes) -> None:
         """The barrier: everything that was missed, before anything later."""
-        head = self._learn(payload)
+        told = parse_told(payload)
+        assert told is not None  # it is the proof that was waited for
+        self._learn(told)
         await self._tell_break()
         if self.proven != ZERO:
-            await self._merge(head)
-        self.proven = max(self.proven, head)
+            await self._merge(told.head)
+        self.proven = max(self.proven, told.head)
         self._multi = None
 
     async def _merge(self, head: Position) -> None:
@@ -311,8 +206,7 @@ class Inflow:
                 continue
             position = frame.position
             if before == subscription.last_text or self._follows(subscription, position, before):
-                subscription.take(frame)
-                subscription.last_text = identifier
+                subscription.take(frame, identifier)
             if self._multi is not None or len(frame.channels) > 1:
                 if position > self.proven and not self._is_whole(frame):
                     continue
@@ -365,19 +259,17 @@ class Inflow:
     async def _take_other(self, channel: bytes, payload: bytes) -> None:
         """A proof, a word from another worker, or an event that nobody wants any more."""
         if channel == self._proof_channel:
-            head = self._learn(payload)
+            told = parse_told(payload)
+            if told is None:
+                self.unreadable += 1
+                return
+            self._learn(told)
             self._is_late = False
             await self._tell_break()
             if self._multi is not None:
                 raise self._hole("one of an event's channels")
-            self.proven = max(self.proven, head)
-            proof = self._proofs.pop(_number(payload), None)
-            if proof is not None:
-                for subscription in proof.subscriptions:
-                    if not subscription.begin(head):
-                        raise self._hole(subscription.name)
-                proof.came = True
-                proof.decided.set()
+            self.proven = max(self.proven, told.head)
+            self._prover.take(told)
         elif channel in self._own_channels:
             self._receive(payload)
 
@@ -408,21 +300,15 @@ class Inflow:
         if not self._turns % MESSAGES_PER_TURN:
             await trio.lowlevel.checkpoint()
 
-    def _learn(self, payload: bytes) -> Position:
-        """H of a proof; what it says of the epoch is noted."""
-        head, _, run, *epoch = payload.split(b" ")
-        if run.decode() != self._link.run_id:
+    def _learn(self, told: Told) -> None:
+        """What a proof says of the Redis that it comes from."""
+        if told.run_id != self._link.run_id:
             self._link.commands.convict("another Redis answers")
             raise LinkLost("the proof is of another Redis")
-        self._link.learn(parse_epoch(epoch))
-        return wire.position_of(head)
+        self._link.learn(told.epoch)
 
     async def _tell_break(self) -> None:
         broken = self._link.epoch.broken
         if self._told_broken is not None and broken > self._told_broken:
             await self._tell_gap(None, broken, Gap.RESTARTED)
         self._told_broken = broken
-
-
-def _number(payload: bytes) -> int:
-    return int(payload.split(b" ", 2)[1])

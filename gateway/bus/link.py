@@ -108,7 +108,7 @@ class Link:
         if server.run_id != self.run_id:
             self.evicted = 0
         self.run_id = server.run_id
-        self.learn(parse_epoch(epoch))
+        self.learn(parse_epoch([part.decode() for part in epoch]))
         self._was_attached = True
         _log.info("linked to %s, run id %s", self._address, server.run_id)
 

@@ -69,6 +69,7 @@ class Subscription:
     def start(self, previous: Position) -> None:
         """The first message came, or H is proven: nothing is known before."""
         self.last = previous
+        self.last_text = b""
         self.ring = Ring(previous, max_frames=RING_FRAMES, max_bytes=RING_BYTES)
 
     def begin(self, head: Position) -> bool:
@@ -78,10 +79,11 @@ class Subscription:
         self.begun = True
         return self.ring.previous <= head
 
-    def take(self, frame: Frame) -> None:
-        """The next event."""
+    def take(self, frame: Frame, text: bytes = b"") -> None:
+        """The next event; ``text`` is its position, if a message brought it."""
         self.ring.append(frame)
         self.last = frame.position
+        self.last_text = text
         self.ended = frame.position if frame.end else None
 
 
