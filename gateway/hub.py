@@ -213,7 +213,10 @@ class Hub:
     def _policy(client: Client, frame: Frame) -> Policy:
         """Of the channels through which the client gets the frame, the most preserving policy."""
         through = [c.rule.policy for c in client.channels if c.name in frame.channels]
-        return max(through, key=_RANK.__getitem__, default=Policy.DROP)
+        policy = max(through, key=_RANK.__getitem__, default=Policy.DROP)
+        if policy is Policy.LATEST and not frame.id_line:  # the notice of a gap replaces nothing
+            return Policy.DROP
+        return policy
 
     def _caught_up(self, client: Client) -> None:
         """Nothing waits for a direct client any more."""

@@ -41,6 +41,8 @@ async def subscribe(node: Node, request: Request) -> Answer | EventStream:
             return Answer(204)
         why = why_not_now(node, stream)
         return turn_away(node, request, why) if why is not None else stream
+    except Unavailable:
+        return turn_away(node, request, "bus")
     except GatewayError as error:
         return problem(error)
 

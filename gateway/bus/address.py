@@ -68,8 +68,14 @@ class Address:
             if self.tls is None:
                 return stream
             secure = trio.SSLStream(stream, self.tls, server_hostname=host)
-            await secure.do_handshake()
-            return secure
+            ready = False
+            try:
+                await secure.do_handshake()
+                ready = True
+                return secure
+            finally:
+                if not ready:
+                    stream.socket.close()
 
     def _ask_sentinels(self, patience: float) -> tuple[str, int]:
         each = patience / (len(self.sentinels) + 1)

@@ -54,6 +54,8 @@ class _Read:
     until: Position
     done: trio.Event = field(default_factory=trio.Event)
     result: History | None = None
+    refusal: Unavailable | None = None
+    """Why there is none: with the patience of the first, that of all who wait is over."""
 
 
 class HistoryReader:
@@ -90,6 +92,8 @@ class HistoryReader:
         key = (channel, after, limit)
         while (reading := self._reading.get(key)) is not None:
             await reading.done.wait()
+            if reading.refusal is not None:
+                raise Unavailable(reading.refusal.detail, **reading.refusal.extra)
             if reading.result is not None and until <= reading.until:
                 return cut(reading.result, until)
         reading = self._reading[key] = _Read(until)
@@ -98,6 +102,9 @@ class HistoryReader:
                 reading.until = max(until, self._head())
                 reading.result = await self._page(channel, after, limit)
             return cut(reading.result, until)
+        except Unavailable as error:
+            reading.refusal = error
+            raise
         finally:
             del self._reading[key]
             reading.done.set()
@@ -123,6 +130,17 @@ class HistoryReader:
         raise Unavailable(
             "The link to Redis is lost; history cannot be read.", reason="bus", outcome="refused"
         )
+
+    async def records(self, channels: Sequence[str]) -> list[Record | None]:
+        """What Redis remembers of each channel. Raises LinkLost."""
+        found: list[Record | None] = []
+        for start in range(0, len(channels), SLICE):
+            some = channels[start : start + SLICE]
+            replies = await self._commands.ask(
+                *[("GET", f"{self._prefix}m:{name}") for name in some]
+            )
+            found += map(parse_record, replies)
+        return found
 
     async def read_many(
         self, channels: Sequence[str], after: Position, limit: int
@@ -170,17 +188,15 @@ class HistoryReader:
         own = (name,)
         for identifier, fields in entries:
             try:
-                if len(fields) != ENTRY_PARTS:
-                    raise wire.Unreadable(None, None)
-                frame, _, before = wire.decode(fields[1], own)
+                frame, before = _entry(identifier, fields, own)
             except wire.Unreadable:
                 if frames:  # up to here; the next page begins with it
                     complete = False
                     break
-                previous = wire.position_of(identifier)
+                previous = Position.parse(identifier.decode()) or vouched
                 continue
             if previous is None:
-                previous = wire.position_of(before)
+                previous = before
             frames.append(frame)
         if previous is None:
             previous = vouched if record is None else record.last
@@ -201,9 +217,9 @@ class HistoryReader:
         )
         oldest = _ago(self._now(time), self._rule(channel))
         frames: list[Frame] = []
-        for _, fields in entries if isinstance(entries, list) else ():
+        for identifier, fields in entries if isinstance(entries, list) else ():
             try:
-                frame, _, _ = wire.decode(fields[1], (channel,))
+                frame, _ = _entry(identifier, fields, (channel,))
             except wire.Unreadable:
                 break
             if frame.position < oldest:
@@ -235,6 +251,19 @@ def cut(history: History, until: Position) -> History:
     return History(
         [frame for frame in frames if frame.position <= until], history.previous, complete=True
     )
+
+
+def _entry(
+    identifier: bytes, fields: Sequence[bytes], own: tuple[str, ...]
+) -> tuple[Frame, Position]:
+    """The frame of an entry, and the position before it. Raises Unreadable, also of an entry that
+    claims to stand elsewhere than it does."""
+    if len(fields) != ENTRY_PARTS:
+        raise wire.Unreadable(None, None)
+    frame, told, before = wire.decode(fields[1], own)
+    if told != identifier:
+        raise wire.Unreadable(None, None)
+    return frame, wire.position_of(before)
 
 
 def parse_record(reply: Reply) -> Record | None:

@@ -24,7 +24,7 @@ from gateway.bus.merge import ROUND_FRAMES, Round
 from gateway.bus.prover import Prover, Told, parse_told
 from gateway.bus.resp import Connection, LinkLost
 from gateway.bus.subscriptions import Subscription, Subscriptions
-from gateway.config import Config
+from gateway.config import ChannelRule, Config
 from gateway.control import Gap
 from gateway.errors import Unavailable
 from gateway.event import Frame
@@ -34,6 +34,12 @@ _log = logging.getLogger(__name__)
 
 MESSAGES_PER_TURN = 128
 """Between two checkpoints: about half a millisecond."""
+
+MOST_AHEAD_MS = 24 * 3600 * 1000
+"""Beyond what has been proven, no position is believed: a proof is a second old at most."""
+
+EXPIRY_SLACK_MS = 10_000
+"""By which a channel is taken to have expired too early rather than too late."""
 
 OVERRUN_SECONDS = 60.0
 OVERRUNS = 3
@@ -52,6 +58,7 @@ class Inflow:
         sink: Sink,
         *,
         worker: str,
+        rule: Callable[[str], ChannelRule],
         tell_gap: TellGap,
         receive: Callable[[bytes], None],
         now_ms: Callable[[], int],
@@ -62,6 +69,7 @@ class Inflow:
         self._sink = sink
         self._tell_gap = tell_gap
         self._receive = receive
+        self._rule = rule
         own = [f"{config.redis_prefix}{name}" for name in (f"p:{worker}", f"w:{worker}", "all")]
         self._proof_channel, *self._own_channels = (each.encode() for each in own)
         self._listener = Listener(link.dial, self, subscriptions, own, timeout=config.redis_timeout)
@@ -78,6 +86,9 @@ class Inflow:
         self._delivered = ZERO
         self._multi: tuple[Position, int] | None = None
         """An event of several channels, and for how many of them it has yet to come."""
+        self._holes: dict[str, Position] = {}
+        """Channels of which something is missing that is older than what was passed on since, and
+        up to where."""
         self._turns = 0
         self._paused = False
         self._is_late = False
@@ -157,30 +168,58 @@ class Inflow:
         self._multi = None
 
     async def _merge(self, head: Position) -> None:
+        """Pass on everything in (proven, head], in rounds, of all channels that have begun."""
         begun = {each.name: each for each in self._subscriptions if each.begun}
-        names = list(begun)
-        share = max(1, min(MOST_FRAMES, ROUND_FRAMES // max(1, len(names))))
+        await self._tell_gone(begun, {n: at for n, at in self._holes.items() if n in begun})
+        self._holes.clear()
+        names = await self._that_went_on(list(begun), head)
         while names and self.proven < head:
             part = Round(head)
+            later: list[str] = []
             gone: dict[str, Position] = {}
+            share = max(1, min(MOST_FRAMES, ROUND_FRAMES // len(names)))
+            ends: dict[str, Position] = {}
             for start in range(0, len(names), SLICE):
                 some = names[start : start + SLICE]
                 pages = await self._reader.read_many(some, self.proven, share)
                 for name, page in zip(some, pages, strict=True):
-                    page = cut(page, part.until)
+                    page = cut(page, head)
                     part.add(page)
                     if page.previous > max(begun[name].last, self.proven):
                         gone[name] = page.previous
+                    if not page.complete:
+                        later.append(name)
+                    elif page.frames:
+                        ends[name] = page.frames[-1].position
             await self._tell_gone(begun, {n: at for n, at in gone.items() if at <= part.until})
             for frame in part.frames():
                 for name in frame.channels:
                     if (subscription := begun.get(name)) and frame.position > subscription.last:
                         subscription.take(frame)
                 await self._pass_on(frame)
+                self.proven = max(self.proven, frame.position)
                 await self._turn()
-            for subscription in begun.values():
-                subscription.last = max(subscription.last, part.until)
             self.proven = part.until
+            later += [name for name, at in ends.items() if at > part.until]
+            later += [name for name, at in gone.items() if at > part.until and name not in ends]
+            names = list(dict.fromkeys(later))
+        for subscription in begun.values():
+            subscription.last = max(subscription.last, head)
+            await self._turn()
+
+    async def _that_went_on(self, names: Sequence[str], head: Position) -> list[str]:
+        """Those of ``names`` of which something may have been missed."""
+        records = await self._reader.records(names)
+        return [
+            name
+            for name, record in zip(names, records, strict=True)
+            if (self._may_have_expired(name, head) if record is None else record.last > self.proven)
+        ]
+
+    def _may_have_expired(self, name: str, head: Position) -> bool:
+        """Whether a channel of which nothing is known may have had an event since."""
+        lifetime = int(self._rule(name).history_seconds * 1000)
+        return self.proven.ms + lifetime < head.ms + EXPIRY_SLACK_MS
 
     async def _tell_gone(
         self, begun: Mapping[str, Subscription], gone: Mapping[str, Position]
@@ -201,12 +240,14 @@ class Inflow:
                 continue
             try:
                 frame, identifier, before = wire.decode(payload, subscription.names)
+                if frame.position.ms > self.proven.ms + MOST_AHEAD_MS:
+                    raise wire.Unreadable(None, None)  # no script of ours gave it out
+                if before == subscription.last_text or self._follows(subscription, frame, before):
+                    subscription.take(frame, identifier)
             except wire.Unreadable as error:
                 await self._skip(subscription, error)
                 continue
             position = frame.position
-            if before == subscription.last_text or self._follows(subscription, position, before):
-                subscription.take(frame, identifier)
             if self._multi is not None or len(frame.channels) > 1:
                 if position > self.proven and not self._is_whole(frame):
                     continue
@@ -222,10 +263,11 @@ class Inflow:
             if position > self.proven:
                 self.proven = position
 
-    def _follows(self, subscription: Subscription, position: Position, before: bytes) -> bool:
-        """Whether a message is new, and nothing is missing before it; raises LinkLost if it is."""
+    def _follows(self, subscription: Subscription, frame: Frame, before: bytes) -> bool:
+        """Whether a message is new, and nothing is missing before it; raises LinkLost if it is, and
+        Unreadable."""
         last = subscription.last
-        if position <= last:
+        if frame.position <= last:
             return False
         previous = wire.position_of(before)
         if not subscription.begun and last == ZERO:
@@ -233,6 +275,8 @@ class Inflow:
             return True
         if previous <= last or (previous <= self.proven and wire.is_known_empty(before)):
             return True
+        if last < self.proven:  # what was passed on since is later than what is missing may be
+            self._holes[subscription.name] = previous
         raise self._hole(subscription.name)
 
     def _is_whole(self, frame: Frame) -> bool:
@@ -276,7 +320,9 @@ class Inflow:
     async def _skip(self, subscription: Subscription, error: wire.Unreadable) -> None:
         """A message of a later version of this program: what it says is missed, and told."""
         self.unreadable += 1
-        if error.position is not None and error.position > subscription.last:
+        if error.position is None or error.position.ms > self.proven.ms + MOST_AHEAD_MS:
+            return
+        if error.position > subscription.last:
             subscription.start(error.position)
             await self._tell_gap((subscription.name,), error.position, Gap.UNKNOWN)
             self.proven = max(self.proven, error.position)

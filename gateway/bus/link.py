@@ -125,7 +125,7 @@ class Link:
         if count > self.evicted:
             lossy = await self.script("evicted", count, self._now_ms())
             self.evicted = count
-            self.epoch = replace(self.epoch, lossy=position_of(lossy))
+            self.epoch = replace(self.epoch, lossy=max(self.epoch.lossy, position_of(lossy)))
             _log.error("Redis evicts keys (%d so far): set maxmemory-policy noeviction", count)
 
     def _warn_of(self, server: Server) -> None:

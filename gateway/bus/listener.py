@@ -76,6 +76,8 @@ class Listener:
         self._scope: trio.CancelScope | None = None
         self._live = trio.Event()
         self._unconfirmed: set[bytes] = set()
+        self._waiting: set[Subscription] = set()
+        """Of the subscriptions that a new connection has to confirm."""
         self.losses = 0
 
     @property
@@ -97,6 +99,7 @@ class Listener:
         self._send_for(b"SUBSCRIBE", subscriptions)
 
     def unsubscribe(self, subscriptions: Sequence[Subscription]) -> None:
+        self._waiting.difference_update(subscriptions)
         self._send_for(b"UNSUBSCRIBE", subscriptions)
 
     def _send_for(self, command: bytes, subscriptions: Sequence[Subscription]) -> None:
@@ -160,21 +163,16 @@ class Listener:
         self.subscribe(wanted)
         held: list[Message] = []
         size = 0
-        waiting = {each for each in wanted if self._subscriptions.get(each.name) is each}
+        self._waiting = set(wanted)
         asked = False
         proof: bytes | None = None
         held_after: Sequence[Message] = ()
         while proof is None:
-            if not asked and not waiting and not self._unconfirmed:
+            if not asked and not self._waiting and not self._unconfirmed:
                 asked = True
                 await self._owner.resume()
             with trio.fail_after(self._timeout):
                 messages = self._sorted(await connection.receive())
-            waiting = {
-                each
-                for each in waiting
-                if not each.confirmed and self._subscriptions.get(each.name) is each
-            }
             for at, message in enumerate(messages):
                 _, channel, payload = message
                 if self._owner.is_proof(channel, payload):
@@ -210,6 +208,7 @@ class Listener:
                 self._unconfirmed.discard(reply[1])
                 if subscription := by_channel.get(reply[1]):
                     subscription.confirmed = True
+                    self._waiting.discard(subscription)
                     self._owner.confirmed(subscription)
         return messages
 

@@ -84,15 +84,14 @@ class Prover:
         self._proofs: dict[int, _Proof] = {}
         self._resuming = self._numbers = 0
         self._confirmed: list[Subscription] = []
-        self._asked: list[trio.Event] = []
+        self._asked = trio.Event()
+        """Set by the next proof that is asked for from now on."""
         self._wake = trio.Event()
 
     async def prove(self) -> None:
         """Return when a position has been proven that was read from now on."""
-        came = trio.Event()
-        self._asked.append(came)
         self._wake.set()
-        await came.wait()
+        await self._asked.wait()
 
     def begin_soon(self, subscription: Subscription) -> None:
         """A subscription has been confirmed."""
@@ -102,12 +101,15 @@ class Prover:
     async def run(self) -> None:
         """Until cancelled."""
         watch_at = trio.current_time() + self._timeout / PROOFS
+        owed: list[trio.Event] = []
         while True:
             with trio.move_on_at(watch_at):
                 await self._wake.wait()
             self._wake = trio.Event()
             await self._listener.wait_live()
-            asked, self._asked = self._asked, []
+            if self._asked.statistics().tasks_waiting:
+                owed.append(self._asked)
+                self._asked = trio.Event()
             confirmed = [each for each in self._confirmed if each.confirmed]
             self._confirmed = []
             try:
@@ -116,14 +118,14 @@ class Prover:
                     await self._watch()
                 await self._prove(confirmed)
             except LinkLost:
-                self._asked += asked
                 self._confirmed += [each for each in confirmed if not each.ready.is_set()]
                 self._wake.set()
                 await trio.sleep(RETRY_SECONDS)
                 await self._link.commands.wait_connected()
             else:
-                for came in asked:
+                for came in owed:
                     came.set()
+                owed.clear()
 
     async def _watch(self) -> None:
         """Give the links up where they lead to another Redis by now, or one that was demoted."""

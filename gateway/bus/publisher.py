@@ -40,6 +40,9 @@ QUEUED_BYTES = 16 * 1024 * 1024
 EVENT_OVERHEAD = 256
 """Bytes that an event takes in a call beside its data, by the most."""
 
+RESEND_SECONDS = 300.0
+"""After which a call is not sent again: half the time for which the script remembers it."""
+
 _REFUSED, _UNKNOWN = "refused", "unknown"
 
 
@@ -86,13 +89,15 @@ class Item:
 class Packet:
     """Events that go in one call, whatever number of times that is sent."""
 
-    __slots__ = ("call", "epoch", "items", "maybe_taken", "number")
+    __slots__ = ("call", "epoch", "items", "maybe_taken", "number", "sent_at")
 
     def __init__(self, number: int, items: list[Item], epoch: int) -> None:
         self.number = number
         self.items = items
         self.epoch = epoch
         self.maybe_taken = False
+        self.sent_at = trio.current_time()
+        """For the first time."""
         self.call: Call | None = None
 
 
@@ -212,7 +217,9 @@ class Publisher:
         while self._again:
             packet = self._again.pop(0)
             if packet.maybe_taken:
-                if packet.epoch == self._epoch():
+                is_young = packet.sent_at > trio.current_time() - RESEND_SECONDS
+                is_wanted = any(not item.is_over for item in packet.items)
+                if packet.epoch == self._epoch() and is_young and is_wanted:
                     self.resent += 1
                     return packet
                 for item in packet.items:
@@ -293,7 +300,8 @@ class Publisher:
             return Unavailable(f"Redis refuses: {result[1:201]}", outcome=_REFUSED)
         self.repeated += result.startswith("=")
         position = Position.parse(result.removeprefix("="))
-        assert position is not None
+        if position is None:
+            return Unavailable("Redis holds something else under the id.", outcome=_REFUSED)
         return position
 
 

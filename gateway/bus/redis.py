@@ -96,6 +96,7 @@ class RedisBus:
             self._reader,
             sink,
             worker=worker,
+            rule=self.rule,
             tell_gap=tell_gap,
             receive=receive,
             now_ms=now_ms,

@@ -17,6 +17,9 @@ KNOWN_EMPTY = b"~"
 
 _new = tuple.__new__  # of a Position: half the price
 
+MOST_TEXT = 28
+"""Bytes of a position: what the scripts count with has 13 digits on either side."""
+
 OWN_CHANNEL = "-"
 """For ``channels`` of an event that has but one."""
 
@@ -48,10 +51,12 @@ def decode(payload: bytes, own: tuple[str, ...]) -> tuple[Frame, bytes, bytes]:
     head, _, body = payload.partition(b"\n")
     try:
         version, identifier, before, _, ended, channels, key = head.split(b" ", 6)
-        ms, _, seq = identifier.partition(b"-")
-        position = _new(Position, (int(ms), int(seq)))
         if version != VERSION:
             raise _unreadable(head)
+        ms, _, seq = identifier.partition(b"-")
+        if not (ms.isdigit() and seq.isdigit()) or len(identifier) > MOST_TEXT:
+            raise Unreadable(None, None)
+        position = _new(Position, (int(ms), int(seq)))
         if channels != b"-":
             own = tuple(channels.decode("ascii").split(","))
         block = b"id: %b\n%b" % (identifier, body)
@@ -62,7 +67,7 @@ def decode(payload: bytes, own: tuple[str, ...]) -> tuple[Frame, bytes, bytes]:
             b"%b%b\r\n" % (framing, block),
             len(framing),
             len(identifier) + 5,
-            key.decode() if key else None,
+            key.decode("utf-8", "surrogateescape") if key else None,
             ended == b"1",
         )
     except Unreadable:
@@ -73,8 +78,10 @@ def decode(payload: bytes, own: tuple[str, ...]) -> tuple[Frame, bytes, bytes]:
 
 
 def position_of(text: bytes) -> Position:
-    """Raises ValueError."""
-    ms, _, seq = text.lstrip(KNOWN_EMPTY).partition(b"-")
+    """A position as it stands in messages and keys, ``~`` before it or not. Raises Unreadable."""
+    ms, _, seq = text.removeprefix(KNOWN_EMPTY).partition(b"-")
+    if not (ms.isdigit() and seq.isdigit()) or len(text) > MOST_TEXT:
+        raise Unreadable(None, None)
     return Position(int(ms), int(seq))
 
 

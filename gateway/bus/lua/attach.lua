@@ -11,9 +11,11 @@ local LIFT_MS = 10000  -- more than the clocks of two machines differ
 local run, complete, floor, seen_run = ARGV[1], ARGV[2] == '1', ARGV[3], ARGV[4]
 local floor_ms, floor_seq = parse(floor)
 local now = time(tonumber(ARGV[6]))
+if floor_ms > MOST / 2 then floor_ms, floor_seq = 0, 0 end  -- nothing of ours
 local key = prefix .. 'epoch'
 local epoch = redis.call('HMGET', key, 'run', 'restored')
 local clock = redis.call('GET', KEYS[1])
+if clock and (not string.find(clock, '^%d+%-%d+$') or parse(clock) > MOST / 2) then clock = nil end
 local ms, seq = parse(clock or '0-0')
 
 local function lift()

@@ -37,3 +37,9 @@ end
 local function is_later(ms, seq, other_ms, other_seq)
   return ms > other_ms or (ms == other_ms and seq > other_seq)
 end
+
+-- Whether Redis refuses a write for now, since it has no room or may not. All else is an error.
+local function is_full(err)
+  return string.find(err, 'OOM', 1, true) or string.find(err, 'MISCONF', 1, true)
+    or string.find(err, 'NOREPLICAS', 1, true)
+end

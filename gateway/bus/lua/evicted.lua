@@ -6,8 +6,12 @@ if not clock then return redis.error_reply('NOCLOCK There is no clock: attach fi
 local ms, seq = parse(clock)
 local now = time(tonumber(ARGV[2]))
 if now > ms then ms, seq = now, 0 end
+local reply = redis.pcall('SET', KEYS[1], format(ms, seq))
+if reply.err then
+  if is_full(reply.err) then return clock end  -- and nothing is published meanwhile
+  return reply
+end
 clock = format(ms, seq)
-redis.call('SET', KEYS[1], clock)
 local key = prefix .. 'epoch'
 if tonumber(ARGV[1]) > tonumber(redis.call('HGET', key, 'evicted') or '0') then
   redis.call('HSET', key, 'evicted', ARGV[1], 'lossy', clock)

@@ -1,7 +1,7 @@
 -- H: a position that no event published from now on is before, and none published so far is after.
 -- ARGV: worker to prove it to, number of the proof, time, ms for which that shows the worker to be
--- there. It comes back as a reply and, behind all
--- that was published before, as a message to the worker.
+-- there. It comes back as a reply and, behind all that was published before, as a message to the
+-- worker.
 
 local clock = redis.call('GET', KEYS[1])
 if not clock then return redis.error_reply('NOCLOCK There is no clock: attach first.') end
@@ -11,8 +11,7 @@ if now > ms then
   local reply = redis.pcall('SET', KEYS[1], format(now, 0))
   if not reply.err then
     clock = format(now, 0)
-  elseif not string.find(reply.err, 'OOM', 1, true) and not string.find(reply.err, 'MISCONF', 1, true)
-    and not string.find(reply.err, 'NOREPLICAS', 1, true) then
+  elseif not is_full(reply.err) then
     return reply
   end  -- else what was given out last will do: while nothing can be written, nothing is published
 end
