@@ -5,6 +5,7 @@
 2. Who has not answered an earlier request is not waited for again: it counts with what it told
    last, but only what it had counted by then.
 3. The counters of workers that have ended are kept.
+4. Who answers has a say in whether the node takes clients, and who has left has none.
 """
 
 import time
@@ -44,14 +45,34 @@ class Census:
             self._kept = [merge([*self._kept, counted(worker.last)])]
 
     @property
-    def serving(self) -> int:
-        """How many workers take clients."""
-        return sum(worker.ready and not worker.left for worker in self.workers)
+    def serving(self) -> list[Worker]:
+        """Those that take clients."""
+        return [worker for worker in self.workers if worker.ready and not worker.left]
+
+    @property
+    def answering(self) -> list[Worker]:
+        """Those of them that have answered when they were asked last."""
+        return [worker for worker in self.serving if not worker.silent]
 
     def question(self, worker: Worker) -> None:
         """Answer ``worker`` after the next round."""
         self._askers.add(worker)
         self._asked.set()
+
+    def ask(self) -> None:
+        """Have a round, for nobody."""
+        self._asked.set()
+
+    def missed(self) -> list[Worker]:
+        """Who has not answered, which is counted; to be called once a round, when it is over."""
+        missing = []
+        for worker in self.workers:
+            if worker.ready and not worker.silent:
+                worker.missed = 0
+            else:
+                worker.missed += 1
+                missing.append(worker)
+        return missing
 
     async def run(self) -> None:
         """Answer questions, until cancelled."""
@@ -84,10 +105,13 @@ class Census:
 
     def _whole(self, parts: list[NodeStatistics]) -> NodeStatistics:
         whole = merge(parts)
+        answering = self.answering
         return replace(
             whole,
             uptime_seconds=time.monotonic() - self._started,
-            draining=whole.draining or self.draining,
-            workers=self.serving,
+            draining=self.draining,
+            full=whole.full and bool(answering),
+            cut_off=whole.cut_off and bool(answering),
+            workers=len(answering),
             worker_restarts=self.restarts,
         )

@@ -184,7 +184,8 @@ class Config:
     max_clients: Annotated[
         int,
         Between(0, 10_000_000, "clients"),
-        "open streams, more are told to come back; 0: as many as the descriptor limit allows",
+        "open streams, divided among the workers, more are told to come back;"
+        " 0: as many as the descriptor limit allows",
     ] = 0
     max_channels_per_client: Annotated[
         int, Between(1, 10_000, "channels"), "channels of one stream; Centrifugo allows 128"

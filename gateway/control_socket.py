@@ -52,8 +52,19 @@ class Answer(msgspec.Struct, frozen=True, tag=True):
     node: NodeStatistics | None
 
 
+class Gone(msgspec.Struct, frozen=True, tag=True):
+    """The process of the worker with the tag ``worker`` has ended: no other node need wait for it.
+
+    One of these may be lost; then the bus finds out by itself, later.
+    """
+
+    worker: str
+
+
 class Ready(msgspec.Struct, frozen=True, tag=True):
-    """The worker serves."""
+    """The worker serves; ``worker`` is its tag."""
+
+    worker: str
 
 
 class Left(msgspec.Struct, frozen=True, tag=True):
@@ -70,7 +81,7 @@ class Question(msgspec.Struct, frozen=True, tag=True):
     """Send an `Answer` that is no older than this. A worker has one question open at a time."""
 
 
-ToWorker = Start | Drain | Ask | Answer
+ToWorker = Start | Drain | Ask | Answer | Gone
 ToSupervisor = Ready | Left | Own | Question
 
 Received = TypeVar("Received", ToWorker, ToSupervisor)

@@ -1,7 +1,6 @@
 """The statistics of several workers as those of one node. Pure.
 
-1. Numbers are summed, tables of numbers by their keys, flags hold when any does; what is an
-   exception is named below.
+1. Numbers are summed and tables of numbers by their keys; what is an exception is named below.
 2. What a worker counted outlives it, what it held does not: `counted` keeps the one and drops the
    other, so that no counter of a node ever goes down.
 3. Channels are summed too: one with clients at two workers counts twice.
@@ -19,7 +18,7 @@ from gateway.node import NodeStatistics
 
 GAUGES: Mapping[type, frozenset[str]] = {
     NodeStatistics: frozenset(
-        {"uptime_seconds", "draining", "full", "cut_off", "max_clients", "workers"},
+        {"uptime_seconds", "max_clients", "workers"},
     ),
     HubStatistics: frozenset(
         {
@@ -40,9 +39,9 @@ GAUGES: Mapping[type, frozenset[str]] = {
 """What a worker holds at the moment. All other numbers count."""
 
 GREATEST = frozenset({"uptime_seconds"})
-LEAST = frozenset({"up"})
+LEAST = frozenset({"up", "full", "cut_off", "draining"})
 """Of these the greatest, or the least, is the node's: its links are up while those of all workers
-are."""
+are, and it is full, cut off or draining when all of them are."""
 
 Statistics = TypeVar("Statistics")
 
@@ -62,7 +61,7 @@ def accepting_no_more(of: NodeStatistics) -> NodeStatistics:
 
     They are the node's, but whether it takes more of them is not for this worker to say.
     """
-    return replace(of, draining=False, full=False, cut_off=False, max_clients=0)
+    return replace(of, draining=True, full=True, cut_off=True, max_clients=0)
 
 
 def _merged(parts: Sequence[Statistics]) -> Statistics:
@@ -79,8 +78,6 @@ def _value(name: str, values: list[Any]) -> Any:
         return min(values)
     if isinstance(first, str):
         return first
-    if isinstance(first, bool):
-        return any(values)
     if isinstance(first, dict):
         total: Counter[str] = Counter()
         for value in values:
@@ -97,7 +94,7 @@ def _counted(of: Statistics) -> Statistics:
     for field in fields(of):  # type: ignore[arg-type]  # a dataclass
         value = getattr(of, field.name)
         if field.name in LEAST:
-            kept[field.name] = 1  # no say
+            kept[field.name] = type(value)(1)  # no say
         elif field.name in gauges:
             kept[field.name] = type(value)()
         else:

@@ -8,7 +8,7 @@
 """
 
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from typing import Annotated, Generic, TypeVar
 
 import msgspec
 
@@ -24,7 +24,13 @@ from gateway.errors import (
 VERSION = 1
 
 MAX_MESSAGE_BYTES = 1024 * 1024
-"""A client's answer names all of its channels: 5,000 of the longest."""
+"""Of an answer: it names all channels of a client, 5,000 of the longest."""
+
+MAX_REQUEST_BYTES = 64 * 1024
+"""What is asked fits into the head of an HTTP request, which has 16 KiB unless set otherwise."""
+
+TAG = r"^[0-9a-f]{8}\Z"
+"""A worker's tag."""
 
 _BESIDE_BYTES = 256
 """More than an answer has beside what it tells."""
@@ -67,7 +73,7 @@ class Head(msgspec.Struct, kw_only=True):
     v: int = VERSION
     kind: str
     id: int
-    worker: str
+    worker: Annotated[str, msgspec.Meta(pattern=TAG)]
 
 
 class Request(Head, kw_only=True):
@@ -88,6 +94,23 @@ class Request(Head, kw_only=True):
             return None
 
 
+class Refusal(msgspec.Struct, omit_defaults=True):
+    """What is read of a problem document: the members that one of ours has beside title and
+    status. What else another worker says goes no further."""
+
+    detail: str = ""
+    reason: str | None = None
+    outcome: str | None = None
+    closed: int | None = None
+    missing: int | None = None
+
+    def members(self) -> dict[str, str | int]:
+        """Those that it has, without ``detail``."""
+        members = msgspec.structs.asdict(self)
+        del members["detail"]
+        return {name: value for name, value in members.items() if value is not None}
+
+
 class Answer(Head, kw_only=True):
     status: int
     told: msgspec.Raw
@@ -105,14 +128,13 @@ class Answer(Head, kw_only=True):
         try:
             if self.status == _OK:
                 return msgspec.msgpack.decode(self.told, type=command.told)
-            problem = msgspec.msgpack.decode(self.told, type=dict[str, Any])
+            problem = msgspec.msgpack.decode(self.told, type=Refusal)
         except _UNREADABLE:
-            raise _unknown(self.worker) from None
+            raise unknown(self.worker) from None
         refusal = _REFUSALS.get(self.status)
         if refusal is None:
-            raise _unknown(self.worker)
-        extra = {k: v for k, v in problem.items() if k not in ("title", "status", "detail")}
-        raise refusal(str(problem.get("detail", "")), **extra)
+            raise unknown(self.worker)
+        raise refusal(problem.detail, **problem.members())
 
 
 def request(worker: str, id: int, command: Command[Asked, Told], asked: Asked) -> bytes:
@@ -127,7 +149,7 @@ def request(worker: str, id: int, command: Command[Asked, Told], asked: Asked) -
         asked=_raw(asked),
     )
     encoded = msgspec.msgpack.encode(message)
-    if len(encoded) > MAX_MESSAGE_BYTES:
+    if len(encoded) > MAX_REQUEST_BYTES:
         raise ContentTooLarge("This is more than one worker can ask of another.")
     return encoded
 
@@ -136,7 +158,7 @@ def told(worker: str, id: int, value: msgspec.Struct) -> Answer:
     """The answer to a request that was carried out; if it is too large, that it is unknown."""
     encoded = msgspec.msgpack.encode(value)
     if len(encoded) > MAX_MESSAGE_BYTES - _BESIDE_BYTES:
-        return refused(worker, id, _unknown(worker))
+        return refused(worker, id, unknown(worker))
     raw = msgspec.Raw(encoded)
     return Answer(kind=ANSWER, id=id, worker=worker, status=_OK, told=raw)
 
@@ -163,6 +185,8 @@ def decode(message: bytes) -> Head | None:
         head = msgspec.msgpack.decode(message, type=Head)
         if head.kind not in _KINDS:
             return None
+        if head.kind == REQUEST and len(message) > MAX_REQUEST_BYTES:
+            return None
         if head.v != VERSION:
             return head
         return msgspec.msgpack.decode(message, type=_KINDS[head.kind])
@@ -177,5 +201,6 @@ def _raw(value: object) -> msgspec.Raw:
     return msgspec.Raw(msgspec.msgpack.encode(value))
 
 
-def _unknown(worker: str) -> Unavailable:
+def unknown(worker: str) -> Unavailable:
+    """How it is told that a worker may or may not have done what it was asked."""
     return Unavailable(f"What the worker {worker} did cannot be known.", outcome="unknown")

@@ -35,7 +35,7 @@ class _Snapshot(Collector):
             ("cluster_queued", "Requests of other workers that wait here.", cluster.queued),
             ("bus_up", "1 while every worker is linked to the other nodes.", link.up),
             ("bus_subscriptions", "Channels subscribed to on the bus.", link.subscriptions),
-            ("workers", "Worker processes that serve.", self._now.workers),
+            ("workers", "Worker processes that serve and answer.", self._now.workers),
             ("draining", "1 while the node is leaving.", int(self._now.draining)),
             ("uptime_seconds", "Since the start of the node.", self._now.uptime_seconds),
         ):

@@ -7,7 +7,10 @@
    overdue is killed too.
 4. A worker that leaves by itself, because it got a signal, is replaced as soon as it accepts no
    more. One that dies is replaced after a pause, and not for ever: then the node ends.
-5. Whatever a worker does, nobody waits for it without a bound; every process is waited for.
+5. One that hangs would keep its share of the connections for ever: after HUNG_ROUNDS without an
+   answer it is killed, or START_ROUNDS if it was never ready. A round counts only if the supervisor
+   itself was on time: when the whole machine stood still, that was no fault of a worker.
+6. Whatever a worker does, nobody waits for it without a bound; every process is waited for.
 """
 
 import logging
@@ -22,6 +25,7 @@ from gateway.config import Config
 from gateway.control_socket import (
     ControlError,
     Drain,
+    Gone,
     Left,
     Own,
     Question,
@@ -40,9 +44,20 @@ from gateway.server import (
 )
 from gateway.worker_process import Worker, start_worker
 
-OVERDUE_SECONDS = 10.0
+OVERDUE_SECONDS = 8.0
 """Beyond the drain that is set, until a worker that has not ended is killed: it may have been about
-to start, or have much to put in order."""
+to start, or have much to put in order. With LAST_WORDS_SECONDS it is 2 s less than the 11 s that
+the README has a service manager add, so that the supervisor is gone before it would be killed."""
+
+HUNG_SECONDS = 30.0
+"""Until a worker that does not answer is killed, and a round more at most: longer than a machine
+that swaps makes it wait."""
+
+HUNG_ROUNDS = 6
+"""In which it is asked meanwhile."""
+
+START_ROUNDS = 3 * HUNG_ROUNDS
+"""In which a worker must have become ready: 90 s, which is systemd's DefaultTimeoutStartSec too."""
 
 _log = logging.getLogger("gateway")
 
@@ -86,6 +101,7 @@ class Supervisor:
                 nursery.start_soon(self._obey, signals)
                 nursery.start_soon(self._kill_overdue)
                 nursery.start_soon(self._census.run)
+                nursery.start_soon(self._kill_hung)
                 async with trio.open_nursery() as self._processes:
                     for number, listener in enumerate(self._listeners, 1):
                         self._processes.start_soon(self._keep, number, listener)
@@ -98,20 +114,23 @@ class Supervisor:
         restarts = Restarts()
         with listener:
             while True:
+                worker, begun = None, trio.current_time()
                 try:
                     worker = self._start(number, listener)
                 except OSError as error:
-                    self._fail(f"Worker {number} could not be started: {error.strerror}.")
-                    return
-                await _first_of(worker.over, self._draining)
-                if not worker.over.is_set():  # else it was over before the drain: its queue counts
-                    break
-                if not worker.left:
+                    end = f"could not be started ({error.strerror})"
+                    _log.error("worker %d %s", number, end)
+                else:
+                    await _first_of(worker.over, self._draining)
+                    if not worker.over.is_set():  # else over before the drain: its queue counts
+                        break
+                    end = worker.end
+                if worker is None or not worker.left:
                     now = trio.current_time()
-                    lived = now - worker.started
-                    pause = restarts.died(now, lived=lived, was_ready=worker.ready)
+                    was_ready = worker is not None and worker.ready
+                    pause = restarts.died(now, lived=now - begun, was_ready=was_ready)
                     if restarts.hopeless:
-                        told = f"{restarts.hopeless}, the last time it {worker.end}"
+                        told = f"{restarts.hopeless}, the last time it {end}"
                         self._fail(f"Worker {number} {told}: the node has ended.")
                         return
                     _log.warning("worker %d begins again in %g s", number, pause)
@@ -140,6 +159,9 @@ class Supervisor:
         await worker.wait()
         self._census.remove(worker)
         worker.over.set()
+        if worker.tag:
+            for sibling in self._census.answering[:1]:
+                sibling.mention(Gone(worker.tag))
         if worker.code == 0:
             _log.info("worker %d (process %d) has left", worker.number, worker.pid)
             return
@@ -152,6 +174,8 @@ class Supervisor:
             match message:
                 case Ready():
                     worker.ready = True
+                    worker.tag = message.worker
+                    worker.missed = 0
                     _log.info("worker %d is ready, process %d", worker.number, worker.pid)
                     self._announce()
                 case Left():
@@ -164,7 +188,7 @@ class Supervisor:
 
     def _announce(self) -> None:
         count = len(self._listeners)
-        if self._announced or self._draining.is_set() or self._census.serving < count:
+        if self._announced or self._draining.is_set() or len(self._census.serving) < count:
             return
         self._announced = True
         announce(self._listeners[0], self._config.node_id, f", {count} workers")
@@ -186,6 +210,22 @@ class Supervisor:
         """End the node; the first reason is told."""
         self._failure = self._failure or sentence
         self._drain()
+
+    async def _kill_hung(self) -> None:
+        interval = HUNG_SECONDS / HUNG_ROUNDS
+        while True:
+            begun = trio.current_time()
+            self._census.ask()
+            await trio.sleep_until(begun + interval)
+            if trio.current_time() - begun > 1.5 * interval:
+                continue  # stopped, as the workers may have been
+            for worker in self._census.missed():
+                if worker.missed < (HUNG_ROUNDS if worker.ready else START_ROUNDS):
+                    continue
+                _log.error(
+                    "worker %d (process %d) does not answer: killing it", worker.number, worker.pid
+                )
+                worker.kill()
 
     async def _kill_overdue(self) -> None:
         await self._draining.wait()

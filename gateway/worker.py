@@ -21,6 +21,7 @@ from gateway.control_socket import (
     Ask,
     ControlSocket,
     Drain,
+    Gone,
     Left,
     Own,
     Question,
@@ -39,8 +40,12 @@ one, and a busy machine."""
 LAST_WORDS_WAIT = 1.0
 """Seconds for the last words to be read."""
 
-ORPHAN_SECONDS = 10.0
-"""Beyond its drain, until a worker without supervisor that has not ended is ended by the kernel."""
+GONE_SECONDS = 10.0
+"""For the bus to be told that a sibling is gone; later it knows by itself."""
+
+ORPHAN_SECONDS = 8.0
+"""Beyond its drain, until a worker without supervisor that has not ended is ended by the kernel: as
+long as a supervisor has patience."""
 
 _log = logging.getLogger("gateway")
 
@@ -86,7 +91,7 @@ class Link:
         """Obey and answer the supervisor, until cancelled or until it is gone."""
         self._node = node
         node.ask_supervisor = self.node_statistics
-        self._control.send_nowait(Ready())
+        self._control.send_nowait(Ready(node.tag))
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._tell_left, leave)
             async for message in self._control:
@@ -98,6 +103,8 @@ class Link:
                     case Answer():
                         self._answer = message.node
                         self._answered.set()
+                    case Gone():
+                        nursery.start_soon(self._tell_gone, node, message.worker)
             nursery.cancel_scope.cancel()
         self._be_orphan(leave)
 
@@ -126,6 +133,10 @@ class Link:
     async def _tell_left(self, leave: Leave) -> None:
         await leave.closed.wait()
         self._control.send_nowait(Left())
+
+    async def _tell_gone(self, node: Node, worker: str) -> None:
+        with trio.move_on_after(GONE_SECONDS):
+            await node.bus.leave(worker)
 
     def _be_orphan(self, leave: Leave) -> None:
         _log.warning("the supervisor is gone: draining")

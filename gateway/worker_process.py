@@ -5,6 +5,7 @@ import signal
 import socket
 import subprocess
 import sys
+from contextlib import ExitStack, suppress
 
 import trio
 
@@ -30,9 +31,12 @@ class Worker:
         process: subprocess.Popen[bytes],
         control: ControlSocket[ToSupervisor],
     ) -> None:
+        """Raises OSError when the process cannot be watched; it has been ended then."""
         self.number = number
         self.control = control
         self.started = trio.current_time()
+        self.tag = ""
+        """By which other workers know it, once it is ready."""
         self.ready = False
         self.left = False
         """It accepts no more, of its own accord."""
@@ -42,9 +46,16 @@ class Worker:
         """What it told last."""
         self.silent = False
         """It has been asked and has not answered yet."""
+        self.missed = 0
+        """Rounds in a row that passed without an answer, or before it was ready."""
         self.answered = trio.Event()
         self._process = process
-        self._descriptor = os.pidfd_open(process.pid)
+        try:
+            self._descriptor = os.pidfd_open(process.pid)
+        except OSError:
+            process.kill()
+            process.wait()  # no longer than a kill takes
+            raise
 
     @property
     def pid(self) -> int:
@@ -59,7 +70,7 @@ class Worker:
     def end(self) -> str:
         """How it ended, to be read after "it"."""
         if self.code is not None and self.code < 0:
-            return f"was ended by {signal.Signals(-self.code).name}"
+            return f"was ended by {_name(-self.code)}"
         return f"ended with exit code {self.code}"
 
     def tell(self, message: ToWorker) -> None:
@@ -68,6 +79,11 @@ class Worker:
             self.control.send_nowait(message)
         except trio.WouldBlock:
             self.kill()
+
+    def mention(self, message: ToWorker) -> None:
+        """Send ``message`` if there is room for it."""
+        with suppress(trio.WouldBlock):
+            self.control.send_nowait(message)
 
     def hear(self, statistics: NodeStatistics) -> None:
         self.last = statistics
@@ -94,9 +110,13 @@ class Worker:
 
 
 def start_worker(number: int, listener: socket.socket) -> Worker:
-    """A new process that holds ``listener`` and the other end of a control socket."""
+    """A new process that holds ``listener`` and the other end of a control socket.
+
+    Raises OSError when there can be none; nothing is left of it then.
+    """
     ours, theirs = socket.socketpair()
-    with theirs:
+    with theirs, ExitStack() as undo:
+        undo.callback(ours.close)
         descriptors = (theirs.fileno(), listener.fileno())
         # Blocked until the worker can obey them: one that came before would kill it, and reset
         # what waits at its listener.
@@ -105,4 +125,14 @@ def start_worker(number: int, listener: socket.socket) -> Worker:
             process = subprocess.Popen((*COMMAND, *map(str, descriptors)), pass_fds=descriptors)
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
-    return Worker(number, process, ControlSocket(ours, ToSupervisor))
+        worker = Worker(number, process, ControlSocket(ours, ToSupervisor))
+        undo.pop_all()
+    return worker
+
+
+def _name(number: int) -> str:
+    """A signal's name; real-time ones have none."""
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"

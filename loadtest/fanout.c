@@ -36,7 +36,7 @@
 
 #define SECOND 1000000000LL
 enum {
-  CLIENTS_MAX = 100000, CHANNELS_MAX = 4096, READERS_MAX = 16, PUBLISHERS_MAX = 64, PIDS_MAX = 64,
+  CLIENTS_MAX = 100000, CHANNELS_MAX = 16384, READERS_MAX = 16, PUBLISHERS_MAX = 64, PIDS_MAX = 64,
   HEAD_MAX = 8192, BODY_MAX = 64 << 20, REPLY_MAX = 1 << 20, READ_SIZE = 256 << 10,
   STAMP_MAX = 64,         // "@T" 19 digits "@N" 19 digits "@", rounded up
   CONNECT_BURST = 200,    // connections opened between two looks at the open ones
@@ -46,7 +46,8 @@ enum {
 
 static struct {
   const char *host, *path, *storm_path, *pub_path, *body, *type;
-  long port, clients, count, rate, size, channels, pubs, batch, readers, src_ips, settle, deadline, stalled, storm;
+  long port, pub_port, clients, count, rate, size, channels, pubs, batch, spread, readers, src_ips, settle, deadline,
+    stalled, storm, storm_expect;
   char headers[4096];
   int pids[PIDS_MAX], pid_count;
 } opt = {
@@ -114,6 +115,17 @@ static double stat_cpu_s(const char *line) {
   return (double)(user + kernel) / sysconf(_SC_CLK_TCK);
 }
 
+// Of the whole machine, all cores together, by anybody.
+static double idle_s(void) {
+  unsigned long idle = 0, waiting = 0;
+  FILE *file = fopen("/proc/stat", "r");
+  if (file && fscanf(file, "cpu %*u %*u %*u %lu %lu", &idle, &waiting) != 2)
+    idle = waiting = 0;
+  if (file)
+    fclose(file);
+  return (double)(idle + waiting) / sysconf(_SC_CLK_TCK);
+}
+
 // PSS, not RSS: workers forked from one process share pages, which must not be counted once for each.
 static double pss_kb(const char *line) {
   double kb = 0;
@@ -121,20 +133,32 @@ static double pss_kb(const char *line) {
   return kb;
 }
 
-static double sum_over_pids(const char *file_name, double (*value_of)(const char *line)) {
+static double value_of_pid(int pid, const char *file_name, double (*value_of)(const char *line)) {
   double sum = 0;
-  for (int i = 0; i < opt.pid_count; i++) {
-    char path[64], line[1024];
-    snprintf(path, sizeof path, "/proc/%d/%s", opt.pids[i], file_name);
-    FILE *file = fopen(path, "r");
-    while (file && fgets(line, sizeof line, file))
-      sum += value_of(line);
-    if (file)
-      fclose(file);
-  }
+  char path[64], line[1024];
+  snprintf(path, sizeof path, "/proc/%d/%s", pid, file_name);
+  FILE *file = fopen(path, "r");
+  while (file && fgets(line, sizeof line, file))
+    sum += value_of(line);
+  if (file)
+    fclose(file);
   return sum;
 }
 
+static double sum_over_pids(const char *file_name, double (*value_of)(const char *line)) {
+  double sum = 0;
+  for (int i = 0; i < opt.pid_count; i++)
+    sum += value_of_pid(opt.pids[i], file_name, value_of);
+  return sum;
+}
+
+static double own_cpu_s(void) {
+  struct rusage usage;
+  getrusage(RUSAGE_SELF, &usage);
+  return usage.ru_utime.tv_sec + usage.ru_stime.tv_sec + (usage.ru_utime.tv_usec + usage.ru_stime.tv_usec) / 1e6;
+}
+
+static double cpu_s_of(int pid) { return value_of_pid(pid, "stat", stat_cpu_s); }
 static double server_cpu_s(void) { return sum_over_pids("stat", stat_cpu_s); }
 static double server_memory_kb(void) { return sum_over_pids("smaps_rollup", pss_kb); }
 
@@ -157,7 +181,7 @@ static size_t expand(char *out, const char *template, const char *payload, size_
 
 // Connects as the index-th connection, or returns -1. No call on the socket outlasts the deadline.
 // `receive_buffer`, when not 0, is set before connecting: the window scale is settled in the handshake.
-static int dial(int index, int receive_buffer) {
+static int dial(int index, long port, int receive_buffer) {
   int fd = socket(AF_INET, SOCK_STREAM, 0), on = 1;
   int64_t left = deadline_ns - now_ns();
   struct timeval timeout = {left > 0 ? left / SECOND : 0, 1};
@@ -172,7 +196,7 @@ static int dial(int index, int receive_buffer) {
     setsockopt(fd, IPPROTO_IP, IP_BIND_ADDRESS_NO_PORT, &on, sizeof on);
     bind(fd, (struct sockaddr *)&source, sizeof source);
   }
-  struct sockaddr_in server = {.sin_family = AF_INET, .sin_port = htons(opt.port)};
+  struct sockaddr_in server = {.sin_family = AF_INET, .sin_port = htons(port)};
   inet_pton(AF_INET, opt.host, &server.sin_addr);
   if (connect(fd, (struct sockaddr *)&server, sizeof server) == 0)
     return fd;
@@ -190,7 +214,7 @@ static int open_stream(int index, int receive_buffer) {
   int length = snprintf(
     request, sizeof request, "GET %s HTTP/1.1\r\nHost: %s:%ld\r\nAccept: text/event-stream\r\n%s\r\n",
     path, opt.host, opt.port, opt.headers);
-  int fd = dial(index, receive_buffer);
+  int fd = dial(index, opt.port, receive_buffer);
   if (fd >= 0)
     send(fd, request, length, MSG_NOSIGNAL);  // whole or not at all: the send buffer is empty; a broken one ends in read()
   return fd;
@@ -219,14 +243,15 @@ static _Atomic int64_t storm_began_ns = INT64_MAX, storm_ended_ns = INT64_MAX;
 static _Atomic bool stop;
 
 struct tally {
-  _Atomic long connected, closed, errors, delivered;
+  _Atomic long connected, closed, errors, delivered, replayed, disordered;
   _Atomic int64_t last_delivery_ns;
 };
 
 struct client {
   int fd, channel, held;
   bool answered;
-  long delivered;
+  long delivered, replayed;
+  int64_t last_replayed;
   char hold[STAMP_MAX];  // the beginning of a stamp that the last read cut off
 };
 
@@ -260,10 +285,15 @@ static char *count_stamps(struct reader *r, struct client *c, char *p, char *end
     char *after = middle ? read_number(middle, end, 'N', &sequence) : NULL;
     if (!after)
       return p;
-    // What was sent before this run is an earlier run's, replayed by the server.
-    if (middle > p && after > middle && *after == '@' && sent >= began_ns) {
+    bool is_stamp = middle > p && after > middle && *after == '@';
+    if (is_stamp && sent >= began_ns) {
       histogram_add(&r->latency[sent < began ? BEFORE : sent <= ended ? DURING : AFTER], now - sent);
       c->delivered++;
+    } else if (is_stamp) {  // of before this run, replayed by the server
+      r->tally->disordered += c->replayed && sequence != c->last_replayed + 1;
+      r->tally->replayed += 1;
+      c->last_replayed = sequence;
+      c->replayed++;
     }
     p = after + 1;
   }
@@ -366,24 +396,27 @@ struct publisher {
   char *request, *reply;
 };
 
+// With --spread the events of a batch go to one channel after another, else all to one.
+static int channel_of(long sequence) { return (opt.spread ? sequence : sequence / opt.batch) % opt.channels; }
+
 static size_t body_max(void) { return opt.batch * (STAMP_MAX + opt.size + 2 * strlen(opt.body) + 2); }
 
-// Writes the request for `events` events from `sequence` on, all to one channel; returns its beginning. The body is
-// written first, at a fixed place, and the head, which tells its length, right in front of it.
-static char *write_request(struct publisher *p, long sequence, int events, int channel, size_t *length) {
+// Writes the request for `events` events from `sequence` on; returns its beginning. The body is written first, at a
+// fixed place, and the head, which tells its length, right in front of it.
+static char *write_request(struct publisher *p, long sequence, int events, size_t *length) {
   char head[HEAD_MAX], path[2048], payload[STAMP_MAX + opt.size], *body = p->request + HEAD_MAX, *end = body;
   memset(payload, 'x', sizeof payload);
   for (int i = 0; i < events; i++) {
     int stamp = sprintf(payload, "@T%lld@N%ld@", (long long)now_ns(), sequence + i);
     payload[stamp] = 'x';
-    end += expand(end, opt.body, payload, stamp > opt.size ? stamp : opt.size, channel);
+    end += expand(end, opt.body, payload, stamp > opt.size ? stamp : opt.size, channel_of(sequence + i));
     if (opt.batch > 1)
       *end++ = '\n';
   }
-  expand(path, opt.pub_path, "", 0, channel);
+  expand(path, opt.pub_path, "", 0, channel_of(sequence));
   int head_length = snprintf(
     head, sizeof head, "POST %s HTTP/1.1\r\nHost: %s:%ld\r\nContent-Type: %s\r\nContent-Length: %td\r\n%s\r\n",
-    path, opt.host, opt.port, opt.type, end - body, opt.headers);
+    path, opt.host, opt.pub_port, opt.type, end - body, opt.headers);
   *length = head_length + (end - body);
   return memcpy(body - head_length, head, head_length);
 }
@@ -421,20 +454,33 @@ static bool exchange(int fd, const char *request, size_t length, char *reply) {
   return true;
 }
 
+// Counts the events of an answered request: all as accepted, but for a batch those whose line of the reply has a status.
+static void count_accepted(const char *reply, long sequence, int events) {
+  const char *line = strstr(reply, "\r\n\r\n");
+  line = line ? line + 4 : "";
+  for (int i = 0; i < events; i++) {
+    const char *end = strchrnul(line, '\n');
+    if (opt.batch > 1 && memmem(line, end - line, "\"status\"", 8))
+      fail(&publish_errors, "an event was answered with %s", line);
+    else
+      accepted[channel_of(sequence + i)] += 1;
+    line = *end ? end + 1 : end;
+  }
+}
+
 static void publish_request(struct publisher *p, long sequence, int events) {
-  int channel = sequence / opt.batch % opt.channels;
-  if (p->fd < 0 && (p->fd = dial(0, 0)) < 0) {
+  if (p->fd < 0 && (p->fd = dial(0, opt.pub_port, 0)) < 0) {
     fail(&publish_errors, "connecting to publish: %s", strerror(errno));
     return;
   }
   size_t length;
-  char *request = write_request(p, sequence, events, channel, &length);
+  char *request = write_request(p, sequence, events, &length);
   if (!exchange(p->fd, request, length, p->reply)) {
     fail(&publish_errors, "a publisher's connection ended before the reply");
     close(p->fd);
     p->fd = -1;
   } else if (is_success(p->reply))
-    accepted[channel] += events;
+    count_accepted(p->reply, sequence, events);
   else
     fail(&publish_errors, "a publish was answered with %s", p->reply);
 }
@@ -447,7 +493,7 @@ static void *publish(void *argument) {
   for (long done = 0; done < p->count;) {
     long events = p->count - done < opt.batch ? p->count - done : opt.batch;
     if (opt.rate)  // publishers take turns, so that together they are evenly spaced
-      sleep_until(start + (int64_t)((double)(done * opt.pubs + p->id) / opt.rate * SECOND));
+      sleep_until(start + (int64_t)((double)(done * opt.pubs + p->id * opt.batch) / opt.rate * SECOND));
     if (!past_deadline())
       publish_request(p, p->first + done, events);
     done += events;
@@ -468,6 +514,7 @@ static void start_publishers(struct publisher *publishers) {
 
 static struct reader live[READERS_MAX], storm;
 static struct tally live_tally, storm_tally;
+static int64_t storm_connected_ns;
 
 static void connect_phase(void) {
   double memory = server_memory_kb(), cpu = server_cpu_s();
@@ -486,24 +533,42 @@ static void connect_phase(void) {
 }
 
 // Beside the publishers, after half of the events: the storm's subscribers connect with nothing to hold them back, in
-// a thread of their own, so that the live reader is not late on their account.
+// a thread of their own, so that the live reader is not late on their account. The storm is over when all of them are
+// connected and, with --storm-expect, have got what they missed.
 static void storm_phase(void) {
   while (attempted < opt.count / 2 && !past_deadline())
     sleep_ms(1);
   storm_began_ns = now_ns();
   start_reader(&storm, &storm_tally, opt.clients, opt.clients + opt.storm, INT32_MAX);
   await_connected(&storm_tally, opt.storm);
+  storm_connected_ns = now_ns();
+  while (storm_tally.replayed < opt.storm_expect * opt.storm && !past_deadline())
+    sleep_ms(1);
   storm_ended_ns = now_ns();
 }
 
 static void report_storm(const struct histogram *before, const struct histogram *during) {
-  double seconds = (storm_ended_ns - storm_began_ns) / 1e9;
+  double seconds = (storm_connected_ns - storm_began_ns) / 1e9;
   printf("storm_connected=%ld storm_errors=%ld storm_closed=%ld storm_s=%.2f storm_connects_per_s=%.0f "
          "before_deliveries=%ld before_p50_ms=%.2f before_p99_ms=%.2f before_max_ms=%.2f "
          "during_deliveries=%ld during_p50_ms=%.2f during_p99_ms=%.2f during_max_ms=%.2f\n",
          storm_tally.connected, storm_tally.errors, storm_tally.closed, seconds, storm_tally.connected / seconds,
          before->total, quantile_ms(before, 0.5), quantile_ms(before, 0.99), quantile_ms(before, 1),
          during->total, quantile_ms(during, 0.5), quantile_ms(during, 0.99), quantile_ms(during, 1));
+}
+
+// What those of the storm were to replay; returns how much of it is missing, for each by itself.
+static long report_replay(void) {
+  long lost = 0, surplus = 0;
+  pthread_join(storm.thread, NULL);
+  for (int i = 0; i < storm.count; i++) {
+    long missing = opt.storm_expect - storm.clients[i].replayed;
+    *(missing > 0 ? &lost : &surplus) += labs(missing);
+  }
+  double seconds = (storm_ended_ns - storm_began_ns) / 1e9;
+  printf("replayed=%ld replay_s=%.2f replayed_per_s=%.0f replay_lost=%ld replay_surplus=%ld replay_disordered=%ld\n",
+         storm_tally.replayed, seconds, storm_tally.replayed / seconds, lost, surplus, storm_tally.disordered);
+  return lost + surplus + storm_tally.disordered;
 }
 
 // A subscriber that could not connect lost everything, so it counts.
@@ -546,7 +611,9 @@ static long publish_phase(void) {
   static struct histogram latency[PERIODS], whole;
   for (long i = 0; i < opt.stalled; i++)
     open_stalled(opt.clients + opt.storm + i, &live_tally.errors);
-  double cpu = server_cpu_s();
+  double cpu = server_cpu_s(), load_cpu = own_cpu_s(), idle = idle_s(), cpu_of[PIDS_MAX];
+  for (int i = 0; i < opt.pid_count; i++)
+    cpu_of[i] = cpu_s_of(opt.pids[i]);
   int64_t start = now_ns();
   start_publishers(publishers);
   if (opt.storm)
@@ -560,27 +627,36 @@ static long publish_phase(void) {
   int64_t last = await_deliveries(expected);
   double duration = last > start ? (last - start) / 1e9 : publish_s, memory = server_memory_kb();
   cpu = server_cpu_s() - cpu;
+  load_cpu = own_cpu_s() - load_cpu;
+  idle = idle_s() - idle;
+  for (int i = 0; i < opt.pid_count; i++)
+    cpu_of[i] = cpu_s_of(opt.pids[i]) - cpu_of[i];
   gather(latency, &lost, &surplus);
   for (int period = 0; period < PERIODS; period++)
     histogram_merge(&whole, &latency[period]);
   printf("published=%ld pub_per_s=%.0f delivered=%ld expected=%ld lost=%ld surplus=%ld duration_s=%.3f "
          "deliveries_per_s=%.0f p50_ms=%.2f p99_ms=%.2f p999_ms=%.2f max_ms=%.2f server_cpu_s=%.2f "
-         "cpu_us_per_delivery=%.2f rss_mb=%.1f closed=%ld errors=%ld\n",
+         "cpu_us_per_delivery=%.2f rss_mb=%.1f closed=%ld errors=%ld load_cpu_s=%.2f idle_s=%.2f",
          published, published / publish_s, whole.total, expected, lost, surplus, duration, whole.total / duration,
          quantile_ms(&whole, 0.5), quantile_ms(&whole, 0.99), quantile_ms(&whole, 0.999), quantile_ms(&whole, 1), cpu,
          whole.total ? 1e6 * cpu / whole.total : 0, memory / 1024, live_tally.closed,
-         live_tally.errors + publish_errors);
+         live_tally.errors + publish_errors, load_cpu, idle);
+  for (int i = 0; i < opt.pid_count; i++)
+    printf(" cpu_s_%d=%.2f", opt.pids[i], cpu_of[i]);
+  putchar('\n');
   if (opt.storm)
     report_storm(&latency[BEFORE], &latency[DURING]);
+  if (opt.storm_expect)
+    lost += report_replay();
   return lost;
 }
 
 // ---------------------------------------------------------------- the command line
 
 static const char HELP[] =
-  "--host --port --path --storm-path --pub-path (%d: channel index) --body (%s: payload, %d) --type --header 'Name: value'\n"
-  "--clients N --count EVENTS --rate EVENTS_PER_S --size BYTES --channels N --pubs THREADS --batch EVENTS\n"
-  "--readers THREADS --src-ips N --pids PID,PID --settle SECONDS --deadline SECONDS --stalled N --storm N\n";
+  "--host --port --pub-port --path --storm-path --pub-path (%d: channel index) --body (%s: payload, %d) --type --header 'Name: value'\n"
+  "--clients N --count EVENTS --rate EVENTS_PER_S --size BYTES --channels N --pubs THREADS --batch EVENTS --spread 0|1\n"
+  "--readers THREADS --src-ips N --pids PID,PID --settle SECONDS --deadline SECONDS --stalled N --storm N --storm-expect EVENTS\n";
 
 static void __attribute__((noreturn, format(printf, 1, 2))) usage(const char *format, ...) {
   va_list values;
@@ -599,6 +675,8 @@ static const struct number { const char *name; long *value, least, most; } numbe
   {"readers", &opt.readers, 1, READERS_MAX}, {"src-ips", &opt.src_ips, 1, 250},
   {"settle", &opt.settle, 0, 60},         {"deadline", &opt.deadline, 1, 600},
   {"stalled", &opt.stalled, 0, 10000},    {"storm", &opt.storm, 0, CLIENTS_MAX},
+  {"pub-port", &opt.pub_port, 1, 65535},  {"storm-expect", &opt.storm_expect, 0, 1000000},
+  {"spread", &opt.spread, 0, 1},
 };
 static const struct text { const char *name, **value; } texts[] = {
   {"host", &opt.host}, {"path", &opt.path}, {"storm-path", &opt.storm_path}, {"pub-path", &opt.pub_path}, {"body", &opt.body}, {"type", &opt.type},
@@ -659,6 +737,7 @@ static void check_options(void) {
     usage("--body must hold %%s once");
   if (body_max() > BODY_MAX)
     usage("--batch times --size is more than %d bytes", BODY_MAX);
+  opt.pub_port = opt.pub_port ? opt.pub_port : opt.port;
   if (opt.storm && !opt.rate)
     usage("--storm needs --rate: it is measured against an even flow");
 }

@@ -41,7 +41,7 @@ from gateway.errors import (
     NotFound,
     Unavailable,
 )
-from gateway.messages import MAX_MESSAGE_BYTES, Command
+from gateway.messages import MAX_MESSAGE_BYTES, MAX_REQUEST_BYTES, Command
 from gateway.metrics import render
 
 Alter = Callable[[bytes], bytes]
@@ -201,6 +201,51 @@ async def test_a_refusal_is_raised_where_it_was_asked_for(error: type[GatewayErr
         with pytest.raises(error) as caught:
             await ask(a, b)
         assert caught.value.problem() == error("No.", reason="channels").problem()
+
+
+async def test_a_fault_in_a_command_ends_nothing_but_that_command(
+    autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It is logged, and who asked is told at once that the outcome is unknown."""
+
+    async def fail(asked: Word) -> Said:
+        raise ZeroDivisionError
+
+    async with workers(2) as (network, (a, b)):
+        b.cluster.serve(SAY, fail)
+        assert await outcome(ask(a, b)) == "unknown"
+        assert "ZeroDivisionError" in caplog.text
+        b.cluster.serve(SAY, b.say)
+        assert await ask(a, b) == Said(b.cluster.tag, "x")
+        assert network.elapsed == 0
+
+
+async def test_only_the_worker_that_was_asked_can_answer(autojump_clock: MockClock) -> None:
+    async with workers(3) as (network, (a, b, c)):
+        network.deaf = {b.cluster.tag}
+        ids: list[int] = []
+
+        def note(message: bytes) -> bytes:
+            ids.append(msgspec.msgpack.decode(message, type=messages.Head).id)
+            return message
+
+        network.alter = note
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(outcome, ask(a, b))
+            await wait_all_tasks_blocked()
+            answer = messages.told(c.cluster.tag, ids[0], Said(c.cluster.tag, "x"))
+            a.cluster.receive(messages.encode(answer))
+        assert (a.counted.malformed, a.counted.answered, a.counted.timed_out) == (1, 0, 1)
+        assert network.elapsed == SAY.seconds
+
+
+async def test_the_ids_of_requests_cannot_be_guessed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And the highest there may be is still a number that a message can have."""
+    assert next(Cluster("a")._ids) != next(Cluster("a")._ids)
+    monkeypatch.setattr("gateway.cluster.secrets.randbits", lambda bits: 2**bits - 1)
+    async with workers(2) as (_, (a, b)):
+        for _ in range(2):
+            assert await ask(a, b) == Said(b.cluster.tag, "x")
 
 
 async def test_a_silent_worker_is_waited_for_no_longer_than_the_command_says(
@@ -371,6 +416,40 @@ async def test_a_status_that_is_no_refusal_is_no_answer() -> None:
         assert (await a.cluster.ask_all(SAY, Word("x"))).missing == 1
 
 
+@pytest.mark.parametrize("status", [400, 404, 409, 413, 503])
+@pytest.mark.parametrize(
+    "problem",
+    [
+        None,
+        [],
+        "x",
+        {"detail": 1},
+        {"outcome": {"a": []}},
+        {"closed": "all"},
+        {"detail": msgspec.msgpack.Ext(1, b"x")},
+    ],
+    ids=repr,
+)
+async def test_a_refusal_that_cannot_be_read_leaves_the_outcome_unknown(
+    status: int, problem: object
+) -> None:
+    raw = msgspec.Raw(msgspec.msgpack.encode(problem))
+    answer = messages.Answer(kind="answer", id=1, worker="00000001", status=status, told=raw)
+    with pytest.raises(Unavailable) as caught:
+        answer.read(SAY)
+    assert caught.value.extra == {"outcome": "unknown"}
+
+
+@pytest.mark.parametrize("junk", [1, msgspec.msgpack.Ext(1, b"x"), {"a": [{1: None}]}], ids=repr)
+async def test_what_else_a_refusal_says_goes_no_further(junk: object) -> None:
+    problem = {"self": junk, "extra": junk, "title": junk, "detail": "No.", "closed": 2}
+    raw = msgspec.Raw(msgspec.msgpack.encode(problem))
+    answer = messages.Answer(kind="answer", id=1, worker="00000001", status=503, told=raw)
+    with pytest.raises(Unavailable) as caught:
+        answer.read(SAY)
+    assert caught.value.problem() == Unavailable("No.", closed=2).problem()
+
+
 VALID = [
     messages.request("00000001", 1, SAY, Word("x")),
     messages.encode(messages.told("00000001", 1, Said("b", "x"))),
@@ -385,9 +464,18 @@ CHANGED = st.builds(
 
 NESTED = b"\x81\xa1z" + b"\x91" * 100_000
 
+TAGS = ["", "0000001", "000000011", "0000000A", "0000000g", "00000001\n", "*", "x" * 60_000]
+"""Of no worker."""
+
 TOO_LARGE = msgspec.msgpack.encode(
     {**msgspec.msgpack.decode(VALID[0], type=dict[str, object]), "new": "x" * MAX_MESSAGE_BYTES}
 )
+
+
+def changed(**members: object) -> bytes:
+    """A valid request but for these members."""
+    valid = msgspec.msgpack.decode(VALID[0], type=dict[str, object])
+    return msgspec.msgpack.encode({**valid, **members})
 
 
 @given(st.binary(max_size=100) | CHANGED)
@@ -400,8 +488,17 @@ async def test_whatever_comes_in_is_a_message_or_counted(message: bytes) -> None
 
 @pytest.mark.parametrize(
     "message",
-    [b"", NESTED, b"\x90", TOO_LARGE, VALID[0][:-1]],
-    ids=["nothing", "nested", "an array", "too large", "cut"],
+    [
+        b"",
+        NESTED,
+        b"\x90",
+        TOO_LARGE,
+        VALID[0][:-1],
+        changed(new="x" * MAX_REQUEST_BYTES),
+        changed(v=messages.VERSION + 1, new="x" * MAX_REQUEST_BYTES),
+        *(changed(worker=tag) for tag in TAGS),
+    ],
+    ids=["nothing", "nested", "array", "large", "cut", "long", "long and new", *map(repr, TAGS)],
 )
 async def test_what_is_no_message_is_counted(message: bytes) -> None:
     cluster = Cluster("a")
@@ -504,15 +601,20 @@ async def test_what_is_too_large_is_not_sent(autojump_clock: MockClock) -> None:
     async def much(asked: Word) -> Said:
         return Said("", "x" * MAX_MESSAGE_BYTES)
 
+    async def more(asked: Word) -> Said:
+        return Said("", "x" * (MAX_MESSAGE_BYTES - 1000))
+
     async with workers(2) as (network, (a, b)):
         with pytest.raises(ContentTooLarge):
-            await ask(a, b, "x" * MAX_MESSAGE_BYTES)
+            await ask(a, b, "x" * MAX_REQUEST_BYTES)
         b.cluster.serve(SAY, much)
         assert await outcome(ask(a, b)) == "unknown"
         assert network.elapsed == 0
-        most = "x" * (MAX_MESSAGE_BYTES - 1000)
+        most = "x" * (MAX_REQUEST_BYTES - 1000)
         b.cluster.serve(SAY, b.say)
         assert await ask(a, b, most) == Said(b.cluster.tag, most)
+        b.cluster.serve(SAY, more)
+        assert await ask(a, b) == await more(Word(""))
 
 
 # -- what is asked over HTTP
@@ -716,7 +818,7 @@ async def test_the_statistics_are_of_all_nodes_each_the_sum_of_its_workers() -> 
                 peer = await rig.open_live("x")
             await rig.publish("x", "data")
             await peer.read_all()
-        rigs[2].node.draining = True
+        rigs[0].node.draining = rigs[2].node.draining = True
         rigs[0].node._started -= 100  # the other worker was started anew
         told = document(await admin.stats(rigs[1].node), 200)
         a, b = msgspec.convert(told.pop("nodes"), list[dict[str, object]])
@@ -733,6 +835,16 @@ async def test_the_statistics_are_of_all_nodes_each_the_sum_of_its_workers() -> 
         assert a == {**numbers, "id": "a", "clients": 2, "delivered": 2, "draining": False}
         numbers = {"channels": 2, "published": 2, "dropped": 0, "behind": 0, "workers": 2}
         assert b == {**numbers, "id": "b", "clients": 4, "delivered": 4, "draining": True}
+
+
+async def test_a_node_drains_when_all_of_its_workers_do() -> None:
+    """One that leaves alone is replaced."""
+    async with nodes("a", "a") as (_, rigs):
+        for rig, drains in zip(rigs, (False, True), strict=True):
+            rig.node.draining = True
+            told = document(await admin.stats(rigs[0].node), 200)
+            (described,) = msgspec.convert(told["nodes"], list[dict[str, object]])
+            assert described["draining"] is drains
 
 
 async def test_a_node_that_died_is_not_among_them(autojump_clock: MockClock) -> None:

@@ -1,5 +1,6 @@
 """Two nodes and a real Redis: what is asked of one is done by the one that can."""
 
+import os
 import signal
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -83,6 +84,24 @@ async def test_both_nodes_count_both_and_a_dead_one_is_gone_within_seconds() -> 
 
         await eventually(is_gone)
         assert (await ask(a, "DELETE", f"/clients/{gone}")).status_code == 404
+
+
+async def test_a_worker_that_has_died_is_missed_no_longer_than_its_supervisor_needs() -> None:
+    """Its sibling takes its tag off the list, on which it would stay for 30 seconds."""
+    flags = ("--workers", "2", "--redis-timeout", "15")
+    async with redis_server() as redis, node("--redis", redis.url, *flags) as n:
+
+        async def are_listed() -> bool:
+            return int(await redis.call("ZCARD", "gateway:workers")) == 2
+
+        await eventually(are_listed)
+        os.kill(n.workers()[0], signal.SIGKILL)
+        await n.until("was ended by SIGKILL")
+
+        async def is_done() -> bool:
+            return (await ask(n, "DELETE", "/users/u")).status_code == 200
+
+        await eventually(is_done)
 
 
 async def test_a_node_that_hangs_holds_nobody_up() -> None:

@@ -18,6 +18,7 @@ from gateway.control_socket import (
     ControlError,
     ControlSocket,
     Drain,
+    Gone,
     Left,
     Own,
     Question,
@@ -52,8 +53,8 @@ async def everything(end: ControlSocket[ToWorker]) -> list[ToWorker]:
 
 async def test_every_message_comes_as_it_was_sent(nursery: trio.Nursery) -> None:
     own = Node(CONFIG, max_clients=1).statistics()
-    down: list[ToWorker] = [Start(3, CONFIG), Ask(), Answer(own), Answer(None), Drain()]
-    up: list[ToSupervisor] = [Ready(), Own(own), Question(), Left()]
+    down: list[ToWorker] = [Start(3, CONFIG), Ask(), Answer(own), Answer(None), Gone("a"), Drain()]
+    up: list[ToSupervisor] = [Ready("a"), Own(own), Question(), Left()]
     with pair() as (supervisor, worker):
         for message in down:
             supervisor.send_nowait(message)
@@ -99,7 +100,7 @@ async def test_a_message_that_is_cut_short_is_none(cut: int) -> None:
         b"",
         b"\xc1",
         msgspec.msgpack.encode({"type": "Launch"}),
-        msgspec.msgpack.encode(Ready()),
+        msgspec.msgpack.encode(Ready("a")),
         msgspec.msgpack.encode({"type": "Start", "number": "one", "config": {}}),
     ],
     ids=["nothing", "no MessagePack", "unknown", "of the other direction", "of other types"],
@@ -155,7 +156,7 @@ async def test_questions_are_asked_one_at_a_time_and_each_gets_an_answer_of_its_
         for task in (worker.write, supervisor.write):
             nursery.start_soon(task)
         nursery.start_soon(link.attend, node, Leave())
-        assert await anext(supervisor) == Ready()
+        assert await anext(supervisor) == Ready(node.tag)
         for _ in range(3):
             nursery.start_soon(ask)
         for answered in range(3):

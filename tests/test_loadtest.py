@@ -1,8 +1,7 @@
-"""What measures must work: the load generator, without a warning, and the programs that use it."""
+"""What measures must work: the load generator, and the programs that are built on it."""
 
-import os
+import re
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -10,7 +9,12 @@ from process import environment
 
 LOADTEST = Path(__file__).parent.parent / "loadtest"
 
-PYTHON = ["ruff", "mypy"]
+README = (LOADTEST / "README.md").read_text("utf-8")
+
+
+def _run(program: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [str(LOADTEST / program), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, env=environment(), timeout=60)
 
 
 def test_the_load_generator_compiles_without_a_warning() -> None:
@@ -19,13 +23,28 @@ def test_the_load_generator_compiles_without_a_warning() -> None:
 
 
 @pytest.mark.parametrize("program", ["redis", "faults"])
-def test_a_program_says_how_it_is_called(program: str) -> None:
-    done = subprocess.run(
-        [LOADTEST / program, "nonsense"], capture_output=True, text=True, env=environment()
-    )
+def test_what_a_program_can_do_is_in_its_readme(program: str) -> None:
+    """And what it cannot is refused with a sentence that names all it can."""
+    done = _run(program, "nonsense")
     assert done.returncode == 2
-    assert done.stderr.startswith(f"usage: loadtest/{program} ")
+    assert f"usage: loadtest/{program} " in done.stderr
+    offered = re.findall(r"'([a-z-]+)'", done.stderr.partition("choose from")[2])
+    named = offered or re.findall(r"[a-z-]+", done.stderr.partition("choose from")[2])
+    assert "all" in named
+    for name in named:
+        assert f"`{name}`" in README or name == "all"
 
 
-def test_a_program_that_runs_elsewhere_goes_to_the_virtual_environment() -> None:
-    pass
+def test_a_node_on_redis_is_measured_beside_one_on_its_memory() -> None:
+    done = _run("redis", "publish", "-k", "1", "--share", "0.01")
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"(?m)^pub_per_s +memory +1 ", done.stdout)
+    assert re.search(r"(?m)^pub_per_s +redis, one node +[\d.]+ ", done.stdout)
+    assert set(re.findall(r"(?m)^lost .* (\S+)$", done.stdout)) == {"0"}
+
+
+def test_a_fault_is_judged() -> None:
+    done = _run("faults", "kill-nodes")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.startswith("kill-nodes: right ")
+    assert "lost silently: 0, doubled: 0, gaps told: none" in done.stdout

@@ -75,14 +75,15 @@ def test_every_number_is_the_sum_of_the_parts(parts: list[NodeStatistics]) -> No
 
 
 @given(st.lists(STATISTICS, min_size=1, max_size=5))
-def test_flags_hold_when_any_does_and_the_longest_uptime_counts(
+def test_flags_hold_when_all_do_and_the_longest_uptime_counts(
     parts: list[NodeStatistics],
 ) -> None:
     whole = merge(parts)
     assert whole.id == "node"
     assert whole.uptime_seconds == max(part.uptime_seconds for part in parts)
-    assert whole.draining == any(part.draining for part in parts)
-    assert whole.full == any(part.full for part in parts)
+    assert whole.draining == all(part.draining for part in parts)
+    assert whole.full == all(part.full for part in parts)
+    assert whole.cut_off == all(part.cut_off for part in parts)
     assert whole.bus.link.up == min(part.bus.link.up for part in parts)
 
 
@@ -100,7 +101,7 @@ def test_a_dead_worker_keeps_its_counters_and_nothing_that_it_held(last: NodeSta
     kept = counted(last)
     assert samples(kept, "counter") == samples(last, "counter")
     for (name, _), number in samples(kept, "gauge").items():
-        assert number == 0 or name.endswith("_up"), name  # of which the least counts
+        assert number == 0 or name.endswith(("_up", "_draining")), name  # the least counts
 
 
 @given(st.lists(STATISTICS, min_size=2, max_size=5), st.data())
@@ -119,8 +120,12 @@ def test_a_dead_workers_links_do_not_count(living: NodeStatistics) -> None:
     assert merge([living, counted(living)]).bus.link.up == 1
 
 
-@given(STATISTICS)
-def test_a_worker_that_leaves_has_no_say_in_what_the_node_takes(leaving: NodeStatistics) -> None:
-    part = accepting_no_more(leaving)
-    assert (part.draining, part.full, part.max_clients) == (False, False, 0)
-    assert part.hub == leaving.hub
+@given(STATISTICS, STATISTICS)
+def test_who_leaves_or_is_gone_has_no_say_in_what_the_node_takes(
+    serving: NodeStatistics, other: NodeStatistics
+) -> None:
+    for part in (accepting_no_more(other), counted(other)):
+        whole = merge([serving, part])
+        for name in ("draining", "full", "cut_off", "max_clients"):
+            assert getattr(whole, name) == getattr(serving, name), name
+    assert accepting_no_more(other).hub == other.hub

@@ -5,24 +5,34 @@ worker gets a connection is the kernel's choice: where it matters there are so m
 some.
 """
 
+import errno
 import json
 import os
 import re
 import select
 import signal
 import socket
+import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
+from typing import Any
+from unittest.mock import Mock
 
 import h11
 import pytest
 import trio
 from process import PATIENCE, NodeProcess, Stream, _start, child, eventually, in_parallel
 from prometheus_client.parser import text_string_to_metric_families
+from trio.testing import MockClock, wait_all_tasks_blocked
+
+from gateway.config import Config
+from gateway.server import LAST_WORDS_SECONDS, listen_together
+from gateway.supervisor import HUNG_ROUNDS, HUNG_SECONDS, OVERDUE_SECONDS, Supervisor
+from gateway.worker import ORPHAN_SECONDS
 
 SCRIPT = str(Path(__file__).with_name("supervised.py"))
 
@@ -31,6 +41,9 @@ MANY = 32
 
 ASK_SECONDS = 1.0
 """For which a worker that does not answer is waited for."""
+
+HANGING = (sys.executable, "-S", "-c", "import time; time.sleep(60)")
+"""A command of a worker that is never ready."""
 
 SLACK = 2.0
 """Seconds that a busy machine may add."""
@@ -77,7 +90,7 @@ class Supervised(NodeProcess):
 
         await eventually(is_stopped)
 
-    def signal_worker(self, number: int, what: signal.Signals) -> None:
+    def signal_worker(self, number: int, what: int) -> None:
         os.kill(self.ready[number], what)
 
     async def kill_worker(self, number: int) -> None:
@@ -228,6 +241,48 @@ async def test_connections_that_wait_while_their_worker_is_dead_are_answered() -
         await in_parallel(partial(check, connection) for connection in connections)
 
 
+async def test_a_worker_that_a_real_time_signal_ends_is_replaced_too() -> None:
+    """These signals have a number and no name."""
+    async with supervised() as n:
+        n.signal_worker(1, signal.SIGRTMIN + 3)
+        await n.until(rf"worker 1 \(process \d+\) was ended by signal {signal.SIGRTMIN + 3}\n")
+        await n.until("worker 1 is ready")
+        assert "Traceback" not in n.output
+
+
+def descriptors() -> set[Path]:
+    """Those of this process."""
+    return set(Path("/proc/self/fd").iterdir())
+
+
+def refuse_to_watch(pid: int, flags: int = 0) -> int:
+    raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+
+async def test_a_process_that_cannot_be_watched_is_ended_at_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Nothing is left of it, and that is a death."""
+    started: list[subprocess.Popen[bytes]] = []
+
+    class Process(subprocess.Popen[bytes]):
+        def __init__(self, *arguments: Any, **named: Any) -> None:
+            super().__init__(*arguments, **named)
+            started.append(self)
+
+    config = Config(bind="127.0.0.1:0", workers="1")
+    monkeypatch.setattr("gateway.worker_process.subprocess.Popen", Process)
+    monkeypatch.setattr(os, "pidfd_open", refuse_to_watch)
+    before = descriptors()
+    told = await Supervisor(config, listen_together(config, 1)).run()
+    assert descriptors() == before
+    assert told == (
+        "Worker 1 died 3 times before it was ready, the last time it could not be started"
+        " (Too many open files): the node has ended."
+    )
+    assert [process.returncode for process in started] == [-signal.SIGKILL] * 3
+
+
 async def test_no_counter_goes_down_and_no_gauge_counts_the_dead() -> None:
     async with supervised() as n:
         streams = await n.streams()
@@ -305,8 +360,66 @@ async def test_a_worker_that_hangs_holds_nobody_up() -> None:
         assert time.monotonic() - start < ASK_SECONDS / 2
         assert 0 < number(text, "clients") < MANY
         assert number(text, "opened_total") == MANY == before["gateway_opened_total", ""]
+        assert number(text, "workers") == 1
         n.signal_worker(1, signal.SIGCONT)
         await n.until_clients(MANY)
+
+
+async def test_a_worker_that_hangs_for_long_is_replaced() -> None:
+    """Its share of the connections would wait for it for ever."""
+    async with supervised(HUNG_SECONDS=1.2, START_ROUNDS=100) as n:
+        first = n.ready
+        await n.stop_worker(1)
+        await n.until(rf"worker 1 \(process {first[1]}\) does not answer: killing it\n")
+        await n.until(r"worker 1 \(process \d+\) was ended by SIGKILL\n")
+        await n.until("worker 1 is ready")
+        assert await n.metric("workers") == 2
+        assert await n.metric("worker_restarts_total") == 1
+        assert n.ready[2] == first[2]
+
+
+async def test_a_worker_that_hangs_before_it_is_ready_is_replaced_too() -> None:
+    told = {"bind": "127.0.0.1:0", "workers": "1", "HUNG_SECONDS": 0.6, "START_ROUNDS": 3}
+    async with child(sys.executable, SCRIPT, json.dumps(told), *HANGING) as n:
+        assert await n.wait() == 1
+    assert n.output.count("does not answer: killing it\n") == 3
+    assert "died 3 times before it was ready, the last time it was ended by SIGKILL" in n.output
+
+
+async def test_rounds_for_which_the_supervisor_came_late_do_not_count(
+    mock_clock: MockClock, nursery: trio.Nursery
+) -> None:
+    supervisor = Supervisor(Config(), [])
+    worker = Mock(ready=True, silent=True, missed=0, number=1, pid=1)
+    supervisor._census.add(worker)
+    nursery.start_soon(supervisor._kill_hung)
+
+    async def pass_rounds(seconds: float) -> None:
+        for _ in range(HUNG_ROUNDS):
+            await wait_all_tasks_blocked()
+            mock_clock.jump(seconds)
+        await wait_all_tasks_blocked()
+
+    await pass_rounds(2 * HUNG_SECONDS / HUNG_ROUNDS)
+    worker.kill.assert_not_called()
+    await pass_rounds(HUNG_SECONDS / HUNG_ROUNDS)
+    worker.kill.assert_called_once_with()
+    nursery.cancel_scope.cancel()
+
+
+async def test_a_node_that_was_stopped_as_a_whole_kills_no_worker() -> None:
+    """Who did not run cannot say that others were silent."""
+    seconds = 1.2
+    async with supervised(HUNG_SECONDS=seconds, START_ROUNDS=100) as n:
+        os.killpg(n.process.pid, signal.SIGSTOP)
+        await trio.sleep(1.5 * seconds)  # real time that must pass
+        n.signal(signal.SIGCONT)
+        await trio.sleep(seconds / 4)  # the first of them to wake finds the others silent
+        os.killpg(n.process.pid, signal.SIGCONT)
+        assert (await n.get("/healthz")).status_code == 200
+        await trio.sleep(seconds)
+        assert await n.metric("worker_restarts_total") == 0
+        assert "does not answer" not in n.output
 
 
 async def first_answer(n: Supervised) -> str:
@@ -444,6 +557,12 @@ async def test_a_worker_that_hangs_while_the_node_drains_is_killed_in_the_end() 
         await n.none_is_left()
 
 
+def test_the_supervisor_is_gone_before_a_service_manager_would_kill_it() -> None:
+    """Which is told to wait for 11 s beyond the drain; an orphan takes no longer either."""
+    assert LAST_WORDS_SECONDS + OVERDUE_SECONDS == 9
+    assert ORPHAN_SECONDS <= OVERDUE_SECONDS
+
+
 async def test_a_worker_that_dies_while_the_node_drains_is_not_replaced() -> None:
     async with supervised(drain_seconds=0.5) as n:
         await n.streams()
@@ -502,6 +621,7 @@ async def test_a_worker_that_is_told_to_leave_is_replaced_while_it_drains() -> N
         assert is_running(first)
         for _ in range(10):
             assert (await n.get("/readyz")).status_code == 200
+        assert await n.metric("draining") == 0
         assert await n.metric("opened_total") == MANY
         assert await n.metric("workers") == 2
         assert await n.metric("worker_restarts_total") == 1
@@ -513,6 +633,16 @@ async def test_a_worker_that_is_told_to_leave_is_replaced_while_it_drains() -> N
         await n.until(rf"worker 1 \(process {first}\) ended with exit code 1")
         assert await n.metric("opened_total") == 2 * MANY
         assert await n.metric("workers") == 2
+
+
+async def test_the_node_stays_ready_while_one_of_its_workers_leaves() -> None:
+    """From the signal on, whichever worker answers: during its grace the worker still serves."""
+    async with supervised(drain_grace=0.5, drain_seconds=0.2) as n:
+        first = n.ready[1]
+        n.signal_worker(1, signal.SIGTERM)
+        while f"worker 1 (process {first}) has left" not in n.output:
+            assert (await n.get("/readyz")).status_code == 200
+        assert len(n.workers()) == 2
 
 
 async def test_a_worker_that_has_left_leaves_its_counters() -> None:
@@ -531,14 +661,21 @@ async def test_a_worker_that_has_left_leaves_its_counters() -> None:
         assert len(streams) == MANY
 
 
-async def test_the_node_is_full_when_one_of_its_workers_is() -> None:
-    """Each has its part of ``max_clients``, and the kernel goes on giving it connections."""
+async def test_the_node_is_full_when_all_of_its_workers_are() -> None:
+    """Each has its part of ``max_clients``; a balancer need not leave a node that has room."""
     async with supervised(max_clients=2) as n:
-        assert (await n.get("/readyz")).status_code == 200
         stream = await n.open_stream("/events/a")
+        for _ in range(10):
+            assert (await n.get("/readyz")).status_code == 200
+
+        async def is_at_its_bound() -> bool:
+            await (await n.connect()).send_all(EVENT_SOURCE)
+            return await n.metric("clients") == 2
+
+        await eventually(is_at_its_bound)
         for _ in range(10):
             answer = await n.get("/readyz")
             assert (answer.status_code, answer.json()["reason"]) == (503, "full")
         await stream.transport.aclose()
-        await n.until_clients(0)
+        await n.until_clients(1)
         assert (await n.get("/readyz")).status_code == 200

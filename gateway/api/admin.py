@@ -147,7 +147,7 @@ def _sum(one: NodeStatus, other: NodeStatus) -> NodeStatus:
     return NodeStatus(
         id=one.id,
         uptime_seconds=max(one.uptime_seconds, other.uptime_seconds),
-        draining=one.draining or other.draining,
+        draining=one.draining and other.draining,
         behind=one.behind + other.behind,
         clients=one.clients + other.clients,
         channels=one.channels + other.channels,

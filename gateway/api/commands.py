@@ -5,6 +5,7 @@ may only grow, by members that have a default.
 """
 
 from functools import partial
+from typing import Annotated
 
 import msgspec
 import trio
@@ -20,6 +21,10 @@ from gateway.position import Closed, Position, Start, parse_resume
 
 CLOSES_PER_TURN = 64
 """Streams ended between two checkpoints: about a millisecond."""
+
+
+Number = Annotated[int, msgspec.Meta(ge=0, lt=2**53)]
+"""So that no sum of what workers tell is beyond JSON."""
 
 
 class OfClient(msgspec.Struct):
@@ -48,14 +53,14 @@ class Channels(msgspec.Struct):
 
 
 class ClosedStreams(msgspec.Struct):
-    closed: int
+    closed: Number
 
 
 class Subscribers(msgspec.Struct):
     """How many clients of the node ``id`` a channel has."""
 
     id: str
-    clients: int
+    clients: Number
 
 
 class NodeStatus(msgspec.Struct, rename="camel"):
@@ -64,13 +69,13 @@ class NodeStatus(msgspec.Struct, rename="camel"):
     id: str
     uptime_seconds: float = 0.0
     draining: bool = False
-    behind: int = 0
-    clients: int = 0
-    channels: int = 0
-    published: int = 0
-    delivered: int = 0
-    dropped: int = 0
-    workers: int = 1
+    behind: Number = 0
+    clients: Number = 0
+    channels: Number = 0
+    published: Number = 0
+    delivered: Number = 0
+    dropped: Number = 0
+    workers: Number = 1
 
 
 ADD_CHANNEL = Command("add-channel", OfClient, Channels, JOIN_SECONDS)

@@ -109,6 +109,10 @@ class TellGap(Protocol):
 class Bus(Protocol):
     """See the module for what is promised."""
 
+    @property
+    def batch(self) -> int:
+        """Events of one request that are best published together."""
+
     def vouches(self, after: Position) -> bool:
         """False if something later than ``after`` may be gone without history showing a gap."""
 
@@ -143,8 +147,9 @@ class Bus(Protocol):
     async def run(self) -> None:
         """What the bus must do meanwhile, until cancelled."""
 
-    async def leave(self) -> None:
-        """This worker is about to end; may be cancelled at any time."""
+    async def leave(self, worker: str | None = None) -> None:
+        """This worker is about to end, or the one with the tag ``worker`` has; may be cancelled at
+        any time."""
 
     @property
     def ready(self) -> bool:

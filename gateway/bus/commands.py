@@ -81,6 +81,8 @@ class Commands:
         self._freed = trio.Event()
         self._up = trio.Event()
         self._scope: trio.CancelScope | None = None
+        self._unusable = ""
+        """What says that the connection cannot be used: nothing more is sent over it."""
         self.losses = 0
 
     @property
@@ -153,7 +155,7 @@ class Commands:
                 if (why := reason(group)) != told:
                     _log.warning("the command link to Redis: %s", why)
                     told = why
-            if self.connected:
+            if self.connected or self._unusable:
                 self.losses += 1
                 told = ""
             self._lose()
@@ -176,6 +178,7 @@ class Commands:
 
     def _lose(self) -> None:
         self._scope = None
+        self._unusable = ""
         if self.connected:
             self._up = trio.Event()
         self._outgoing.clear()
@@ -197,18 +200,19 @@ class Commands:
 
     async def _read(self, connection: Connection) -> None:
         while True:
-            unusable = ""
             for reply in await connection.receive():
                 if not self._unanswered:
                     raise LinkLost("Redis answers what was not asked")
                 call = self._unanswered.popleft()
                 self._bytes -= len(call.data)
                 call.reply = reply
-                call.finish()
                 if isinstance(reply, hiredis.ReplyError) and code(reply) in UNUSABLE:
-                    unusable = str(reply)
-            if unusable:
-                raise LinkLost(unusable)
+                    self._unusable = str(reply)
+                    if self.connected:  # before anybody sends again what is refused here
+                        self._up = trio.Event()
+                call.finish()
+            if self._unusable:
+                raise LinkLost(self._unusable)
             self._free()
 
     async def _watch(self) -> None:

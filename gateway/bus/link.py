@@ -117,7 +117,8 @@ class Link:
         if epoch.broken > self.epoch.broken and self._was_attached:
             self.breaks += 1
             _log.warning("this Redis has lost what another one, or an earlier start, had taken")
-        self.epoch = epoch
+        lossy = max(epoch.lossy, self.epoch.lossy)  # a Redis without memory could not note it
+        self.epoch = replace(epoch, lossy=lossy)
 
     async def watch_evicted(self, stats: Reply) -> None:
         """Redis's INFO stats: if it has evicted keys, what history lacks may have been there."""

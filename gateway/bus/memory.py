@@ -29,7 +29,8 @@ SWEEP_FRAMES = 1000
 """Frames forgotten, or channels looked at, between two checkpoints: about a millisecond."""
 
 PUBLISH_WORK = 64
-"""Appends to histories between two checkpoints: under a millisecond."""
+"""Appends to histories between two checkpoints, and events after which a pass is waited for: under
+a millisecond."""
 
 
 def wall_clock_ms() -> int:
@@ -74,8 +75,12 @@ class MemoryBus:
         self._published = self._repeated = self._refused = 0
         self._bytes = self._evicted = self._dedupe_evicted = 0
 
-    async def leave(self) -> None:
+    async def leave(self, worker: str | None = None) -> None:
         """There is nobody to tell."""
+
+    @property
+    def batch(self) -> int:
+        return PUBLISH_WORK
 
     @property
     def ready(self) -> bool:

@@ -40,6 +40,10 @@ RINGS_SLICE = 1000
 RULES_REMEMBERED = 16_384
 """Rules of channels that are remembered; they are asked for with every event."""
 
+BATCH = 1024
+"""Events of one request: several calls of the script, one behind the other and not each after the
+reply to the last. Half as much again in events per second as 64."""
+
 FILL_FRAMES = 256
 """Of a page that is read into a ring."""
 
@@ -122,6 +126,10 @@ class RedisBus:
             nursery.start_soon(self._sweep)
 
     # -- the promises
+
+    @property
+    def batch(self) -> int:
+        return BATCH
 
     @property
     def ready(self) -> bool:
@@ -241,10 +249,11 @@ class RedisBus:
             outcome="refused",
         )
 
-    async def leave(self) -> None:
-        """This worker ends: nobody need wait for it."""
+    async def leave(self, worker: str | None = None) -> None:
+        """This worker ends, or ``worker`` has ended: nobody need wait for it."""
+        tag = self._worker if worker is None else worker
         with suppress(LinkLost):
-            await self._commands.call("ZREM", f"{self._prefix}workers", self._worker)
+            await self._commands.call("ZREM", f"{self._prefix}workers", tag)
 
     # -- within
 
