@@ -36,6 +36,10 @@ _log = logging.getLogger(__name__)
 CLIENT_ID_BYTES = 12
 """Of randomness: a client's id lets whoever knows it change that client's channels."""
 
+PAGES_PER_TICK = 16
+"""Pages of history staged between two turns of everybody else: about a millisecond of a crowd that
+has come back at once."""
+
 MAX_POSITION = Position(2**64, 0)
 """Later than any event: a channel that is not yet delivered, as its missed events come first."""
 
@@ -84,6 +88,7 @@ class Streams:
         self._clock = clock
         self._start_soon = start_soon
         self._jobs: dict[Client, Job] = {}
+        self._turnstile = trio.CapacityLimiter(PAGES_PER_TICK)
         self.opening = 0
         """Streams whose subscription is being awaited: clients soon."""
 
@@ -220,8 +225,9 @@ class Streams:
     async def _stage_history(self, client: Client) -> None:
         """Stage a page for a replaying client for which nothing waits, or turn it live."""
         if not await self._turn_live(client):
+            async with self._turnstile:  # whoever reads may take page after page
+                await trio.lowlevel.checkpoint()
             await self._stage_page(client, self._jobs[client])
-            await trio.lowlevel.checkpoint()  # whoever reads may take page after page
 
     async def _turn_live(self, client: Client) -> bool:
         """Turn live a client for which nothing waits, if it has reached what the passes took."""

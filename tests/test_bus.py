@@ -228,6 +228,7 @@ async def test_the_end_of_a_channel_is_known_by_its_position(bus: Bus) -> None:
     await published(bus, event())
     assert await bus.ended("a") is None
     (end,) = await published(bus, event("a", "b", end=True))
+    await up_to_date(bus)
     assert await bus.ended("a") == end
     assert await bus.ended("b") == end
     assert await bus.ended("never") is None
