@@ -36,9 +36,9 @@ _log = logging.getLogger(__name__)
 CLIENT_ID_BYTES = 12
 """Of randomness: a client's id lets whoever knows it change that client's channels."""
 
-PAGES_PER_TICK = 16
-"""Pages of history staged between two turns of everybody else: about a millisecond of a crowd that
-has come back at once."""
+PAGES_PER_TICK = 4
+"""Pages of history staged between two turns of everybody else, about a millisecond: a crowd that
+comes back at once then triples the latency of others, and not more."""
 
 MAX_POSITION = Position(2**64, 0)
 """Later than any event: a channel that is not yet delivered, as its missed events come first."""
