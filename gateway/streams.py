@@ -14,7 +14,7 @@ import math
 import secrets
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from socket import socket
 
 import trio
@@ -25,20 +25,16 @@ from gateway.client import Client, Reason, State
 from gateway.clock import Clock
 from gateway.config import Config
 from gateway.errors import BadRequest, ChannelEnded, NotFound, Unavailable
-from gateway.event import Frame
 from gateway.hub import Hub
 from gateway.names import is_reserved
 from gateway.position import ZERO, Position, Resume, Start
 from gateway.replay import Replay, before_earliest, before_newest
+from gateway.replays import Replays
 
 _log = logging.getLogger(__name__)
 
 CLIENT_ID_BYTES = 12
 """Of randomness: a client's id lets whoever knows it change that client's channels."""
-
-PAGES_PER_TICK = 4
-"""Pages of history staged between two turns of everybody else, about a millisecond: a crowd that
-comes back at once then triples the latency of others, and not more."""
 
 MAX_POSITION = Position(2**64, 0)
 """Later than any event: a channel that is not yet delivered, as its missed events come first."""
@@ -53,18 +49,6 @@ class EventStream:
     user: str | None
     resume: Resume | int
     """Where to begin; a number is that of the newest events to begin with."""
-
-
-@dataclass(slots=True)
-class Job:
-    """What a replaying client has yet to be given: missed events of channels added to the open
-    stream (without ids: the stream stands later already), then everything after its position."""
-
-    replay: Replay
-    joined: Position
-    """The H of its latest channel: what is live begins there at the earliest."""
-    added: list[tuple[str, Position, Replay, control.Gap | None]] = field(default_factory=list)
-    """Each with the position after which it was asked for."""
 
 
 class Streams:
@@ -87,8 +71,7 @@ class Streams:
         self._hub = hub
         self._clock = clock
         self._start_soon = start_soon
-        self._jobs: dict[Client, Job] = {}
-        self._turnstile = trio.CapacityLimiter(PAGES_PER_TICK)
+        self.replays = Replays(bus, hub)
         self.opening = 0
         """Streams whose subscription is being awaited: clients soon."""
 
@@ -127,8 +110,8 @@ class Streams:
             control.retry(self._config.retry) + control.connected(client.id, after, stream.channels)
         )
         if reason is not None:
-            self._stage_gap(client, stream.channels, reason)
-        self._jobs[client] = Job(replay, head)
+            self.replays.stage_gap(client, stream.channels, reason)
+        self.replays.begin(client, replay, head)
         return client
 
     async def _replay(
@@ -158,7 +141,7 @@ class Streams:
                 if not client.flush():
                     await self._hub.writable(client)
                 else:
-                    await self._stage_history(client)
+                    await self.replays.stage_next(client)
         except OSError:
             self._hub.close(client, Reason.GONE)
         except Unavailable:
@@ -170,7 +153,7 @@ class Streams:
             self._hub.close(client, Reason.DRAINING)
             raise
         finally:
-            self._jobs.pop(client, None)
+            self.replays.forget(client)
 
     @asynccontextmanager
     async def responding(self, stream: EventStream) -> AsyncIterator[Client]:
@@ -180,10 +163,10 @@ class Streams:
         """
         client = await self.open(stream)
         try:
-            await self._turn_live(client)
+            await self.replays.turn_live(client)
             yield client
         finally:
-            self._jobs.pop(client, None)
+            self.replays.forget(client)
             self._hub.close(client, Reason.GONE)
 
     async def body(self, stream: EventStream) -> AsyncGenerator[bytes, None]:
@@ -218,61 +201,9 @@ class Streams:
         """
         outbox = client.outbox
         if outbox is None:
-            await self._stage_history(client)
+            await self.replays.stage_next(client)
         elif (taken := await outbox.wait()) is not None and client.outbox is outbox:
             client.stage_taken(*taken)  # if it was abandoned meanwhile, all of it is replayed
-
-    async def _stage_history(self, client: Client) -> None:
-        """Stage a page for a replaying client for which nothing waits, or turn it live."""
-        if not await self._turn_live(client):
-            async with self._turnstile:  # whoever reads may take page after page
-                await trio.lowlevel.checkpoint()
-            await self._stage_page(client, self._jobs[client])
-
-    async def _turn_live(self, client: Client) -> bool:
-        """Turn live a client for which nothing waits, if it has reached what the passes took."""
-        job = self._jobs[client]
-        if job.added or not job.replay.begun or not self._has_reached_live(job):
-            return False
-        for channel in client.channels:
-            if is_reserved(channel.name):
-                continue
-            ended = await self._bus.ended(channel.name)
-            if ended is not None and ended <= job.replay.reached:
-                self._hub.end_channel(client, channel.name)
-        if job.added or not self._has_reached_live(job):
-            return False
-        if client.state is State.REPLAYING:
-            del self._jobs[client]
-            self._hub.go_live(client, job.replay.reached)
-        return True
-
-    async def _stage_page(self, client: Client, job: Job) -> None:
-        """Stage what comes next of what a replaying client has missed."""
-        name = None
-        if job.added:
-            name, since, missed, reason = job.added[0]
-            floors = {name: missed.reached}
-            page = await missed.page(self._bus, floors, max(job.replay.reached, missed.reached))
-            if not job.added or job.added[0][2] is not missed:  # it was removed meanwhile
-                return
-            if reason is not None:
-                self._stage_gap(client, (name,), reason)
-                job.added[0] = (name, since, missed, None)
-            if missed.reached >= job.replay.reached:
-                job.added.pop(0)
-                self._hub.members.join(client, name, since)
-        else:
-            floors = {channel.name: channel.members[client] for channel in client.channels}
-            until = max(self._bus.head(), job.joined, job.replay.reached)
-            page = await job.replay.page(self._bus, floors, until)
-        if client.state is not State.REPLAYING:
-            return
-        if page.gaps:
-            self._stage_gap(client, page.gaps, control.Gap.TRIMMED)
-        for frame in page.frames:
-            if name is None or not _has_been_given(client, frame, but=name):
-                client.stage_replayed(frame, with_id=name is None)
 
     async def _stage_next_or_keepalive(self, client: Client) -> None:
         is_live = client.state is State.BEHIND
@@ -285,10 +216,6 @@ class Streams:
             client.position = self._hub.proven(client)
             client.stage_control(control.keepalive(client.position))
             self._hub.keepalives += 1
-
-    def _stage_gap(self, client: Client, channels: Sequence[str], reason: control.Gap) -> None:
-        self._hub.gaps[reason] += 1
-        client.stage_control(control.gap(channels, reason))
 
     # -- an open stream's channels
 
@@ -312,7 +239,12 @@ class Streams:
             missed, reason = await self._replay((name,), since, head)
             async with self._hub.turn:
                 joined = self._join(client, name, MAX_POSITION)
-                return self._add_job(client, name, missed, reason, head) if joined else head
+                if not joined:
+                    return head
+                if client.state is not State.REPLAYING:
+                    self._hub.start_replaying(client)
+                    self.catch_up(client)
+                return self.replays.add(client, name, missed, reason, head)
         finally:
             if not joined:
                 self._bus.unsubscribe((name,))
@@ -326,26 +258,6 @@ class Streams:
         self._hub.members.join(client, name, after)
         return True
 
-    def _add_job(
-        self,
-        client: Client,
-        name: str,
-        missed: Replay,
-        reason: control.Gap | None,
-        head: Position,
-    ) -> Position:
-        """Have a new channel's missed events come first; the position from which it is live."""
-        if client.state is not State.REPLAYING:
-            self._hub.start_replaying(client)
-            self.catch_up(client)
-        job = self._jobs[client]
-        job.joined = max(job.joined, head)
-        job.added.append((name, missed.reached, missed, reason))
-        return max(job.replay.reached, missed.reached)
-
-    def _has_reached_live(self, job: Job) -> bool:
-        return job.replay.reached >= max(self._hub.pending.taken, job.joined)
-
     def _check_room(self, client: Client, name: str) -> None:
         named = sum(not is_reserved(channel.name) for channel in client.channels)
         most = self._config.max_channels_per_client
@@ -357,18 +269,16 @@ class Streams:
 
     def remove_channel(self, client: Client, name: str) -> bool:
         """Take a channel out of an open stream; whether it was in."""
-        job = self._jobs.get(client)
-        if job is not None:
-            job.added = [entry for entry in job.added if entry[0] != name]
+        self.replays.remove(client, name)
         return self._hub.members.leave(client, name)
 
     def catch_up(self, client: Client) -> None:
         """A client that has just turned to replaying begins, from its position."""
         lossless = self._bus.vouches(client.position)
-        self._jobs[client] = Job(Replay(client.position, forgiving=not lossless), ZERO)
+        self.replays.begin(client, Replay(client.position, forgiving=not lossless), ZERO)
         if not lossless:
             names = [channel.name for channel in client.channels]
-            self._stage_gap(client, names, control.Gap.RESTARTED)
+            self.replays.stage_gap(client, names, control.Gap.RESTARTED)
         if client.sock is not None:
             self._start_soon(client)
 
@@ -376,12 +286,3 @@ class Streams:
 def _check_open(client: Client) -> None:
     if client.state in (State.ENDING, State.CLOSED):
         raise NotFound(f"There is no client {client.id} any more.")
-
-
-def _has_been_given(client: Client, frame: Frame, *, but: str) -> bool:
-    """Whether an event from before where the stream stands came through another channel of it."""
-    return any(
-        channel.name != but and channel.name in frame.channels
-        for channel in client.channels
-        if channel.members[client] < frame.position
-    )

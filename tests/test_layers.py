@@ -23,7 +23,7 @@ LAYERS = (
     ("node",),
     ("poll",),
     ("streams",),
-    ("clock", "cluster", "fanout"),
+    ("clock", "cluster", "fanout", "replays"),
     ("hub",),
     ("lanes", "members", "pending", "replay"),
     ("client",),

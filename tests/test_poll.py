@@ -93,7 +93,7 @@ async def rig_with(bus: type[MemoryBus] = MemoryBus, **settings: Any) -> AsyncIt
     async with running(Config(**settings), bus) as rig:
         yield rig
         await wait_all_tasks_blocked()
-        assert rig.node.streams._jobs == {}
+        assert len(rig.node.streams.replays) == 0
 
 
 async def ask(

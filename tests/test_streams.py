@@ -303,7 +303,7 @@ def test_reconnecting_clients_see_every_event_once_in_order_or_a_gap(
                 session.check(published)
             await wait_all_tasks_blocked()
             assert rig.hub.members.clients == {}
-            assert rig.node.streams._jobs == {}
+            assert len(rig.node.streams.replays) == 0
 
     with patch.object(fanout, "YIELD_EVERY", 1), patch.object(replay, "PAGE_FRAMES", 2):
         trio.run(check, clock=MockClock())
@@ -1076,7 +1076,7 @@ async def test_a_response_cancelled_at_any_await_leaves_no_client_behind(steps: 
         assert rig.hub.members.clients == {}
         assert rig.hub.members.channels == {}
         assert rig.hub.open_streams == 0
-        assert rig.node.streams._jobs == {}
+        assert len(rig.node.streams.replays) == 0
 
 
 async def test_a_response_closed_after_any_piece_leaves_no_client_behind() -> None:
@@ -1088,7 +1088,7 @@ async def test_a_response_closed_after_any_piece_leaves_no_client_behind() -> No
                 await anext(body)
             await body.aclose()
             assert rig.hub.members.clients == {}
-            assert rig.node.streams._jobs == {}
+            assert len(rig.node.streams.replays) == 0
 
 
 @pytest.mark.parametrize("steps", range(16))
@@ -1104,4 +1104,4 @@ async def test_a_direct_stream_cancelled_at_any_await_leaves_no_client_behind(st
             nursery.cancel_scope.cancel()
         await wait_all_tasks_blocked()
         assert rig.hub.members.clients == {}
-        assert rig.node.streams._jobs == {}
+        assert len(rig.node.streams.replays) == 0
