@@ -21,7 +21,7 @@ import trio
 from gateway.config import Config
 from gateway.errors import ConfigError, GatewayError
 from gateway.follow import Lost, describe, follow, refusal
-from gateway.settings import SETTINGS, URL_VARIABLE, Loaded, Setting, as_toml, load
+from gateway.settings import SECRETS, SETTINGS, URL_VARIABLE, Loaded, Setting, as_toml, load
 from gateway.sse import ServerSentEvent
 
 DEFAULT_URL = f"http://{Config().bind}"
@@ -82,7 +82,8 @@ def _option(setting: Setting) -> Callable[[Any], Any]:
 def _settings(command: Callable[..., None]) -> Callable[..., None]:
     """``--config`` and the flags of all settings."""
     for setting in reversed(SETTINGS.values()):
-        command = _option(setting)(command)
+        if setting.flag:
+            command = _option(setting)(command)
     file = click.option(
         "--config", "file", metavar="FILE", type=click.Path(path_type=Path), help="a TOML file"
     )
@@ -120,21 +121,35 @@ def worker(control: int, listener: int) -> None:
 def show_config(file: Path | None, **flags: object) -> None:
     """Print every setting and where it comes from, as a file that --config reads.
 
-    A password in a URL is shown as ***.
+    A secret, and a password in a URL, is shown as ***.
     """
     click.echo(_listing(load(flags, os.environ, file)), nl=False)
 
 
 def _listing(loaded: Loaded) -> str:
     width = max(map(len, SETTINGS))
-    told = {name: as_toml(getattr(loaded.config, name)) for name in SETTINGS}
-    told["redis"] = _PASSWORD.sub(r"\1***@", told["redis"])
+    told = {name: _shown(name, getattr(loaded.config, name)) for name in SETTINGS}
     wide = max(map(len, told.values()))
     lines = [f"{name:{width}} = {told[name]:{wide}}  # {loaded.sources[name]}" for name in SETTINGS]
-    for rule in loaded.config.channels:
-        lines += ["", "[[channel]]"]
-        lines += [f"{name} = {as_toml(getattr(rule, name))}" for name in rule.__dataclass_fields__]
+    config = loaded.config
+    for kind, tables in (
+        ("channel", config.channels),
+        ("issuer", config.issuers),
+        ("api_key", config.api_keys),
+    ):
+        for table in tables:
+            lines += ["", f"[[{kind}]]"]
+            values = {name: getattr(table, name) for name in table.__dataclass_fields__}
+            lines += [f"{name} = {_shown(name, v)}" for name, v in values.items() if v is not None]
     return "\n".join(lines) + "\n"
+
+
+def _shown(name: str, value: object) -> str:
+    """A value as the file would have it, but for what is secret in it."""
+    if name in SECRETS:
+        return as_toml("***" if value else "")
+    shown = as_toml(value)
+    return _PASSWORD.sub(r"\1***@", shown) if name == "redis" else shown
 
 
 def _check_url(_ctx: click.Context, _param: click.Parameter, url: str) -> str:

@@ -22,6 +22,7 @@ from gateway import control
 from gateway.config import ChannelRule
 from gateway.event import Frame
 from gateway.http1_render import chunk
+from gateway.identity import ANYBODY, Identity
 from gateway.outbox import Outbox
 from gateway.policy import Policy
 from gateway.position import Position
@@ -87,6 +88,7 @@ class Channel:
 
 class Client:
     __slots__ = (
+        "address",
         "behind_since",
         "channels",
         "dropped",
@@ -94,6 +96,7 @@ class Client:
         "farewell",
         "given",
         "id",
+        "identity",
         "joined",
         "last_write",
         "offered",
@@ -111,10 +114,20 @@ class Client:
     )
 
     def __init__(
-        self, id: str, user: str | None, sock: socket | None, position: Position, totals: Totals
+        self,
+        id: str,
+        user: str | None,
+        sock: socket | None,
+        position: Position,
+        totals: Totals,
+        *,
+        identity: Identity = ANYBODY,
+        address: str = "",
     ) -> None:
         """``sock`` is non-blocking and becomes the client's own; None for the response lane."""
         self.id = id
+        self.identity = identity
+        self.address = address
         self.user = user
         self.sock = sock
         self.position = position

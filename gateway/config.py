@@ -7,8 +7,9 @@ below, so a setting is complete when its field is.
 
 import os
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
+from functools import lru_cache
 from ipaddress import IPv6Address, ip_address
 from typing import Annotated
 
@@ -31,6 +32,13 @@ _ADDRESS = re.compile(r"(?:\[([0-9A-Fa-f:.]+)\]|([^\s\[\]:/]+)):([0-9]{1,5})", r
 _MAX_PORT = 65_535
 
 
+class UserLimit(StrEnum):
+    """What one stream too many of a user does."""
+
+    END_OLDEST = "end-oldest"
+    REFUSE = "refuse"
+
+
 class LogLevel(StrEnum):
     """The least severe log line that is written."""
 
@@ -49,11 +57,48 @@ class ChannelRule:
     history_events: int
     history_bytes: int
     history_seconds: float
+    channel_publish_rate: float = 0.0
     public: bool = False
 
     @property
     def has_history(self) -> bool:
         return self.history_events > 0 and self.history_bytes > 0
+
+
+@dataclass(frozen=True, slots=True)
+class Issuer:
+    """An ``[[issuer]]`` table: whose tokens are taken, and how they are signed.
+
+    Exactly one of the last five names the key: a secret is for HS256 to HS512; a public key is PEM,
+    or a JSON Web Key Set in a file or at an https URL. ``algorithms`` narrows what the kind of the
+    key allows.
+    """
+
+    issuer: str = ""
+    """What ``iss`` must be; empty: it is not looked at."""
+    audience: str = ""
+    """What ``aud`` must be or hold; empty: it is not looked at."""
+    algorithms: tuple[str, ...] = ()
+    secret: str = field(default="", repr=False)
+    secret_file: str = ""
+    public_key_file: str = ""
+    jwks_file: str = ""
+    jwks_url: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class ApiKey:
+    """An ``[[api_key]]`` table: a publisher that needs no token."""
+
+    name: str
+    sha256: str
+    """Hexadecimal digest of the key, which is nowhere kept."""
+    publish: tuple[str, ...] = ()
+    """Patterns of channels."""
+    publish_rate: float | None = None
+    """Events per second; None: the general setting."""
+    admin: bool = False
+    """It may administer, and publish to users and to everybody."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,11 +120,75 @@ class Config:
     bind: Annotated[
         str,
         "host:port or [IPv6]:port to listen on, port 0 for any free one;"
-        " loopback, since the node is open to whoever reaches it",
+        " loopback, since without keys the node is open to whoever reaches it",
     ] = "127.0.0.1:8080"
     insecure: Annotated[
-        bool, "listen beyond loopback although anyone may then publish and subscribe"
+        bool, "listen beyond loopback without keys, although anyone may then publish and subscribe"
     ] = False
+    admin_bind: Annotated[
+        str,
+        "host:port of a second listener, for /metrics, /healthz and /readyz alone, without tokens;"
+        " empty: none, and /metrics needs a token where there are keys",
+    ] = ""
+    tls_cert: Annotated[
+        str,
+        "file of the certificate chain, PEM, with which the node itself speaks TLS 1.2 or later;"
+        " read again on SIGHUP; empty: a balancer does that",
+    ] = ""
+    tls_key: Annotated[str, "file of the certificate's private key, PEM, without passphrase"] = ""
+    proxy_protocol: Annotated[
+        bool,
+        "every connection begins with a PROXY protocol header, version 1 or 2, of one of"
+        " trusted_proxies; never guessed",
+    ] = False
+    trusted_proxies: Annotated[
+        str,
+        "addresses and networks, divided by commas, whose Forwarded, X-Forwarded-For and PROXY"
+        " headers are believed; nobody's, since anyone can write them",
+    ] = ""
+
+    jwt_key: Annotated[
+        str,
+        "secret of tokens that are signed with HS256, 32 bytes at least; with it or any other key"
+        " nothing is anonymous unless it says so; empty: none",
+    ] = ""
+    jwt_key_file: Annotated[
+        str, "file that holds that secret, and perhaps a line end; empty: none"
+    ] = ""
+    jwt_leeway: Annotated[
+        float,
+        Between(0, 300, "seconds"),
+        "by which the clocks of issuer and node may differ; machines that keep time differ by less",
+    ] = 5.0
+    token_cookie: Annotated[
+        str,
+        "cookie that may carry the token, since an EventSource can send no header;"
+        " a name that is nobody else's; empty: none",
+    ] = "gateway_token"
+    revocations_file: Annotated[
+        str,
+        "file that keeps revocations over a restart where there is no Redis to keep them;"
+        " empty: they are in memory alone, and whoever revokes is told so",
+    ] = ""
+    anonymous: Annotated[
+        bool, "let those without a token subscribe to public channels; nobody, unless it is wanted"
+    ] = False
+    public_channels: Annotated[
+        str,
+        "patterns of channels, divided by commas, that are public, as are those whose [[channel]]"
+        " table says so",
+    ] = ""
+    cors_origins: Annotated[
+        str,
+        "origins, divided by commas, whose pages may use the gateway: exact ones, as"
+        " https://app.example, patterns, as https://*.app.example, or * for all, then without"
+        " cookies; none beside the gateway's own, as browsers have it",
+    ] = ""
+    cors_max_age: Annotated[
+        float,
+        Between(0, DAY, "seconds"),
+        "for which browsers remember what a preflight told; Chromium's most",
+    ] = 7200.0
     demo: Annotated[bool, "serve the demo page at /; a first try needs nothing else"] = True
     node_id: Annotated[
         str, "name of the node in /stats and logs; empty: the host name and a random suffix"
@@ -174,6 +283,12 @@ class Config:
         Between(KIB, GIB, "bytes"),
         "frames that wait for the fan-out pass, 16 MiB; at the bound publishers wait",
     ] = 16 * MIB
+    memory_bytes: Annotated[
+        int,
+        Between(MIB, TIB, "bytes"),
+        "of outboxes and history together in each worker, 512 MiB; beyond it the largest are"
+        " dropped first, and their clients told",
+    ] = 512 * MIB
     publish_wait: Annotated[
         float,
         Between(0, 60, "seconds"),
@@ -187,6 +302,52 @@ class Config:
         "open streams, divided among the workers, more are told to come back;"
         " 0: as many as the descriptor limit allows",
     ] = 0
+    max_streams_per_user: Annotated[
+        int,
+        Between(0, 1_000_000, "streams"),
+        "of one user in the whole cluster; a few tabs and a phone; 0: no limit",
+    ] = 5
+    user_limit: Annotated[
+        UserLimit,
+        "what a stream beyond that does; ending the oldest locks out nobody who comes back before"
+        " his last stream is known to be gone",
+    ] = UserLimit.END_OLDEST
+    max_streams_per_address: Annotated[
+        int,
+        Between(0, 10_000_000, "streams"),
+        "of one address (IPv6: one /64), divided among the workers: a tenth of what a node holds"
+        " with the usual limit of descriptors; 0: no limit",
+    ] = 2000
+    open_rate: Annotated[
+        float,
+        Between(0, 1_000_000, "streams/s"),
+        "opened by the node, and as many at once, divided among the workers; what comes faster"
+        " stands in line: about half of what a core can open; 0: no limit",
+    ] = 4000.0
+    open_wait: Annotated[
+        float,
+        Between(0, 60, "seconds"),
+        "that an opening stands in line before it is told to come back; longer, and browsers would"
+        " wait where another node might be idle",
+    ] = 5.0
+    address_open_rate: Annotated[
+        float,
+        Between(0, 1_000_000, "streams/s"),
+        "opened by one address, and ten times as many at once, divided among the workers:"
+        " an office behind one address may come back at once; 0: no limit",
+    ] = 200.0
+    publish_rate: Annotated[
+        float,
+        Between(0, 10_000_000, "events/s"),
+        "of one publisher in the whole cluster, and as many at once: no one takes all that a worker"
+        " can; 0: no limit",
+    ] = 50_000.0
+    channel_publish_rate: Annotated[
+        float,
+        Between(0, 10_000_000, "events/s"),
+        "of one channel in the whole cluster, and as many at once; 0: no limit, as what is sensible"
+        " depends on the channel",
+    ] = 0.0
     max_channels_per_client: Annotated[
         int, Between(1, 10_000, "channels"), "channels of one stream; Centrifugo allows 128"
     ] = 100
@@ -203,10 +364,16 @@ class Config:
         Between(KIB, MIB, "bytes"),
         "request line and headers, 16 KiB; Node.js has the same bound",
     ] = 16 * KIB
+    max_url_bytes: Annotated[
+        int,
+        Between(256, MIB, "bytes"),
+        "request target, 8 KiB; what RFC 9110 asks of everybody to support",
+    ] = 8 * KIB
     head_timeout: Annotated[
         float,
         Between(0.1, HOUR, "seconds"),
-        "from the first byte of a request to the end of its headers; against slow-loris clients",
+        "from the first byte of a request to the end of its headers, and from the connection to the"
+        " first byte; against slow-loris clients",
     ] = 10.0
     body_timeout: Annotated[
         float,
@@ -255,6 +422,15 @@ class Config:
 
     channels: tuple[ChannelRule, ...] = ()
     """The ``[[channel]]`` tables of the file, in their order."""
+    issuers: tuple[Issuer, ...] = ()
+    """The ``[[issuer]]`` tables."""
+    api_keys: tuple[ApiKey, ...] = ()
+    """The ``[[api_key]]`` tables."""
+
+    @property
+    def has_keys(self) -> bool:
+        """Whether anybody is asked who he is; without keys the node is open."""
+        return bool(self.jwt_key or self.jwt_key_file or self.issuers or self.api_keys)
 
     @property
     def worker_count(self) -> int:
@@ -280,7 +456,13 @@ class Config:
             history_events=self.history_events,
             history_bytes=self.history_bytes,
             history_seconds=self.history_seconds,
+            channel_publish_rate=self.channel_publish_rate,
         )
+
+
+def split_list(text: str) -> tuple[str, ...]:
+    """The parts of a setting that is a list, divided by commas."""
+    return tuple(part.strip() for part in text.split(",") if part.strip())
 
 
 def split_address(address: str) -> tuple[str, int]:
@@ -293,6 +475,7 @@ def split_address(address: str) -> tuple[str, int]:
     return found[1] or found[2], int(found[3])
 
 
+@lru_cache(1024)
 def is_loopback(host: str) -> bool:
     """Whether only this machine can reach ``host``.
 

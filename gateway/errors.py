@@ -2,13 +2,17 @@
 
     GatewayError
     |-- BadRequest            400  the request cannot be understood or contradicts itself
+    |-- Unauthorized          401  no credentials, or none that are taken
+    |-- Forbidden             403  known, and not allowed
     |-- NotFound              404
     |-- MethodNotAllowed      405
     |-- RequestTimeout        408  the head or the body came too slowly
     |-- ChannelEnded          409  publish to a channel after its last event
     |-- ContentTooLarge       413
+    |-- UriTooLong            414
     |-- UnsupportedMediaType  415
     |-- ExpectationFailed     417
+    |-- TooManyRequests       429  more than a limit of rate allows; worth a retry
     |-- HeadTooLarge          431
     |-- NotImplementedCoding  501
     |-- Unavailable           503  refused for now; nothing was changed; worth a retry
@@ -43,6 +47,21 @@ class BadRequest(GatewayError):
     title = "Bad Request"
 
 
+class Unauthorized(GatewayError):
+    status = 401
+    title = "Unauthorized"
+
+    def __init__(self, detail: str, *, bad_token: bool = True) -> None:
+        """``bad_token`` unless there was none (RFC 6750 section 3.1)."""
+        super().__init__(detail)
+        self.bad_token = bad_token
+
+
+class Forbidden(GatewayError):
+    status = 403
+    title = "Forbidden"
+
+
 class NotFound(GatewayError):
     status = 404
     title = "Not Found"
@@ -73,6 +92,11 @@ class ContentTooLarge(GatewayError):
     title = "Content Too Large"
 
 
+class UriTooLong(GatewayError):
+    status = 414
+    title = "URI Too Long"
+
+
 class UnsupportedMediaType(GatewayError):
     status = 415
     title = "Unsupported Media Type"
@@ -81,6 +105,16 @@ class UnsupportedMediaType(GatewayError):
 class ExpectationFailed(GatewayError):
     status = 417
     title = "Expectation Failed"
+
+
+class TooManyRequests(GatewayError):
+    status = 429
+    title = "Too Many Requests"
+
+    def __init__(self, detail: str, *, retry_after: float, **extra: object) -> None:
+        """``retry_after`` is in seconds."""
+        super().__init__(detail, **extra)
+        self.retry_after = retry_after
 
 
 class HeadTooLarge(GatewayError):

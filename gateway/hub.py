@@ -78,6 +78,8 @@ class Hub:
         self.keepalives = self._opened = 0
         self.gaps: dict[str, int] = dict.fromkeys(control.Gap, 0)
         self._closed: dict[str, int] = dict.fromkeys(Reason, 0)
+        self.parting: list[Callable[[Client], None]] = []
+        """Called with each client whose stream ends, for whom nothing is counted from then on."""
 
     async def run(self) -> None:
         """Watch the sockets of the direct lane, until cancelled."""
@@ -183,6 +185,8 @@ class Hub:
         self.members.remove(client)
         client.reason = reason
         self._closed[reason] += 1
+        for part in self.parting:
+            part(client)
 
     # -- clients that are behind
 

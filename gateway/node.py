@@ -15,7 +15,7 @@ from gateway.bus.redis import RedisBus
 from gateway.client import Client
 from gateway.clock import Clock
 from gateway.cluster import Cluster, ClusterStatistics
-from gateway.config import Config
+from gateway.config import Config, is_loopback
 from gateway.fanout import Fanout
 from gateway.hub import Hub, HubStatistics
 from gateway.streams import Streams
@@ -116,6 +116,14 @@ class Node:
         """Count an answer of 400 or above; those of 503 have a reason of their own already."""
         if status != 503:
             self.refuse(str(status))
+
+    def is_exempt(self, address: str) -> bool:
+        """Whether limits of addresses and publishers do not bind: this machine, without keys."""
+        return not self.config.has_keys and is_loopback(address)
+
+    def address_of(self, peer: str, header: Callable[[bytes], bytes | None]) -> str:
+        """Where a request comes from, by the address of its connection and its headers."""
+        return peer
 
     async def node_statistics(self) -> NodeStatistics:
         """Those of all workers of the node. Raises Unavailable when they cannot be had."""

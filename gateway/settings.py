@@ -8,6 +8,7 @@ import dataclasses
 import json
 import re
 import tomllib
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -20,11 +21,14 @@ import msgspec
 from gateway.config import (
     AUTO,
     MAX_WORKERS,
+    ApiKey,
     Between,
     ChannelRule,
     Config,
+    Issuer,
     is_loopback,
     split_address,
+    split_list,
 )
 from gateway.errors import BadRequest, ConfigError
 from gateway.names import compile_pattern
@@ -39,6 +43,20 @@ DEFAULT = "default"
 
 NUMBER_TOO = frozenset({"workers"})
 """Settings of text that is a number most of the time, and that a file may write as one."""
+
+LISTS = frozenset({"cors_origins", "public_channels", "trusted_proxies"})
+"""Settings of text that a file may write as a list."""
+
+SECRETS = frozenset({"jwt_key", "secret"})
+"""Never shown; and without a flag, since a command line is seen by everybody on the machine."""
+
+MAX_ISSUERS = 16
+MAX_API_KEYS = 10_000
+
+_NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}", re.ASCII)
+"""Of an API key."""
+
+_DIGEST = re.compile(r"[0-9a-f]{64}", re.ASCII)
 
 _SHOWN = 100
 """Characters of a refused value that its sentence shows."""
@@ -55,8 +73,13 @@ class Setting:
     bounds: Between | None = None
 
     @property
+    def is_secret(self) -> bool:
+        return self.name in SECRETS
+
+    @property
     def flag(self) -> str:
-        return "--" + self.name.replace("_", "-")
+        """Empty for a secret."""
+        return "" if self.is_secret else "--" + self.name.replace("_", "-")
 
     @property
     def variable(self) -> str:
@@ -77,10 +100,13 @@ class Setting:
         """The value that ``raw`` stands for; text stands for a number or a bool unless strict."""
         if self.name in NUMBER_TOO and type(raw) is int:
             raw = str(raw)
+        if self.name in LISTS and isinstance(raw, list) and all(type(x) is str for x in raw):
+            raw = ",".join(raw)
         try:
             value: Any = msgspec.convert(raw, self.type, strict=strict)
         except msgspec.ValidationError:
-            raise _refused(self.name, raw, source, self.expected) from None
+            shown = "***" if self.is_secret else raw
+            raise _refused(self.name, shown, source, self.expected) from None
         if self.bounds and not self.bounds.low <= value <= self.bounds.high:
             raise _refused(self.name, raw, source, self.expected)
         return value
@@ -110,6 +136,12 @@ _RULE_MEMBERS = {
     name: SETTINGS.get(name) or Setting(name, type_)
     for name, type_ in get_type_hints(ChannelRule).items()
 }
+_ISSUER_MEMBERS = {name: Setting(name, t) for name, t in get_type_hints(Issuer).items()}
+_KEY_MEMBERS = {
+    name: SETTINGS["publish_rate"] if name == "publish_rate" else Setting(name, type_)
+    for name, type_ in get_type_hints(ApiKey).items()
+}
+_KEYS_OF_ISSUER = ("secret", "secret_file", "public_key_file", "jwks_file", "jwks_url")
 
 
 def load(flags: Mapping[str, object], environ: Mapping[str, str], file: Path | None) -> Loaded:
@@ -121,7 +153,7 @@ def load(flags: Mapping[str, object], environ: Mapping[str, str], file: Path | N
         file = Path(environ[FILE_VARIABLE])
     table = _read_toml(file) if file else {}
     from_file = f"file {file}"
-    tables = table.pop("channel", [])
+    tables = {kind: table.pop(kind, []) for kind in ("channel", "issuer", "api_key")}
     values: dict[str, Any] = {name: setting.default for name, setting in SETTINGS.items()}
     sources = dict.fromkeys(SETTINGS, DEFAULT)
     for name, raw, source in _given(flags, environ, table, from_file):
@@ -129,7 +161,12 @@ def load(flags: Mapping[str, object], environ: Mapping[str, str], file: Path | N
         values[name] = setting.read(raw, source, strict=source == from_file)
         sources[name] = source
     config = Config(**values)
-    config = dataclasses.replace(config, channels=_rules(tables, config, from_file))
+    config = dataclasses.replace(
+        config,
+        channels=tuple(_rule(*one, config) for one in _tables(tables, "channel", from_file)),
+        issuers=tuple(_issuer(*one) for one in _tables(tables, "issuer", from_file)),
+        api_keys=tuple(_api_key(*one) for one in _tables(tables, "api_key", from_file)),
+    )
     _check(config, sources)
     return Loaded(config, sources)
 
@@ -144,7 +181,7 @@ def settings_table() -> str:
     rows = ["| setting | flag and variable | unit | default | reason |", "|---|---|---|---|---|"]
     for name, setting in SETTINGS.items():
         unit = setting.bounds.unit if setting.bounds else ""
-        told = f"`{setting.flag}` `{setting.variable}`"
+        told = " ".join(f"`{way}`" for way in (setting.flag, setting.variable) if way)
         rows.append(
             f"| `{name}` | {told} | {unit} | `{as_toml(setting.default)}` | {setting.reason} |"
         )
@@ -186,28 +223,64 @@ def _refused(name: str, value: object, source: str, expected: str) -> ConfigErro
     return ConfigError(f"{name} is {repr(value)[:_SHOWN]} ({source}), but must be {expected}.")
 
 
-def _rules(tables: object, config: Config, source: str) -> tuple[ChannelRule, ...]:
-    if not isinstance(tables, list) or not all(isinstance(table, dict) for table in tables):
-        raise _refused("channel", tables, source, "written as [[channel]] tables")
-    return tuple(
-        _rule(table, config, f"{source}, [[channel]] {number}")
-        for number, table in enumerate(tables, 1)
-    )
+def _tables(
+    tables: Mapping[str, object], kind: str, source: str
+) -> Iterator[tuple[dict[str, Any], str]]:
+    """Each table of a kind, and where it stands."""
+    found = tables[kind]
+    if not isinstance(found, list) or not all(isinstance(table, dict) for table in found):
+        raise _refused(kind, found, source, f"written as [[{kind}]] tables")
+    for number, table in enumerate(found, 1):
+        yield table, f"{source}, [[{kind}]] {number}"
 
 
-def _rule(table: dict[str, Any], config: Config, source: str) -> ChannelRule:
-    members = {
-        name: _known(name, _RULE_MEMBERS, source).read(raw, source, strict=True)
+def _members(table: dict[str, Any], settings: Mapping[str, Setting], source: str) -> dict[str, Any]:
+    return {
+        name: _known(name, settings, source).read(raw, source, strict=True)
         for name, raw in table.items()
     }
+
+
+def _issuer(table: dict[str, Any], source: str) -> Issuer:
+    issuer = Issuer(**_members(table, _ISSUER_MEMBERS, source))
+    named = [name for name in _KEYS_OF_ISSUER if getattr(issuer, name)]
+    if len(named) != 1:
+        raise ConfigError(
+            f"An [[issuer]] has exactly one of {', '.join(_KEYS_OF_ISSUER)} ({source}); this one"
+            f" has {' and '.join(named) or 'none'}."
+        )
+    if issuer.jwks_url and not issuer.jwks_url.startswith("https://"):
+        raise _refused("jwks_url", issuer.jwks_url, source, "a URL that begins with https://")
+    return issuer
+
+
+def _api_key(table: dict[str, Any], source: str) -> ApiKey:
+    members = _members(table, _KEY_MEMBERS, source)
+    for name, shape, expected in (
+        ("name", _NAME, "1 to 64 of A-Z a-z 0-9 _ . -"),
+        ("sha256", _DIGEST, "64 lower-case hexadecimal digits, as `gateway apikey` prints them"),
+    ):
+        if not shape.fullmatch(members.get(name, "")):
+            raise _refused(name, members.get(name, ""), source, expected)
+    for pattern in members.get("publish", ()):
+        _check_pattern("publish", pattern, source)
+    return ApiKey(**members)
+
+
+def _check_pattern(name: str, pattern: str, source: str) -> None:
+    try:
+        compile_pattern(pattern)
+    except BadRequest as error:
+        raise ConfigError(f"{name} ({source}) is no pattern: {error}") from error
+
+
+def _rule(table: dict[str, Any], source: str, config: Config) -> ChannelRule:
+    members = _members(table, _RULE_MEMBERS, source)
     if "match" not in members:
         raise ConfigError(
             f"match is missing ({source}); it is the pattern of channels, as 'chat.*'."
         )
-    try:
-        compile_pattern(members["match"])
-    except BadRequest as error:
-        raise ConfigError(f"match ({source}) is no pattern: {error}") from error
+    _check_pattern("match", members["match"], source)
     rule = dataclasses.replace(config.general_rule(), **members)
     _check_catch_up(rule, source)
     return rule
@@ -248,14 +321,34 @@ def _check(config: Config, sources: Mapping[str, str]) -> None:
                 f"at most {bound}, which is {limit} ({sources[bound]})",
             )
     _check_workers(config, sources["workers"])
+    _check_keys(config, sources)
     try:
         host, _ = split_address(config.bind)
     except ValueError:
         expected = "host:port, as 127.0.0.1:8080, or [IPv6]:port, as [::1]:8080"
         raise _refused("bind", config.bind, sources["bind"], expected) from None
-    if not is_loopback(host) and not config.insecure:
+    if not is_loopback(host) and not config.insecure and not config.has_keys:
         raise ConfigError(
-            f"bind is {config.bind!r} ({sources['bind']}), but the node has no accounts, so anyone"
-            " who reaches it may publish and subscribe: bind to 127.0.0.1 or ::1 behind a proxy"
-            " that decides who may, or accept it with --insecure."
+            f"bind is {config.bind!r} ({sources['bind']}), but the node has no keys, so anyone who"
+            " reaches it may publish and subscribe: give it one, as in GATEWAY_JWT_KEY, or bind to"
+            " 127.0.0.1 or ::1 behind a proxy that decides who may, or accept it with --insecure."
         )
+
+
+def _check_keys(config: Config, sources: Mapping[str, str]) -> None:
+    if config.jwt_key and config.jwt_key_file:
+        raise ConfigError(
+            f"jwt_key ({sources['jwt_key']}) and jwt_key_file ({sources['jwt_key_file']}) are both"
+            " set; one of them names the secret."
+        )
+    for what, most, found in (
+        ("[[issuer]]", MAX_ISSUERS, len(config.issuers)),
+        ("[[api_key]]", MAX_API_KEYS, len(config.api_keys)),
+    ):
+        if found > most:
+            raise ConfigError(f"There are {found} {what} tables; the most is {most}.")
+    names = [key.name for key in config.api_keys]
+    if repeated := [name for name, count in Counter(names).items() if count > 1]:
+        raise ConfigError(f"Two [[api_key]] tables have the name {repeated[0]!r}; each its own.")
+    for pattern in split_list(config.public_channels):
+        _check_pattern("public_channels", pattern, sources["public_channels"])

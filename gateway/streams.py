@@ -26,6 +26,7 @@ from gateway.clock import Clock
 from gateway.config import Config
 from gateway.errors import BadRequest, ChannelEnded, NotFound, Unavailable
 from gateway.hub import Hub
+from gateway.identity import ANYBODY, Identity
 from gateway.names import is_reserved
 from gateway.position import ZERO, Position, Resume, Start
 from gateway.replay import Replay, before_earliest, before_newest
@@ -49,6 +50,8 @@ class EventStream:
     user: str | None
     resume: Resume | int
     """Where to begin; a number is that of the newest events to begin with."""
+    identity: Identity = ANYBODY
+    address: str = ""
 
 
 class Streams:
@@ -95,7 +98,15 @@ class Streams:
             replay, reason = await self._replay(stream.channels, resume, head)
             after = replay.reached
             identifier = f"{self._tag}.{secrets.token_urlsafe(CLIENT_ID_BYTES)}"
-            client = Client(identifier, stream.user, sock, after, self._hub.totals)
+            client = Client(
+                identifier,
+                stream.user,
+                sock,
+                after,
+                self._hub.totals,
+                identity=stream.identity,
+                address=stream.address,
+            )
             self._hub.add(client, stream.channels, after)
             added = True
         finally:

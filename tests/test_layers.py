@@ -32,6 +32,7 @@ LAYERS = (
     ("http1_head", "messages", "sse", "position"),
     ("settings",),
     ("config",),
+    ("identity",),
     ("names", "policy"),
     ("errors",),
     ("__init__",),

@@ -3,6 +3,7 @@
 Front and edge make the same `Request` of the same bytes: paths and queries are decoded here, once.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
@@ -11,7 +12,13 @@ from urllib.parse import parse_qsl, unquote_to_bytes
 
 import msgspec
 
-from gateway.errors import BadRequest, GatewayError, MethodNotAllowed
+from gateway.errors import (
+    BadRequest,
+    GatewayError,
+    MethodNotAllowed,
+    TooManyRequests,
+    Unauthorized,
+)
 
 JSON = "application/json"
 NDJSON = "application/x-ndjson"
@@ -75,6 +82,7 @@ class Request(NamedTuple):
     header: Callable[[bytes], bytes | None]
     body: bytes
     peer: str
+    """The address at the other end of the connection, or that a PROXY header has named."""
 
     def all(self, name: str) -> list[str]:
         """Every value of a query field."""
@@ -118,6 +126,11 @@ def problem(error: GatewayError) -> Answer:
     headers: tuple[tuple[bytes, bytes], ...] = ()
     if error.status == 503:
         headers = ((b"Retry-After", b"%d" % RETRY_AFTER_SECONDS),)
+    elif isinstance(error, TooManyRequests):
+        headers = ((b"Retry-After", b"%d" % max(1, math.ceil(error.retry_after))),)
     elif isinstance(error, MethodNotAllowed):
         headers = ((b"Allow", error.allow.encode()),)
+    elif isinstance(error, Unauthorized):
+        challenge = b', error="invalid_token"' if error.bad_token else b""
+        headers = ((b"WWW-Authenticate", b'Bearer realm="gateway"' + challenge),)
     return Answer(error.status, msgspec.json.encode(error.problem()) + b"\n", PROBLEM, headers)
