@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 from gateway.bus import BusStatistics, LinkStatistics
 from gateway.cluster import ClusterStatistics
 from gateway.hub import HubStatistics
+from gateway.ledger import LedgerStatistics
 from gateway.node import NodeStatistics
 
 GAUGES: Mapping[type, frozenset[str]] = {
@@ -35,10 +36,11 @@ GAUGES: Mapping[type, frozenset[str]] = {
     BusStatistics: frozenset({"channels", "history_bytes", "dedupe_entries"}),
     LinkStatistics: frozenset({"up", "subscriptions"}),
     ClusterStatistics: frozenset({"waiting", "queued"}),
+    LedgerStatistics: frozenset({"leases", "releases", "buckets", "revocations"}),
 }
 """What a worker holds at the moment. All other numbers count."""
 
-GREATEST = frozenset({"uptime_seconds"})
+GREATEST = frozenset({"uptime_seconds", "revocations"})
 LEAST = frozenset({"up", "full", "cut_off", "draining"})
 """Of these the greatest, or the least, is the node's: its links are up while those of all workers
 are, and it is full, cut off or draining when all of them are."""

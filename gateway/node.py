@@ -18,6 +18,7 @@ from gateway.cluster import Cluster, ClusterStatistics
 from gateway.config import Config, is_loopback
 from gateway.fanout import Fanout
 from gateway.hub import Hub, HubStatistics
+from gateway.ledger import Ledger, LedgerStatistics, MemoryLedger
 from gateway.streams import Streams
 
 TAG_BYTES = 4
@@ -39,6 +40,7 @@ class NodeStatistics:
     hub: HubStatistics
     bus: BusStatistics
     cluster: ClusterStatistics
+    ledger: LedgerStatistics
     refused: dict[str, int]
     workers: int = 1
     worker_restarts: int = 0
@@ -79,6 +81,7 @@ class Node:
         self._clock = Clock(config, self.hub)
         self.tag = secrets.token_hex(TAG_BYTES)
         self.bus: Bus
+        self.ledger: Ledger = MemoryLedger(config, now_ms)
         if config.redis:
             self.bus = RedisBus(
                 config,
@@ -102,6 +105,7 @@ class Node:
         async with trio.open_nursery() as nursery:
             self._nursery = nursery
             nursery.start_soon(self.bus.run)
+            nursery.start_soon(self.ledger.run)
             nursery.start_soon(self.hub.run)
             nursery.start_soon(self._fanout.run)
             nursery.start_soon(self._clock.run)
@@ -141,6 +145,7 @@ class Node:
             hub=self.hub.statistics(),
             bus=self.bus.statistics(),
             cluster=self.cluster.statistics(),
+            ledger=self.ledger.statistics(),
             refused=dict(self.refused),
         )
 

@@ -28,6 +28,8 @@ LAYERS = (
     ("lanes", "members", "pending", "replay"),
     ("client",),
     ("outbox", "bus"),
+    ("ledger",),
+    ("rates", "revocation"),
     ("control", "event", "http1", "http1_render"),
     ("http1_head", "messages", "sse", "position"),
     ("settings",),
