@@ -20,8 +20,18 @@ import trio
 
 from gateway.config import Config
 from gateway.errors import ConfigError, GatewayError
-from gateway.follow import Lost, describe, follow, refusal
-from gateway.settings import SECRETS, SETTINGS, URL_VARIABLE, Loaded, Setting, as_toml, load
+from gateway.follow import Lost, authorization, describe, follow, refusal
+from gateway.settings import (
+    SECRETS,
+    SETTINGS,
+    TOKEN_VARIABLE,
+    URL_VARIABLE,
+    Loaded,
+    Setting,
+    as_toml,
+    check_api_key,
+    load,
+)
 from gateway.sse import ServerSentEvent
 
 DEFAULT_URL = f"http://{Config().bind}"
@@ -79,15 +89,23 @@ def _option(setting: Setting) -> Callable[[Any], Any]:
     return click.option(setting.flag, metavar=metavar, help=reason)
 
 
+_with_file: Callable[[Callable[..., None]], Callable[..., None]] = click.option(
+    "--config", "file", metavar="FILE", type=click.Path(path_type=Path), help="a TOML file"
+)
+
+
 def _settings(command: Callable[..., None]) -> Callable[..., None]:
     """``--config`` and the flags of all settings."""
     for setting in reversed(SETTINGS.values()):
         if setting.flag:
             command = _option(setting)(command)
-    file = click.option(
-        "--config", "file", metavar="FILE", type=click.Path(path_type=Path), help="a TOML file"
-    )
-    return file(command)
+    return _with_file(command)
+
+
+def _keys(command: Callable[..., None]) -> Callable[..., None]:
+    """``--config`` and ``--jwt-key-file``."""
+    with_flag: Callable[..., None] = _option(SETTINGS["jwt_key_file"])(command)
+    return _with_file(with_flag)
 
 
 @main.command()
@@ -99,6 +117,10 @@ def serve(file: Path | None, **flags: object) -> None:
         from gateway.bus.address import parse_address
 
         parse_address(config.redis)  # a URL that cannot be used stops the start
+    if config.has_keys:
+        from gateway.auth import Authenticator
+
+        Authenticator(config, now_ms=lambda: 0)  # so do keys
     if config.worker_count == 1:
         from gateway.server import run  # here, since the other commands need no web stack
     else:
@@ -173,12 +195,21 @@ _url: Callable[[Any], Any] = click.option(
 )
 
 
+_token: Callable[[Any], Any] = click.option(
+    "--token",
+    envvar=TOKEN_VARIABLE,
+    default="",
+    help=f"token or API key, better given in {TOKEN_VARIABLE}",
+)
+
+
 @main.command()
 @click.argument("channel")
 @click.argument("data", default="-")
 @click.option("--event", metavar="TYPE", help="the event's type; without, it is a message")
+@_token
 @_url
-def publish(channel: str, data: str, event: str | None, url: str) -> None:
+def publish(channel: str, data: str, event: str | None, token: str, url: str) -> None:
     """Publish one event to CHANNEL and print its id.
 
     DATA is sent as it is; without it, or with -, all of stdin is.
@@ -188,7 +219,7 @@ def publish(channel: str, data: str, event: str | None, url: str) -> None:
         f"{url}/publish/{quote(channel, safe='')}",
         params={"event": event} if event else {},
         content=body,
-        headers={"Content-Type": "text/plain; charset=utf-8"},
+        headers={"Content-Type": "text/plain; charset=utf-8"} | authorization(token),
         timeout=PUBLISH_TIMEOUT,
     )
     if answer.status_code != httpx.codes.ACCEPTED:
@@ -200,8 +231,11 @@ def publish(channel: str, data: str, event: str | None, url: str) -> None:
 @click.argument("channels", nargs=-1, required=True, metavar="CHANNEL...")
 @click.option("--last-event-id", default="", metavar="ID", help="begin after this event")
 @click.option("--json", "as_json", is_flag=True, help="one JSON object per line")
+@_token
 @_url
-def subscribe(channels: tuple[str, ...], last_event_id: str, as_json: bool, url: str) -> None:
+def subscribe(
+    channels: tuple[str, ...], last_event_id: str, as_json: bool, token: str, url: str
+) -> None:
     """Print the events of channels as they come: id, type and data, divided by tabs.
 
     Newlines, tabs, backslashes and control characters are escaped. Comes back after a lost
@@ -209,14 +243,14 @@ def subscribe(channels: tuple[str, ...], last_event_id: str, as_json: bool, url:
     """
     stream = httpx.URL(f"{url}/events", params=[("channel", channel) for channel in channels])
     render: Callable[[ServerSentEvent], str] = _json_line if as_json else _line
-    trio.run(_print_events, stream, last_event_id, render)
+    trio.run(_print_events, stream, last_event_id, token, render)
 
 
 async def _print_events(
-    url: httpx.URL, last_event_id: str, render: Callable[[ServerSentEvent], str]
+    url: httpx.URL, last_event_id: str, token: str, render: Callable[[ServerSentEvent], str]
 ) -> None:
     async with (
-        httpx.AsyncClient() as client,
+        httpx.AsyncClient(headers=authorization(token)) as client,
         aclosing(follow(client, url, last_event_id=last_event_id)) as events,
     ):
         async for event in events:
@@ -226,6 +260,61 @@ async def _print_events(
                 _note(f"{event.event}: {event.data.translate(_ESCAPES)}")
             else:
                 click.echo(render(event))  # which flushes
+
+
+@main.command("token")
+@click.option("--user", metavar="ID", help="whose token it is (sub)")
+@click.option("--subscribe", metavar="PATTERN", multiple=True, help="channels to subscribe to")
+@click.option("--publish", metavar="PATTERN", multiple=True, help="channels to publish to")
+@click.option("--admin", is_flag=True, help="administer; publish to users and to everybody")
+@click.option(
+    "--seconds",
+    type=click.IntRange(1),
+    default=3600,
+    show_default=True,
+    help="until it expires",
+)
+@_keys
+def make_token_command(
+    user: str | None,
+    subscribe: tuple[str, ...],
+    publish: tuple[str, ...],
+    admin: bool,
+    seconds: int,
+    file: Path | None,
+    **flags: object,
+) -> None:
+    """Print a token signed with the node's secret, for tries and for services.
+
+    The secret is the one of GATEWAY_JWT_KEY, --jwt-key-file or the file of --config.
+    """
+    from gateway.mint import make_token
+
+    config = load(flags, os.environ, file).config
+    click.echo(
+        make_token(
+            config, user=user, subscribe=subscribe, publish=publish, admin=admin, seconds=seconds
+        )
+    )
+
+
+@main.command("apikey")
+@click.argument("name")
+@click.option("--publish", metavar="PATTERN", multiple=True, help="channels to publish to")
+@click.option("--admin", is_flag=True, help="administer; publish to users and to everybody")
+def make_api_key_command(name: str, publish: tuple[str, ...], admin: bool) -> None:
+    """Make an API key: its table for the file of --config on stdout, the key itself on stderr.
+
+    The key is shown this once; the table holds only its digest.
+    """
+    from gateway.mint import make_api_key
+
+    key, digest = make_api_key()
+    table = {"name": name, "sha256": digest, "publish": list(publish), "admin": admin}
+    lines = ["[[api_key]]", *(f"{member} = {as_toml(value)}" for member, value in table.items())]
+    check_api_key(table)
+    _note(key)
+    click.echo("\n".join(lines))
 
 
 def _line(event: ServerSentEvent) -> str:

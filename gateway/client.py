@@ -51,6 +51,9 @@ class Reason(StrEnum):
     GONE = "gone"
     """The peer closed it, or its connection broke."""
     DRAINING = "draining"
+    TOKEN_EXPIRED = "token-expired"
+    REVOKED = "revoked"
+    """Its token, or all tokens of its user so far."""
     CLOSED = "closed"
     """By request, for good."""
     POLLED = "polled"
@@ -92,6 +95,7 @@ class Client:
         "behind_since",
         "channels",
         "dropped",
+        "due",
         "ended",
         "farewell",
         "given",
@@ -149,6 +153,8 @@ class Client:
         self.writable: trio.Event | None = None
         """What whoever replays to this client waits for: its socket accepts, or it has ended."""
         self.stray_bytes = 0
+        self.due = 0
+        """The slot of the clock in which it is looked at next."""
 
     @property
     def queued(self) -> int:

@@ -70,6 +70,11 @@ def describe(error: httpx.RequestError) -> str:
     return f"{error.request.url.netloc.decode()}: {str(error) or type(error).__name__}"
 
 
+def authorization(token: str) -> dict[str, str]:
+    """The header that a token or an API key is sent in; none for an empty one."""
+    return {"Authorization": f"Bearer {token}"} if token else {}
+
+
 def refusal(response: httpx.Response) -> GatewayError:
     """Why a request failed: the detail of its problem document, or else the bare status."""
     with suppress(ValueError, KeyError, TypeError):

@@ -16,6 +16,7 @@ from gateway.errors import (
     BadRequest,
     ChannelEnded,
     ContentTooLarge,
+    Forbidden,
     GatewayError,
     NotFound,
     Unavailable,
@@ -43,9 +44,11 @@ _NOT_UNDERSTOOD = 501
 _UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 """All that msgspec raises for bytes that are not what they should be."""
 
-_REFUSALS: dict[int, type[BadRequest | NotFound | ChannelEnded | ContentTooLarge | Unavailable]] = {
+_Refusing = BadRequest | Forbidden | NotFound | ChannelEnded | ContentTooLarge | Unavailable
+
+_REFUSALS: dict[int, type[_Refusing]] = {
     error.status: error
-    for error in (BadRequest, NotFound, ChannelEnded, ContentTooLarge, Unavailable)
+    for error in (BadRequest, Forbidden, NotFound, ChannelEnded, ContentTooLarge, Unavailable)
 }
 """What a command is refused with; another status is a fault of the worker that answers."""
 

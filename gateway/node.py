@@ -3,11 +3,12 @@
 import secrets
 import socket
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
 import trio
 
+from gateway.auth import Authenticator
 from gateway.bus import Bus, BusStatistics
 from gateway.bus.address import parse_address
 from gateway.bus.memory import MemoryBus, wall_clock_ms
@@ -19,6 +20,8 @@ from gateway.config import Config, is_loopback
 from gateway.fanout import Fanout
 from gateway.hub import Hub, HubStatistics
 from gateway.ledger import Ledger, LedgerStatistics, MemoryLedger
+from gateway.revocation import Revocation
+from gateway.revoked import Revoked
 from gateway.streams import Streams
 
 TAG_BYTES = 4
@@ -71,6 +74,8 @@ class Node:
         self.ask_supervisor: Callable[[], Awaitable[NodeStatistics]] | None = None
         """Of a worker among several: the statistics of all of them."""
         self._started = time.monotonic()
+        self.auth = Authenticator(config, now_ms=now_ms)
+        self.revoked = Revoked()
         self.hub = Hub(
             config,
             unsubscribe=lambda names: self.bus.unsubscribe(names),
@@ -78,7 +83,7 @@ class Node:
             watermark=lambda: self.bus.head(),
         )
         self._fanout = Fanout(self.hub)
-        self._clock = Clock(config, self.hub)
+        self._clock = Clock(config, self.hub, now_ms=now_ms)
         self.tag = secrets.token_hex(TAG_BYTES)
         self.bus: Bus
         self.ledger: Ledger = MemoryLedger(config, now_ms)
@@ -96,9 +101,16 @@ class Node:
             self.bus = MemoryBus(config, self.hub.pending, now_ms=now_ms)
             self.cluster = Cluster(self.tag, link=None)  # there is nobody to ask
         self.streams = Streams(
-            config, self.bus, self.hub, self._clock, self._serve_soon, tag=self.tag
+            config,
+            self.bus,
+            self.hub,
+            self._clock,
+            self._serve_soon,
+            tag=self.tag,
+            is_revoked=self.revoked.has,
         )
         self._nursery: trio.Nursery | None = None
+        self.ledger.hear.append(self._hear_revoked)
 
     async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """The node's own tasks, until cancelled."""
@@ -110,6 +122,7 @@ class Node:
             nursery.start_soon(self._fanout.run)
             nursery.start_soon(self._clock.run)
             nursery.start_soon(self.cluster.run)
+            nursery.start_soon(self.auth.run)
             task_status.started()
 
     def refuse(self, reason: str) -> None:
@@ -148,6 +161,11 @@ class Node:
             ledger=self.ledger.statistics(),
             refused=dict(self.refused),
         )
+
+    def _hear_revoked(self, revocations: Sequence[Revocation]) -> None:
+        self.revoked.replace(revocations)
+        assert self._nursery is not None
+        self._nursery.start_soon(self.streams.end_revoked)
 
     def _serve_soon(self, client: Client) -> None:
         assert self._nursery is not None

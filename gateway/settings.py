@@ -37,7 +37,10 @@ from gateway.policy import Policy
 PREFIX = "GATEWAY_"
 FILE_VARIABLE = "GATEWAY_CONFIG"
 URL_VARIABLE = "GATEWAY_URL"
-"""Where the commands that talk to a node find it. No setting of the node itself."""
+TOKEN_VARIABLE = "GATEWAY_TOKEN"
+"""Where the commands that talk to a node find it, and what they show it. No settings of a node."""
+
+NO_SETTINGS = frozenset({FILE_VARIABLE, URL_VARIABLE, TOKEN_VARIABLE})
 
 DEFAULT = "default"
 
@@ -204,7 +207,7 @@ def _given(
     for name, raw in table.items():
         yield name, raw, from_file
     for variable, text in environ.items():
-        if variable.startswith(PREFIX) and variable not in (FILE_VARIABLE, URL_VARIABLE):
+        if variable.startswith(PREFIX) and variable not in NO_SETTINGS:
             yield variable.removeprefix(PREFIX).lower(), text, f"variable {variable}"
     for name, raw in flags.items():
         if raw is not None:
@@ -252,6 +255,11 @@ def _issuer(table: dict[str, Any], source: str) -> Issuer:
     if issuer.jwks_url and not issuer.jwks_url.startswith("https://"):
         raise _refused("jwks_url", issuer.jwks_url, source, "a URL that begins with https://")
     return issuer
+
+
+def check_api_key(table: dict[str, Any]) -> None:
+    """Raises ConfigError where the file may not have such an ``[[api_key]]`` table."""
+    _api_key(table, "argument")
 
 
 def _api_key(table: dict[str, Any], source: str) -> ApiKey:

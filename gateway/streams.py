@@ -37,6 +37,9 @@ _log = logging.getLogger(__name__)
 CLIENT_ID_BYTES = 12
 """Of randomness: a client's id lets whoever knows it change that client's channels."""
 
+LOOKS_PER_TURN = 64
+"""Clients looked at, or ended, between two checkpoints: about a millisecond."""
+
 MAX_POSITION = Position(2**64, 0)
 """Later than any event: a channel that is not yet delivered, as its missed events come first."""
 
@@ -64,10 +67,12 @@ class Streams:
         start_soon: Callable[[Client], None],
         *,
         tag: str,
+        is_revoked: Callable[[Identity], bool],
     ) -> None:
         """``start_soon`` runs `serve` for a direct client that has to replay once more; ``tag``
         begins the ids of this worker's clients: others find its worker by it.
         """
+        self._is_revoked = is_revoked
         self._tag = tag
         self._config = config
         self._bus = bus
@@ -113,7 +118,7 @@ class Streams:
             self.opening -= 1
             if subscribed and not added:
                 self._bus.unsubscribe(stream.channels)
-        if sock is not None:
+        if sock is not None or stream.identity.expires_ms is not None:
             self._clock.schedule(client)
         if preamble:
             client.stage(preamble)
@@ -123,6 +128,8 @@ class Streams:
         if reason is not None:
             self.replays.stage_gap(client, stream.channels, reason)
         self.replays.begin(client, replay, head)
+        if self._is_revoked(stream.identity):  # while its channels were being subscribed to
+            self._hub.finish(client, Reason.REVOKED, control.closed(after))
         return client
 
     async def _replay(
@@ -277,6 +284,22 @@ class Streams:
         channels = self._hub.members.channels
         if name not in channels and len(channels) >= self._config.max_channels:
             raise Unavailable("The node has all the channels that it can hold.", reason="channels")
+
+    def renew(self, client: Client, identity: Identity) -> None:
+        """An open stream has been given another token of its user."""
+        client.identity = identity
+        self._clock.schedule(client)
+
+    async def end_revoked(self) -> int:
+        """End all streams whose tokens are revoked, for good; how many."""
+        ended = 0
+        for turn, client in enumerate(tuple(self._hub.members.clients.values()), 1):
+            if self._is_revoked(client.identity):
+                ended += 1
+                self._hub.finish(client, Reason.REVOKED, control.closed(self._hub.stands(client)))
+            if not turn % LOOKS_PER_TURN:
+                await trio.lowlevel.checkpoint()
+        return ended
 
     def remove_channel(self, client: Client, name: str) -> bool:
         """Take a channel out of an open stream; whether it was in."""

@@ -245,6 +245,13 @@ class Gateway:
         assert answer.status == 202, answer.body
         return str(answer.json["id"])
 
+    async def publish_as(self, channel: str, data: str, token: str) -> str:
+        """The position of a new event that the bearer of ``token`` publishes."""
+        header = f"Authorization: Bearer {token}\r\n".encode()
+        answer = await self.ask(request("POST", f"/publish/{channel}", header, body=data.encode()))
+        assert answer.status == 202, answer.body
+        return str(answer.json["id"])
+
     async def quiet(self) -> None:
         """Wait until no connection, no request and no stream is left on the node."""
         await until(

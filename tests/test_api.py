@@ -694,7 +694,8 @@ async def test_what_cannot_be_done_to_a_streams_channels_is_refused() -> None:
             ("GET", "/users/x", 405, "use DELETE"),
             ("POST", "/channels/a", 405, "use GET"),
             ("GET", "/channels/a%20b", 400, "contains ' '"),
-            ("GET", "/channels/%FF", 400, "contains"),
+            ("GET", "/channels/%FF", 400, "not UTF-8"),
+            ("DELETE", "/users/%FF", 400, "not UTF-8"),
             ("GET", "/clients", 404, "nothing at"),
         ):
             assert_is_problem(await gateway.ask(request(method, target)), status, says)

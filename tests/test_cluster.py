@@ -659,8 +659,8 @@ def by_clients(rig: Rig, id: str) -> dict[str, Callable[[], Awaitable[Answer]]]:
     node = rig.node
     return {
         "add": lambda: admin.add_channel(node, put("/"), id, "b"),
-        "remove": lambda: admin.remove_channel(node, id, "b"),
-        "close": lambda: admin.close_client(node, id),
+        "remove": lambda: admin.remove_channel(node, put("/"), id, "b"),
+        "close": lambda: admin.close_client(node, put("/"), id),
     }
 
 
@@ -671,14 +671,16 @@ async def test_a_client_is_changed_and_closed_through_any_worker(autojump_clock:
             added = document(await add(rig, peer, "b"), 200)
             assert added["channels"] == ["a", "b"]
             assert peer.client.has("b")
-            removed = document(await admin.remove_channel(rig.node, peer.client.id, "b"), 200)
+            removed = document(
+                await admin.remove_channel(rig.node, put("/"), peer.client.id, "b"), 200
+            )
             assert removed["channels"] == ["a"]
             assert not peer.client.has("b")
-            closed = await admin.close_client(rig.node, peer.client.id)
+            closed = await admin.close_client(rig.node, put("/"), peer.client.id)
             assert document(closed, 200) == {"closed": 1}
             await peer.read_all()
             assert peer.ended
-            document(await admin.close_client(rig.node, peer.client.id), 404)
+            document(await admin.close_client(rig.node, put("/"), peer.client.id), 404)
         assert network.elapsed == 0
 
 
@@ -722,7 +724,7 @@ async def test_a_refusal_of_another_worker_is_the_answer() -> None:
             ("over", 409, "has ended"),
         ):
             assert says in str(document(await add(here, peer, channel), status)["detail"])
-        removed = await admin.remove_channel(here.node, peer.client.id, "b")
+        removed = await admin.remove_channel(here.node, put("/"), peer.client.id, "b")
         assert "does not have" in str(document(removed, 404)["detail"])
 
 
@@ -746,9 +748,9 @@ async def test_own_clients_need_no_link(autojump_clock: MockClock) -> None:
         network.lost = {here.node.tag}
         for asking in by_clients(here, other.client.id).values():
             document(await asking(), 503)
-        for read in (admin.stats(here.node), admin.channel(here.node, "a")):
+        for read in (admin.stats(here.node, put("/")), admin.channel(here.node, put("/"), "a")):
             document(await read, 503)
-        document(await admin.close_user(here.node, "u"), 503)
+        document(await admin.close_user(here.node, put("/"), "u"), 503)
         document(await add(here, own, "b"), 200)
         for asking in by_clients(here, own.client.id).values():
             document(await asking(), 200)
@@ -761,11 +763,11 @@ async def test_a_users_streams_are_closed_on_all_nodes() -> None:
     async with nodes("a", "b", "b") as (_, rigs):
         peers = [await rig.open_live("a", user="u") for rig in rigs for _ in range(2)]
         other = await rigs[1].open_live("a", user="v")
-        assert document(await admin.close_user(rigs[0].node, "u"), 200) == {"closed": 6}
+        assert document(await admin.close_user(rigs[0].node, put("/"), "u"), 200) == {"closed": 6}
         for peer in peers:
             await peer.read_all()
             assert peer.ended
-        assert document(await admin.close_user(rigs[0].node, "u"), 200) == {"closed": 0}
+        assert document(await admin.close_user(rigs[0].node, put("/"), "u"), 200) == {"closed": 0}
         await other.read_all()
         assert not other.ended
 
@@ -777,7 +779,7 @@ async def test_what_is_known_of_a_users_streams_is_told_if_a_worker_is_silent(
         for rig in rigs:
             await rig.open_live("a", user="u")
         network.deaf = {rigs[2].node.tag}
-        told = document(await admin.close_user(rigs[0].node, "u"), 503)
+        told = document(await admin.close_user(rigs[0].node, put("/"), "u"), 503)
         assert (told["closed"], told["missing"], told["outcome"]) == (2, 1, "unknown")
         assert network.elapsed == COMMAND_SECONDS
         assert rigs[0].node.refused == {"cluster": 1}
@@ -788,7 +790,7 @@ async def test_a_channels_clients_are_counted_on_all_nodes(autojump_clock: MockC
         for rig in rigs[:3]:
             await rig.open_live("x")
         last = await rigs[3].publish("x", "data")
-        told = document(await admin.channel(rigs[3].node, "x"), 200)
+        told = document(await admin.channel(rigs[3].node, put("/"), "x"), 200)
         assert told == {
             "channel": "x",
             "clients": 3,
@@ -797,10 +799,10 @@ async def test_a_channels_clients_are_counted_on_all_nodes(autojump_clock: MockC
             "nodes": [{"id": "a", "clients": 1}, {"id": "b", "clients": 2}],
         }
         network.deaf = {rigs[1].node.tag}
-        told = document(await admin.channel(rigs[3].node, "x"), 200)
+        told = document(await admin.channel(rigs[3].node, put("/"), "x"), 200)
         assert (told["clients"], told["missing"]) == (2, 1)
         assert network.elapsed == READ_SECONDS
-        document(await admin.channel(rigs[3].node, "a b"), 400)
+        document(await admin.channel(rigs[3].node, put("/"), "a b"), 400)
 
 
 def summary(answer: Answer) -> tuple[object, object, list[tuple[object, ...]]]:
@@ -820,7 +822,7 @@ async def test_the_statistics_are_of_all_nodes_each_the_sum_of_its_workers() -> 
             await peer.read_all()
         rigs[0].node.draining = rigs[2].node.draining = True
         rigs[0].node._started -= 100  # the other worker was started anew
-        told = document(await admin.stats(rigs[1].node), 200)
+        told = document(await admin.stats(rigs[1].node, put("/")), 200)
         a, b = msgspec.convert(told.pop("nodes"), list[dict[str, object]])
         assert told == {
             "clients": 6,
@@ -842,7 +844,7 @@ async def test_a_node_drains_when_all_of_its_workers_do() -> None:
     async with nodes("a", "a") as (_, rigs):
         for rig, drains in zip(rigs, (False, True), strict=True):
             rig.node.draining = True
-            told = document(await admin.stats(rigs[0].node), 200)
+            told = document(await admin.stats(rigs[0].node, put("/")), 200)
             (described,) = msgspec.convert(told["nodes"], list[dict[str, object]])
             assert described["draining"] is drains
 
@@ -852,7 +854,7 @@ async def test_a_node_that_died_is_not_among_them(autojump_clock: MockClock) -> 
     async with nodes("a", "b", "b") as (network, rigs):
         for rig in rigs:
             await rig.open_live("x")
-        stats = partial(admin.stats, rigs[0].node)
+        stats = partial(admin.stats, rigs[0].node, put("/"))
         assert summary(await stats()) == (3, 0, [("a", 1, 1), ("b", 2, 2)])
         network.deaf = {rig.node.tag for rig in rigs[1:]}
         assert summary(await stats()) == (1, 2, [("a", 1, 1)])

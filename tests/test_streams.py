@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import aclosing, asynccontextmanager
+from socket import socket
 from typing import Any, cast
 from unittest.mock import patch
 
@@ -784,8 +785,12 @@ async def test_keepalives_come_in_time_and_evenly_spread(autojump_clock: MockClo
         def close_stalled(self) -> None:
             pass
 
-    clock = Clock(Config(keepalive=interval), cast(Hub, NotingHub()))
-    clients = [Client(str(n), None, None, ZERO, Totals()) for n in range(10_000)]
+    def now_ms() -> int:
+        return int(trio.current_time() * 1000)
+
+    clock = Clock(Config(keepalive=interval), cast(Hub, NotingHub()), now_ms=now_ms)
+    direct = cast(socket, object())  # never touched here
+    clients = [Client(str(n), None, direct, ZERO, Totals()) for n in range(10_000)]
     for client in clients:
         client.state = State.LIVE
         clock.schedule(client)

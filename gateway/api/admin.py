@@ -4,26 +4,43 @@ Any worker answers for all nodes: it asks the one that holds the client, or all 
 """
 
 import re
+from typing import TypeVar
 
+from gateway import metrics as prometheus
 from gateway.api.commands import (
     ADD_CHANNEL,
     CLOSE_CLIENT,
     CLOSE_USER,
     COUNT_CHANNEL,
     REMOVE_CHANNEL,
+    RENEW_TOKEN,
+    REVOKE,
     STATUS,
+    ClosedStreams,
     NodeStatus,
     OfAll,
     OfChannel,
     OfClient,
+    OfRevocation,
+    OfToken,
     OfUser,
     no_client,
 )
+from gateway.api.credentials import identify
 from gateway.api.request import Answer, Request, answer, problem
-from gateway.errors import GatewayError, Unavailable
+from gateway.api.subscribe import check_granted
+from gateway.auth import NEEDED, NOBODY
+from gateway.cluster import Gathered
+from gateway.errors import BadRequest, Forbidden, GatewayError, Unauthorized, Unavailable
+from gateway.identity import Identity
 from gateway.messages import Command, Told
-from gateway.names import check_channel
+from gateway.names import check_channel, is_reserved
 from gateway.node import TAG_BYTES, Node
+from gateway.revocation import Kind, Revocation
+
+_SECONDS = re.compile(r"[0-9]{1,12}")
+
+Asked = TypeVar("Asked", OfClient, OfToken)
 
 _CLIENT_ID = re.compile(rf"([0-9a-f]{{{2 * TAG_BYTES}}})\..+", re.DOTALL)
 """A client's id begins with the tag of the worker that holds it."""
@@ -31,40 +48,118 @@ _CLIENT_ID = re.compile(rf"([0-9a-f]{{{2 * TAG_BYTES}}})\..+", re.DOTALL)
 
 async def add_channel(node: Node, request: Request, client_id: str, channel: str) -> Answer:
     """PUT /clients/<id>/channels/<channel>, with ``?since=P`` for what was missed before."""
-    asked = OfClient(client_id, channel, request.first("since"))
+    try:
+        identity = await identify(node, request)
+        subject = _subject(identity)
+        if subject is not None and not is_reserved(channel):
+            check_granted(node, identity, channel)
+    except GatewayError as error:
+        return _refused(node, error)
+    asked = OfClient(client_id, channel, request.first("since"), subject)
     return await _ask_holder(node, ADD_CHANNEL, asked, refusal="channels")
 
 
-async def remove_channel(node: Node, client_id: str, channel: str) -> Answer:
+async def remove_channel(node: Node, request: Request, client_id: str, channel: str) -> Answer:
     """DELETE /clients/<id>/channels/<channel>; what waits for the client may still come."""
-    return await _ask_holder(node, REMOVE_CHANNEL, OfClient(client_id, channel))
-
-
-async def close_client(node: Node, client_id: str) -> Answer:
-    """DELETE /clients/<id>: end its stream for good."""
-    return await _ask_holder(node, CLOSE_CLIENT, OfClient(client_id))
-
-
-async def close_user(node: Node, user: str) -> Answer:
-    """DELETE /users/<id>: end all of a user's streams for good; none is no error."""
     try:
-        gathered = await node.cluster.ask_all(CLOSE_USER, OfUser(user))
-        closed = sum(told.closed for told in gathered.told)
-        if gathered.missing:
-            raise Unavailable(
-                f"{gathered.missing} workers have not answered; their streams may still be open.",
-                outcome="unknown",
-                closed=closed,
-                missing=gathered.missing,
-            )
+        subject = _subject(await identify(node, request))
     except GatewayError as error:
         return _refused(node, error)
-    return answer(200, {"closed": closed})
+    return await _ask_holder(node, REMOVE_CHANNEL, OfClient(client_id, channel, subject=subject))
 
 
-async def channel(node: Node, name: str) -> Answer:
+async def close_client(node: Node, request: Request, client_id: str) -> Answer:
+    """DELETE /clients/<id>: end its stream for good."""
+    try:
+        subject = _subject(await identify(node, request))
+    except GatewayError as error:
+        return _refused(node, error)
+    return await _ask_holder(node, CLOSE_CLIENT, OfClient(client_id, subject=subject))
+
+
+async def renew_token(node: Node, request: Request, client_id: str) -> Answer:
+    """PUT /clients/<id>/token: the token that the request is made with is the stream's from now on.
+
+    Only for a stream of the same user.
+    """
+    try:
+        identity = await identify(node, request)
+        if identity.user is None or identity.expires_ms is None:
+            raise BadRequest("A stream is given another token by a request with that token.")
+        asked = OfToken(
+            client_id,
+            identity.user,
+            [pattern.text for pattern in identity.subscribe],
+            [pattern.text for pattern in identity.publish],
+            identity.admin,
+            identity.expires_ms,
+            identity.issued_ms,
+            identity.token_id,
+        )
+    except GatewayError as error:
+        return _refused(node, error)
+    return await _ask_holder(node, RENEW_TOKEN, asked)
+
+
+async def close_user(node: Node, request: Request, user: str) -> Answer:
+    """DELETE /users/<id>: end all of a user's streams for good; none is no error.
+
+    With ``?revoke=true`` the tokens that the user has so far are revoked, too.
+    """
+    try:
+        _check_admin(await identify(node, request))
+        revoke = request.first("revoke") or "false"
+        if revoke not in ("true", "false"):
+            raise BadRequest("revoke is true or false.")
+        if revoke == "true":
+            leeway_ms = int(node.config.jwt_leeway * 1000)
+            return await _revoke(node, Revocation(Kind.USER, user, node.now_ms() + leeway_ms))
+        gathered = await node.cluster.ask_all(CLOSE_USER, OfUser(user))
+        return answer(200, {"closed": _all_closed(gathered)})
+    except GatewayError as error:
+        return _refused(node, error)
+
+
+async def revoke_token(node: Node, request: Request, token_id: str) -> Answer:
+    """DELETE /tokens/<jti>; ``?exp=`` says when that may be forgotten, as the token does."""
+    try:
+        _check_admin(await identify(node, request))
+        expires = request.first("exp")
+        if expires is not None and not _SECONDS.fullmatch(expires):
+            raise BadRequest("exp is a whole number of seconds since 1970, as in the token.")
+        until_ms = int(expires) * 1000 if expires is not None else None
+        return await _revoke(node, Revocation(Kind.TOKEN, token_id, node.now_ms(), until_ms))
+    except GatewayError as error:
+        return _refused(node, error)
+
+
+async def _revoke(node: Node, revocation: Revocation) -> Answer:
+    """Note it for all workers to come, and tell those that are there."""
+    if node.auth.is_open:
+        raise BadRequest("This node has no keys, so there are no tokens to revoke.")
+    await node.ledger.revoke(revocation)
+    asked = OfRevocation(revocation.kind, revocation.id, revocation.at_ms, revocation.until_ms)
+    gathered = await node.cluster.ask_all(REVOKE, asked)
+    return answer(200, {"closed": _all_closed(gathered), "durable": node.ledger.durable})
+
+
+def _all_closed(gathered: Gathered[ClosedStreams]) -> int:
+    """The streams that were closed; raises Unavailable unless every worker has done it."""
+    closed = sum(told.closed for told in gathered.told)
+    if gathered.missing:
+        raise Unavailable(
+            f"{gathered.missing} workers have not answered; their streams may still be open.",
+            outcome="unknown",
+            closed=closed,
+            missing=gathered.missing,
+        )
+    return closed
+
+
+async def channel(node: Node, request: Request, name: str) -> Answer:
     """GET /channels/<channel>; nobody there is 0 and not an error."""
     try:
+        _check_admin(await identify(node, request))
         gathered = await node.cluster.ask_all(COUNT_CHANNEL, OfChannel(check_channel(name)))
         last = await node.bus.last(name)
     except GatewayError as error:
@@ -84,9 +179,10 @@ async def channel(node: Node, name: str) -> Answer:
     )
 
 
-async def stats(node: Node) -> Answer:
+async def stats(node: Node, request: Request) -> Answer:
     """GET /stats: all nodes that answer, each the sum of its workers."""
     try:
+        _check_admin(await identify(node, request))
         gathered = await node.cluster.ask_all(STATUS, OfAll())
     except GatewayError as error:
         return _refused(node, error)
@@ -98,6 +194,16 @@ async def stats(node: Node) -> Answer:
     total = {name: sum(getattr(status, name) for status in nodes.values()) for name in counts}
     described = [nodes[id] for id in sorted(nodes)]
     return answer(200, {**total, "missing": gathered.missing, "nodes": described})
+
+
+async def metrics(node: Node, request: Request) -> Answer:
+    """GET /metrics: those of the node."""
+    try:
+        _check_admin(await identify(node, request))
+        now = await node.node_statistics()
+    except GatewayError as error:
+        return _refused(node, error)
+    return Answer(200, prometheus.render(now), prometheus.MEDIA_TYPE)
 
 
 async def health(node: Node) -> Answer:
@@ -122,8 +228,27 @@ async def readiness(node: Node) -> Answer:
     return answer(200, {"status": "ready"})
 
 
+def _check_admin(identity: Identity) -> None:
+    if identity.may_administer():
+        return
+    if identity is NOBODY:
+        raise Unauthorized(f"This is for administrators: {NEEDED}.", bad_token=False)
+    raise Forbidden("This is for administrators (gateway.admin).")
+
+
+def _subject(identity: Identity) -> str | None:
+    """Whose clients are asked about; None: anybody's, by an administrator."""
+    if not identity.may_administer() and identity.user is None:
+        _check_admin(identity)
+    return None if identity.may_administer() else identity.user
+
+
 async def _ask_holder(
-    node: Node, command: Command[OfClient, Told], asked: OfClient, *, refusal: str = "cluster"
+    node: Node,
+    command: Command[Asked, Told],
+    asked: Asked,
+    *,
+    refusal: str = "cluster",
 ) -> Answer:
     """Have the worker that holds the client carry ``command`` out; ``refusal`` counts a 503."""
     try:

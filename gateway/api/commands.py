@@ -11,13 +11,16 @@ import msgspec
 import trio
 
 from gateway import control
+from gateway.auth import patterns
 from gateway.client import Client, Reason
 from gateway.cluster import COMMAND_SECONDS, JOIN_SECONDS, READ_SECONDS
-from gateway.errors import BadRequest, NotFound
+from gateway.errors import BadRequest, Forbidden, NotFound
+from gateway.identity import Identity
 from gateway.messages import Command
 from gateway.names import check_subscribable, is_reserved
 from gateway.node import Node
 from gateway.position import Closed, Position, Start, parse_resume
+from gateway.revocation import Kind, Revocation
 
 CLOSES_PER_TURN = 64
 """Streams ended between two checkpoints: about a millisecond."""
@@ -31,10 +34,32 @@ class OfClient(msgspec.Struct):
     client: str
     channel: str = ""
     since: str | None = None
+    subject: str | None = None
+    """The user who asks, whose client it must be; None for an administrator."""
+
+
+class OfToken(msgspec.Struct):
+    """What a verified token of ``user`` says, for his open stream."""
+
+    client: str
+    user: str
+    subscribe: list[str]
+    publish: list[str]
+    admin: bool
+    expires_ms: int
+    issued_ms: int
+    token_id: str | None
 
 
 class OfUser(msgspec.Struct):
     user: str
+
+
+class OfRevocation(msgspec.Struct):
+    kind: Kind
+    id: str
+    at_ms: int
+    until_ms: int | None = None
 
 
 class OfChannel(msgspec.Struct):
@@ -50,6 +75,14 @@ class Channels(msgspec.Struct):
 
     id: str
     channels: list[str]
+
+
+class Renewed(msgspec.Struct):
+    """The same, and when its token is over, in seconds since 1970."""
+
+    id: str
+    channels: list[str]
+    expires: float
 
 
 class ClosedStreams(msgspec.Struct):
@@ -81,6 +114,8 @@ class NodeStatus(msgspec.Struct, rename="camel"):
 ADD_CHANNEL = Command("add-channel", OfClient, Channels, JOIN_SECONDS)
 REMOVE_CHANNEL = Command("remove-channel", OfClient, Channels, COMMAND_SECONDS)
 CLOSE_CLIENT = Command("close-client", OfClient, ClosedStreams, COMMAND_SECONDS)
+RENEW_TOKEN = Command("renew-token", OfToken, Renewed, COMMAND_SECONDS)
+REVOKE = Command("revoke", OfRevocation, ClosedStreams, COMMAND_SECONDS)
 CLOSE_USER = Command("close-user", OfUser, ClosedStreams, COMMAND_SECONDS)
 COUNT_CHANNEL = Command("count-channel", OfChannel, Subscribers, READ_SECONDS)
 STATUS = Command("status", OfAll, NodeStatus, READ_SECONDS)
@@ -91,13 +126,15 @@ def serve_cluster(node: Node) -> None:
     node.cluster.serve(ADD_CHANNEL, partial(_add_channel, node))
     node.cluster.serve(REMOVE_CHANNEL, partial(_remove_channel, node))
     node.cluster.serve(CLOSE_CLIENT, partial(_close_client, node))
+    node.cluster.serve(RENEW_TOKEN, partial(_renew_token, node))
+    node.cluster.serve(REVOKE, partial(_revoke, node))
     node.cluster.serve(CLOSE_USER, partial(_close_user, node))
     node.cluster.serve(COUNT_CHANNEL, partial(_count_channel, node))
     node.cluster.serve(STATUS, partial(_status, node))
 
 
 async def _add_channel(node: Node, asked: OfClient) -> Channels:
-    client = _client(node, asked.client)
+    client = _client(node, asked.client, asked.subject)
     name = check_subscribable(asked.channel)
     resume = parse_resume(asked.since) if asked.since is not None else None
     if isinstance(resume, Closed):
@@ -107,7 +144,7 @@ async def _add_channel(node: Node, asked: OfClient) -> Channels:
 
 
 async def _remove_channel(node: Node, asked: OfClient) -> Channels:
-    client = _client(node, asked.client)
+    client = _client(node, asked.client, asked.subject)
     name = check_subscribable(asked.channel)
     if is_reserved(name):
         raise BadRequest(f"Every client has the channel {name}.")
@@ -117,8 +154,37 @@ async def _remove_channel(node: Node, asked: OfClient) -> Channels:
 
 
 async def _close_client(node: Node, asked: OfClient) -> ClosedStreams:
-    _close(node, _client(node, asked.client))
+    _close(node, _client(node, asked.client, asked.subject))
     return ClosedStreams(1)
+
+
+async def _renew_token(node: Node, asked: OfToken) -> Renewed:
+    """Give an open stream a newer token, and take away what that no longer grants."""
+    client = _client(node, asked.client, asked.user)
+    identity = Identity(
+        user=asked.user,
+        subscribe=patterns(asked.subscribe),
+        publish=patterns(asked.publish),
+        admin=asked.admin,
+        publisher=client.identity.publisher,
+        expires_ms=asked.expires_ms,
+        issued_ms=asked.issued_ms,
+        token_id=asked.token_id,
+    )
+    if node.revoked.has(identity):
+        raise Forbidden("The token has been revoked.")
+    node.streams.renew(client, identity)
+    for name in [channel.name for channel in client.channels]:
+        if not is_reserved(name) and not node.auth.may_subscribe(identity, name):
+            node.streams.remove_channel(client, name)
+    at = _channels(client, node.bus.head())
+    return Renewed(at.id, at.channels, asked.expires_ms / 1000)
+
+
+async def _revoke(node: Node, asked: OfRevocation) -> ClosedStreams:
+    """End the streams of what is revoked, and let none of it in again."""
+    node.revoked.add(Revocation(asked.kind, asked.id, asked.at_ms, asked.until_ms))
+    return ClosedStreams(await node.streams.end_revoked())
 
 
 async def _close_user(node: Node, asked: OfUser) -> ClosedStreams:
@@ -150,10 +216,13 @@ async def _status(node: Node, asked: OfAll) -> NodeStatus:
     )
 
 
-def _client(node: Node, client_id: str) -> Client:
+def _client(node: Node, client_id: str, subject: str | None) -> Client:
+    """Raises NotFound, and Forbidden where it is somebody else's."""
     client = node.hub.members.clients.get(client_id)
     if client is None:
         raise no_client()
+    if subject is not None and client.user != subject:
+        raise Forbidden("This stream is somebody else's; its own user may do that, or an admin.")
     return client
 
 

@@ -12,6 +12,7 @@ from dataclasses import replace
 import msgspec
 import trio
 
+from gateway.api.credentials import identify
 from gateway.api.request import Answer, Request, answer, problem
 from gateway.api.subscribe import refuse, requested, where_it_ended, why_not_now
 from gateway.errors import BadRequest, GatewayError, MethodNotAllowed, Unavailable
@@ -37,7 +38,7 @@ async def poll(node: Node, request: Request, patience: trio.CancelScope) -> Answ
     try:
         found = await _poll(node, request, patience)
     except Unavailable as error:
-        node.refuse("bus")
+        node.refuse(str(error.extra.get("reason", "bus")))
         found = problem(error)
     except GatewayError as error:
         found = problem(error)
@@ -48,7 +49,7 @@ async def _poll(node: Node, request: Request, patience: trio.CancelScope) -> Ans
     if request.method != "GET":
         raise MethodNotAllowed("A poll is asked for with GET.", allow="GET")
     wait = _wait(request)
-    stream = requested(node, request, PATH)
+    stream = requested(node, request, PATH, await identify(node, request))
     if (ended := await where_it_ended(node, stream)) is not None:
         return _answer((), str(ended))
     if (why := why_not_now(node, stream)) is not None:

@@ -9,15 +9,20 @@ import trio
 from msgspec import UNSET, Raw, Struct, UnsetType
 
 from gateway import control
+from gateway.api.credentials import identify
 from gateway.api.request import JSON, NDJSON, Answer, Request, problem
+from gateway.auth import NEEDED, NOBODY
 from gateway.errors import (
     BadRequest,
     ContentTooLarge,
+    Forbidden,
     GatewayError,
     MethodNotAllowed,
+    Unauthorized,
     UnsupportedMediaType,
 )
 from gateway.event import MAX_LABEL, Event
+from gateway.identity import ANYBODY, Identity
 from gateway.names import GLOBAL, check_channel, is_reserved, user_channel
 from gateway.node import Node
 from gateway.position import Position
@@ -62,13 +67,16 @@ async def publish(node: Node, request: Request) -> Answer:
     try:
         if request.method != "POST":
             raise MethodNotAllowed("Events are published with POST.", allow="POST")
+        identity = ANYBODY if node.auth.is_open else await identify(node, request)
+        if identity is NOBODY:
+            raise Unauthorized(f"Nobody publishes without saying who: {NEEDED}.", bad_token=False)
         if request.path != PATH:
-            return await _publish_one(node, _raw_event(node, request))
+            return await _publish_one(node, identity, _raw_event(node, request))
         media_type = request.media_type
         if media_type == JSON:
-            return await _publish_one(node, _event(node, request.body))
+            return await _publish_one(node, identity, _event(node, request.body))
         if media_type == NDJSON:
-            return await _publish_lines(node, request.body)
+            return await _publish_lines(node, identity, request.body)
         raise UnsupportedMediaType(
             f"POST {PATH} takes {JSON} (one event) or {NDJSON} (one a line); any other type goes "
             f"to {PATH}/<channel>, where the body is the data."
@@ -77,14 +85,16 @@ async def publish(node: Node, request: Request) -> Answer:
         return problem(error)
 
 
-async def _publish_one(node: Node, event: Event) -> Answer:
+async def _publish_one(node: Node, identity: Identity, event: Event) -> Answer:
+    if not identity.is_open:
+        _check_granted(identity, event)
     (result,) = await node.bus.publish((event,))
     if isinstance(result, GatewayError):
         raise result
     return Answer(202, b'{"id":"%d-%d"}\n' % result)
 
 
-async def _publish_lines(node: Node, body: bytes) -> Answer:
+async def _publish_lines(node: Node, identity: Identity, body: bytes) -> Answer:
     count = body.count(b"\n") + 1
     if count > MAX_LINES:
         raise ContentTooLarge(f"The body has {count} lines; one request has at most {MAX_LINES}.")
@@ -95,7 +105,10 @@ async def _publish_lines(node: Node, body: bytes) -> Answer:
     for number, line in enumerate(lines, 1):
         if line and not line.isspace():
             try:
-                events.append(_event(node, line))
+                event = _event(node, line)
+                if not identity.is_open:
+                    _check_granted(identity, event)
+                events.append(event)
                 outcomes.append((number, None))
             except GatewayError as error:
                 outcomes.append((number, error))
@@ -114,6 +127,14 @@ def _line_answer(number: int, outcome: Position | GatewayError) -> bytes:
         said = {"line": number, "status": outcome.status, "detail": outcome.detail}
         return msgspec.json.encode(said | outcome.extra) + b"\n"
     return b'{"id":"%d-%d"}\n' % outcome
+
+
+def _check_granted(identity: Identity, event: Event) -> None:
+    """Raises Forbidden unless all of its channels are granted."""
+    for name in event.channels:
+        if not identity.may_publish(name):
+            granted = "admin" if is_reserved(name) else "publish"
+            raise Forbidden(f"Publishing to {name} is not granted (gateway.{granted}).")
 
 
 def _event(node: Node, text: bytes) -> Event:

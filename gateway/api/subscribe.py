@@ -6,8 +6,18 @@ accepts ``text/event-stream``, a stream that says ``reconnect`` and ends.
 """
 
 from gateway import control
+from gateway.api.credentials import identify
 from gateway.api.request import EVENT_STREAM, Answer, Request, problem
-from gateway.errors import BadRequest, GatewayError, MethodNotAllowed, Unavailable
+from gateway.auth import NEEDED, NOBODY
+from gateway.errors import (
+    BadRequest,
+    Forbidden,
+    GatewayError,
+    MethodNotAllowed,
+    Unauthorized,
+    Unavailable,
+)
+from gateway.identity import Identity
 from gateway.names import GLOBAL, check_subscribable, is_reserved, user_channel
 from gateway.node import Node
 from gateway.position import Closed, Position, Resume, Start, parse_resume
@@ -20,6 +30,7 @@ REFUSALS = {
     "full": "The node has all the clients that it can hold.",
     "channels": "The node has all the channels that it can hold.",
     "bus": "The link to Redis is lost; come back later.",
+    "keys": "The keys that verify tokens are not known yet; come back later.",
     "connections": "The node has all the connections that it can hold.",
 }
 """Why somebody is turned away for now: one word for the wire and for metrics, and a sentence."""
@@ -36,13 +47,13 @@ async def subscribe(node: Node, request: Request) -> Answer | EventStream:
     try:
         if request.method != "GET":
             raise MethodNotAllowed("A stream is opened with GET.", allow="GET")
-        stream = requested(node, request, PATH)
+        stream = requested(node, request, PATH, await identify(node, request))
         if await where_it_ended(node, stream) is not None:
             return Answer(204)
         why = why_not_now(node, stream)
         return turn_away(node, request, why) if why is not None else stream
-    except Unavailable:
-        return turn_away(node, request, "bus")
+    except Unavailable as error:
+        return turn_away(node, request, str(error.extra.get("reason", "bus")))
     except GatewayError as error:
         return problem(error)
 
@@ -62,9 +73,12 @@ def refuse(node: Node, reason: str) -> Answer:
     return problem(Unavailable(REFUSALS[reason], reason=reason))
 
 
-def requested(node: Node, request: Request, path: str) -> EventStream:
-    """The stream that a request to ``path`` or below it is for. Raises BadRequest."""
-    user = request.first("user")
+def requested(node: Node, request: Request, path: str, identity: Identity) -> EventStream:
+    """The stream that ``identity`` asks for at ``path`` or below it.
+
+    Raises BadRequest, and Forbidden or Unauthorized for a channel that is not granted.
+    """
+    user = _user(request, identity)
     named = tuple(dict.fromkeys(check_subscribable(name) for name in _named(request, path)))
     channels = tuple(name for name in named if name != GLOBAL)
     if not named and user is None:
@@ -76,7 +90,39 @@ def requested(node: Node, request: Request, path: str) -> EventStream:
     if len(channels) > most:
         raise BadRequest(f"{len(channels)} channels are named; a stream has at most {most}.")
     own = (user_channel(user),) if user is not None else ()
-    return EventStream((*channels, GLOBAL, *own), user, _resume(request))
+    if not identity.is_open:
+        _check_granted(node, identity, channels)
+    return EventStream(
+        (*channels, GLOBAL, *own),
+        user,
+        _resume(request),
+        identity,
+        node.address_of(request.peer, request.header),
+    )
+
+
+def _user(request: Request, identity: Identity) -> str | None:
+    """Whose stream it is: whoever a token names; without keys, whoever the request does."""
+    named = request.first("user")
+    if identity.is_open or named is None:
+        return named if identity.is_open else identity.user
+    if named != identity.user:
+        raise Forbidden("The user of a stream is the one that its token names (sub); leave it out.")
+    return named
+
+
+def _check_granted(node: Node, identity: Identity, channels: tuple[str, ...]) -> None:
+    for name in channels:
+        check_granted(node, identity, name)
+
+
+def check_granted(node: Node, identity: Identity, name: str) -> None:
+    """Raises Forbidden, or Unauthorized where a token might help."""
+    if node.auth.may_subscribe(identity, name):
+        return
+    if identity is NOBODY:
+        raise Unauthorized(f"The channel {name} is not public: {NEEDED}.", bad_token=False)
+    raise Forbidden(f"The channel {name} is not among those granted (gateway.subscribe).")
 
 
 async def where_it_ended(node: Node, stream: EventStream) -> Closed | None:

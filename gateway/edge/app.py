@@ -12,7 +12,6 @@ from quart_trio import QuartTrio
 from werkzeug.exceptions import HTTPException, InternalServerError
 from werkzeug.routing import BaseConverter
 
-from gateway import metrics
 from gateway.api import admin
 from gateway.api.commands import serve_cluster
 from gateway.api.poll import poll
@@ -97,28 +96,35 @@ def _add_admin_routes(app: QuartTrio, node: Node) -> None:
 
     @app.delete("/clients/<client>/channels/<rest:channel>")
     async def remove_channel(client: str, channel: str) -> Response:
-        return _response(await admin.remove_channel(node, client, channel))
+        return _response(await admin.remove_channel(node, await _request(), client, channel))
+
+    @app.put("/clients/<client>/token")
+    async def renew_token(client: str) -> Response:
+        return _response(await admin.renew_token(node, await _request(), client))
+
+    @app.delete("/tokens/<rest:token_id>")
+    async def revoke_token(token_id: str) -> Response:
+        return _response(await admin.revoke_token(node, await _request(), token_id))
 
     @app.delete("/clients/<client>")
     async def close_client(client: str) -> Response:
-        return _response(await admin.close_client(node, client))
+        return _response(await admin.close_client(node, await _request(), client))
 
     @app.delete("/users/<rest:user>")
     async def close_user(user: str) -> Response:
-        return _response(await admin.close_user(node, user))
+        return _response(await admin.close_user(node, await _request(), user))
 
     @app.get("/channels/<rest:channel>")
     async def channel(channel: str) -> Response:
-        return _response(await admin.channel(node, channel))
+        return _response(await admin.channel(node, await _request(), channel))
 
     @app.get("/stats")
     async def stats() -> Response:
-        return _response(await admin.stats(node))
+        return _response(await admin.stats(node, await _request()))
 
     @app.get("/metrics")
     async def prometheus() -> Response:
-        now = await node.node_statistics()
-        return Response(metrics.render(now), content_type=metrics.MEDIA_TYPE)
+        return _response(await admin.metrics(node, await _request()))
 
     @app.get("/healthz")
     async def health() -> Response:
