@@ -76,7 +76,7 @@ class Clock:
             if abs(ahead - before) > STEP_SECONDS:
                 due += [c for slot, each in self._wheel.items() for c in each if c.due == slot]
                 self._wheel.clear()
-            await self._look(due)
+            await self._look(list(dict.fromkeys(due)))
             self._hub.close_stalled()
 
     def _ahead(self) -> float:

@@ -61,15 +61,15 @@ class RemoteKeys:
 
         Raises Unavailable where there never were any.
         """
-        fresh = trio.current_time() - self._fetched_at < COOLDOWN
-        if not fresh:
-            self._wanted.set()
-            with trio.move_on_after(PATIENCE):
-                await self._tried.wait()
-            fresh = trio.current_time() - self._fetched_at < COOLDOWN
-        if not fresh and self._text is None:
+        before = self._fetched_at
+        if trio.current_time() - before < COOLDOWN:
+            return True
+        self._wanted.set()
+        with trio.move_on_after(PATIENCE):
+            await self._tried.wait()
+        if self._text is None:
             raise Unavailable("The keys that verify tokens are not known yet.", reason="keys")
-        return fresh
+        return self._fetched_at > before
 
     async def run(self) -> None:
         """Fetch now and then, until cancelled."""

@@ -19,6 +19,7 @@ from gateway.bus.memory import MemoryBus
 from gateway.client import Client
 from gateway.config import ChannelRule, Config
 from gateway.event import Event, Frame
+from gateway.identity import ANYBODY, Identity
 from gateway.node import Node
 from gateway.policy import Policy
 from gateway.position import ZERO, Position, Resume, Start
@@ -193,21 +194,25 @@ class Rig:
         resume: Resume | int = Start.NOW,
         user: str | None = None,
         buffer: int = SMALLEST_BUFFER,
+        identity: Identity = ANYBODY,
     ) -> Peer:
         """A client whose first blocks are under way; nothing has been read yet."""
         near, far = socket.socketpair()
         near.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, buffer)
         near.setblocking(False)
         far.setblocking(False)
-        client = await self.node.streams.open(EventStream(channels, user, resume), near)
+        stream = EventStream(channels, user, resume, identity)
+        client = await self.node.streams.open(stream, near)
         self.nursery.start_soon(self.node.streams.serve, client)
         peer = Peer(client, far)
         self.peers.append(peer)
         return peer
 
-    async def open_live(self, *channels: str, user: str | None = None) -> Peer:
+    async def open_live(
+        self, *channels: str, user: str | None = None, identity: Identity = ANYBODY
+    ) -> Peer:
         """A client that is live and whose beginning has been read."""
-        peer = await self.open(*channels, user=user)
+        peer = await self.open(*channels, user=user, identity=identity)
         await peer.read_all()
         return peer
 

@@ -15,12 +15,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
 from rig import Peer, Rig, running
+from tokens import SECRET, token
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from gateway import messages
 from gateway.api import admin
 from gateway.api.commands import serve_cluster
 from gateway.api.request import PROBLEM, Answer, Request, parse_target
+from gateway.client import Reason, State
 from gateway.cluster import (
     COMMAND_SECONDS,
     JOIN_SECONDS,
@@ -41,6 +43,7 @@ from gateway.errors import (
     NotFound,
     Unavailable,
 )
+from gateway.identity import Identity
 from gateway.messages import MAX_MESSAGE_BYTES, MAX_REQUEST_BYTES, Command
 from gateway.metrics import render
 
@@ -621,13 +624,13 @@ async def test_what_is_too_large_is_not_sent(autojump_clock: MockClock) -> None:
 
 
 @asynccontextmanager
-async def nodes(*ids: str) -> AsyncIterator[tuple[Network, Sequence[Rig]]]:
+async def nodes(*ids: str, jwt_key: str = "") -> AsyncIterator[tuple[Network, Sequence[Rig]]]:
     """Workers, each of the node of that id; those of one id are of one node."""
     async with trio.open_nursery() as nursery, AsyncExitStack() as stack:
         network = Network(nursery)
         rigs = []
         for id in ids:
-            rig = await stack.enter_async_context(running(Config(node_id=id)))
+            rig = await stack.enter_async_context(running(Config(node_id=id, jwt_key=jwt_key)))
             serve_cluster(rig.node)
             network.join(rig.node.cluster)
             rigs.append(rig)
@@ -757,6 +760,54 @@ async def test_own_clients_need_no_link(autojump_clock: MockClock) -> None:
         await other.read_all()
         assert not other.ended
         assert network.elapsed == 0
+
+
+async def asked_by_admin(rig: Rig, target: str) -> Answer:
+    """DELETE, with the token of an administrator; the nodes here have a key."""
+    headers = {b"authorization": b"Bearer " + token("root", admin=True).encode()}
+    request = Request("DELETE", *parse_target(target.encode()), headers.get, b"", "")
+    *_, name = request.path.split("/")
+    if "/users/" in target:
+        return await admin.close_user(rig.node, request, name)
+    return await admin.revoke_token(rig.node, request, name)
+
+
+def identity(user: str, token_id: str) -> Identity:
+    return Identity(user=user, expires_ms=4_000_000_000_000, token_id=token_id)
+
+
+async def test_what_is_revoked_at_one_node_is_so_at_all_at_once(autojump_clock: MockClock) -> None:
+    async with nodes("a", "b", "b", jwt_key=SECRET) as (network, rigs):
+        of_user = [await rig.open_live("a", identity=identity("u", "1"), user="u") for rig in rigs]
+        of_token = [await rig.open_live("a", identity=identity("v", "2"), user="v") for rig in rigs]
+        others = [await rig.open_live("a", identity=identity("v", "3"), user="v") for rig in rigs]
+        answer = await asked_by_admin(rigs[0], "/users/u?revoke=true")
+        assert document(answer, 200) == {"closed": 3, "durable": False}
+        answer = await asked_by_admin(rigs[2], "/tokens/2")
+        assert document(answer, 200) == {"closed": 3, "durable": False}
+        for peer in (*of_user, *of_token):
+            await peer.read_all()
+            assert peer.ended
+            assert peer.client.reason is Reason.REVOKED
+        assert all(peer.client.state is State.LIVE for peer in others)
+        for rig in rigs:
+            assert rig.node.revoked.has(identity("u", "9"))
+            assert rig.node.revoked.has(identity("w", "2"))
+            assert not rig.node.revoked.has(identity("v", "3"))
+        assert network.elapsed == 0
+
+
+async def test_a_revocation_that_a_worker_has_not_heard_of_is_not_called_done(
+    autojump_clock: MockClock,
+) -> None:
+    async with nodes("a", "b", jwt_key=SECRET) as (network, (here, there)):
+        peer = await here.open_live("a", identity=identity("u", "1"), user="u")
+        network.deaf = {there.node.tag}
+        answer = document(await asked_by_admin(here, "/users/u?revoke=true"), 503)
+        assert (answer["outcome"], answer["closed"], answer["missing"]) == ("unknown", 1, 1)
+        await peer.read_all()
+        assert peer.ended
+        assert here.node.revoked.has(identity("u", "9"))
 
 
 async def test_a_users_streams_are_closed_on_all_nodes() -> None:
