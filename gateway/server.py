@@ -67,7 +67,7 @@ def run(config: Config) -> None:
     """Serve until a signal. Raises ConfigError when the address cannot be listened on."""
     start_logging(config)
     listener = listen(config)
-    trio.run(serve, config, listener, partial(_announce, listener))
+    trio.run(serve, config, listener, partial(_announce, config, listener))
 
 
 def start_logging(config: Config, process: str = "") -> None:
@@ -162,16 +162,16 @@ async def _obey(signals: AsyncIterator[int], leave: Leave) -> None:
         os._exit(1)
 
 
-async def _announce(listener: socket.socket, node: Node, _leave: Leave) -> None:
-    announce(listener, node.id)
+async def _announce(config: Config, listener: socket.socket, node: Node, _leave: Leave) -> None:
+    announce(config, listener, node.id)
 
 
-def announce(listener: socket.socket, node_id: str, more: str = "") -> None:
+def announce(config: Config, listener: socket.socket, node_id: str, more: str = "") -> None:
     """Log that the node is ready, and where."""
     host, port = listener.getsockname()[:2]
     shown = f"[{host}]" if ":" in host else host
     _log.info("gateway %s, node %s, on http://%s:%d/%s", __version__, node_id, shown, port, more)
-    if not is_loopback(host):
+    if not is_loopback(host) and not config.has_keys:
         _log.warning("this node is open to anyone who can reach %s:%d", shown, port)
 
 

@@ -191,7 +191,7 @@ class Supervisor:
         if self._announced or self._draining.is_set() or len(self._census.serving) < count:
             return
         self._announced = True
-        announce(self._listeners[0], self._config.node_id, f", {count} workers")
+        announce(self._config, self._listeners[0], self._config.node_id, f", {count} workers")
 
     async def _obey(self, signals: AsyncIterator[int]) -> None:
         await anext(signals)
