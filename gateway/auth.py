@@ -84,6 +84,15 @@ NEEDED = (
 )
 
 
+@dataclass(frozen=True, slots=True)
+class AuthStatistics:
+    """A snapshot."""
+
+    tokens_remembered: int = 0
+    key_fetch_failures: int = 0
+    """Since the start."""
+
+
 class Signer:
     """An issuer and its keys as they are now."""
 
@@ -139,10 +148,11 @@ class Authenticator:
                 if signer.remote is not None:
                     nursery.start_soon(signer.remote.run)
 
-    @property
-    def failures(self) -> int:
-        """Fetches of keys that failed."""
-        return sum(signer.remote.failures for signer in self._signers if signer.remote)
+    def statistics(self) -> AuthStatistics:
+        return AuthStatistics(
+            tokens_remembered=len(self._remembered),
+            key_fetch_failures=sum(s.remote.failures for s in self._signers if s.remote),
+        )
 
     async def identify(self, credential: str) -> Identity:
         """Whose token or API key this is.

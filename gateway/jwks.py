@@ -68,7 +68,9 @@ class RemoteKeys:
         with trio.move_on_after(PATIENCE):
             await self._tried.wait()
         if self._text is None:
-            raise Unavailable("The keys that verify tokens are not known yet.", reason="keys")
+            raise Unavailable(
+                "The keys that verify tokens are not known yet.", reason="keys", outcome="refused"
+            )
         return self._fetched_at > before
 
     async def run(self) -> None:

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import fields, is_dataclass, replace
 from typing import Any, TypeVar
 
+from gateway.auth import AuthStatistics
 from gateway.bus import BusStatistics, LinkStatistics
 from gateway.cluster import ClusterStatistics
 from gateway.hub import HubStatistics
@@ -35,6 +36,7 @@ GAUGES: Mapping[type, frozenset[str]] = {
     ),
     BusStatistics: frozenset({"channels", "history_bytes", "dedupe_entries"}),
     LinkStatistics: frozenset({"up", "subscriptions"}),
+    AuthStatistics: frozenset({"tokens_remembered"}),
     ClusterStatistics: frozenset({"waiting", "queued"}),
     LedgerStatistics: frozenset({"leases", "releases", "buckets", "revocations"}),
 }

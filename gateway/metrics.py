@@ -35,6 +35,11 @@ class _Snapshot(Collector):
             ("cluster_queued", "Requests of other workers that wait here.", cluster.queued),
             ("bus_up", "1 while every worker is linked to the other nodes.", link.up),
             ("bus_subscriptions", "Channels subscribed to on the bus.", link.subscriptions),
+            (
+                "tokens_remembered",
+                "Tokens known to be good without another look.",
+                self._now.auth.tokens_remembered,
+            ),
             ("workers", "Worker processes that serve and answer.", self._now.workers),
             ("draining", "1 while the node is leaving.", int(self._now.draining)),
             ("uptime_seconds", "Since the start of the node.", self._now.uptime_seconds),
@@ -66,6 +71,11 @@ class _Snapshot(Collector):
             ("bus_evicted_keys", "Keys that Redis has evicted since its start.", link.evicted),
             ("bus_overruns", "Links lost while the fan-out made the bus wait.", link.overruns),
             ("bus_history_reads", "Channels read from the bus's history.", link.history_reads),
+            (
+                "key_fetch_failures",
+                "Fetches of issuers' keys that failed.",
+                self._now.auth.key_fetch_failures,
+            ),
             ("cluster_sent", "Requests passed on to other workers.", cluster.sent),
             ("cluster_answered", "Answers of other workers.", cluster.answered),
             ("cluster_timed_out", "Answers that did not come in time.", cluster.timed_out),

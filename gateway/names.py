@@ -103,6 +103,7 @@ class Pattern:
         return all(wanted in ("*", segment) for wanted, segment in pairs)
 
 
+@lru_cache(_NAMES_REMEMBERED)
 def compile_pattern(text: str) -> Pattern:
     """The pattern that ``text`` writes; raises BadRequest where it is none.
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import trio
 
-from gateway.auth import Authenticator
+from gateway.auth import Authenticator, AuthStatistics
 from gateway.bus import Bus, BusStatistics
 from gateway.bus.address import parse_address
 from gateway.bus.memory import MemoryBus, wall_clock_ms
@@ -44,6 +44,7 @@ class NodeStatistics:
     bus: BusStatistics
     cluster: ClusterStatistics
     ledger: LedgerStatistics
+    auth: AuthStatistics
     refused: dict[str, int]
     workers: int = 1
     worker_restarts: int = 0
@@ -159,6 +160,7 @@ class Node:
             bus=self.bus.statistics(),
             cluster=self.cluster.statistics(),
             ledger=self.ledger.statistics(),
+            auth=self.auth.statistics(),
             refused=dict(self.refused),
         )
 

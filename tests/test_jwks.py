@@ -145,7 +145,7 @@ async def test_keys_are_kept_while_they_cannot_be_fetched(
         pauses = [b - a for a, b in zip(site.asked_at[1:], site.asked_at[2:], strict=False)]
         assert max(pauses) <= 1.5 * BACK_OFF_MOST
         assert min(pauses[8:]) >= 0.5 * BACK_OFF_MOST
-        assert auth.failures == len(site.asked_at) - 1
+        assert auth.statistics().key_fetch_failures == len(site.asked_at) - 1
         site.content = key_set(NEW)
         await trio.sleep(1.5 * BACK_OFF_MOST)
         assert (await auth.identify(signed("RSA 2", "new"))).user == "u"

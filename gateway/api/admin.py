@@ -34,7 +34,7 @@ from gateway.cluster import Gathered
 from gateway.errors import BadRequest, Forbidden, GatewayError, Unauthorized, Unavailable
 from gateway.identity import Identity
 from gateway.messages import Command, Told
-from gateway.names import check_channel, is_reserved
+from gateway.names import check_channel, check_subscribable, is_reserved
 from gateway.node import TAG_BYTES, Node
 from gateway.revocation import Kind, Revocation
 
@@ -51,11 +51,12 @@ async def add_channel(node: Node, request: Request, client_id: str, channel: str
     try:
         identity = await identify(node, request)
         subject = _subject(identity)
-        if subject is not None and not is_reserved(channel):
-            check_granted(node, identity, channel)
+        name = check_subscribable(channel)
+        if subject is not None and not is_reserved(name):
+            check_granted(node, identity, name)
     except GatewayError as error:
         return _refused(node, error)
-    asked = OfClient(client_id, channel, request.first("since"), subject)
+    asked = OfClient(client_id, name, request.first("since"), subject)
     return await _ask_holder(node, ADD_CHANNEL, asked, refusal="channels")
 
 
