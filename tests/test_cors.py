@@ -3,6 +3,7 @@ what their pages may read. One table over all routes, through front and edge."""
 
 import pytest
 from running import ACCEPT, Gateway, Response, request, running
+from tokens import SECRET
 
 from gateway.api.cors import ALLOWED_HEADERS
 from gateway.errors import Unavailable
@@ -53,6 +54,9 @@ ROUTES = {
 
 UNREAD = ("a large body", "what cannot be read")
 """Refused before there is a request: nothing in them is believed, Origin neither."""
+
+OPEN = ("health", "readiness", "OPTIONS")
+"""Beside the demo page, what needs no token anywhere."""
 
 
 def with_header(raw: bytes, header: bytes, version: str = "1.1") -> bytes:
@@ -121,6 +125,25 @@ async def test_every_answer_tells_an_allowed_page_that_it_may_read_it(
 
 
 @pytest.mark.parametrize("version", VERSIONS)
+@pytest.mark.parametrize("route", ROUTES)
+async def test_whoever_must_say_who_it_is_is_told_so_strictly_and_readably(
+    route: str, version: str
+) -> None:
+    async with running(
+        cors_origins=APP, jwt_key=SECRET, max_body_bytes=2000, max_event_bytes=2000
+    ) as gateway:
+        response = await ask(gateway, with_header(ROUTES[route], ALLOWED, version))
+        assert response.header("x-content-type-options") == "nosniff"
+        assert response.header("vary") == "Origin"
+        if response.status == 401:
+            assert response.header("www-authenticate")
+            assert response.header("cache-control") == "no-store"
+            assert cors(response)["allow-origin"] == APP
+        else:
+            assert not 200 <= response.status < 300 or "demo page" in route or route in OPEN
+
+
+@pytest.mark.parametrize("version", VERSIONS)
 async def test_everybody_may_read_without_credentials_and_those_named_with(version: str) -> None:
     async with running(cors_origins=f"*, {APP}") as gateway:
         for target in ("/events/a", "/poll/a?wait=0", "/stats"):
@@ -179,6 +202,8 @@ PATHS = {
     "/publish/a/b": "OPTIONS, POST",
     "/clients/x/channels/a": "DELETE, OPTIONS, PUT",
     "/clients/x": "DELETE, OPTIONS",
+    "/clients/x/token": "OPTIONS, PUT",
+    "/tokens/x": "DELETE, OPTIONS",
     "/users/x": "DELETE, OPTIONS",
     "/channels/a": "GET, HEAD, OPTIONS",
     "/stats": "GET, HEAD, OPTIONS",

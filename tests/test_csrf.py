@@ -4,9 +4,9 @@ from dataclasses import dataclass
 
 import pytest
 from running import Gateway, request, running
+from tokens import SECRET, bearer, token
 
 from gateway.api.csrf import check_origin
-from gateway.config import ApiKey
 from gateway.errors import Forbidden
 from gateway.origins import parse_origins
 
@@ -132,6 +132,7 @@ def test_a_refusal_shows_only_the_beginning_of_an_origin() -> None:
 # --- on the wire ---------------------------------------------------------------------------------
 
 TEXT = b"Content-Type: text/plain\r\n"
+JSON = b"Content-Type: application/json\r\n"
 ACTS = {
     "publishing": ("POST", "/publish/a"),
     "publishing JSON": ("POST", "/publish"),
@@ -183,9 +184,58 @@ async def test_pages_of_allowed_origins_and_programs_publish_and_administer(vers
                 assert (await gateway.ask(raw)).status == status, raw
 
 
-async def test_a_node_with_keys_asks_for_a_token_and_not_for_an_origin() -> None:
-    """Whatever else it says to them: pages that bring no cookie are not what this is about."""
-    key = ApiKey("test", "0" * 64)
-    async with running(api_keys=(key,)) as gateway:
-        raw = request("POST", "/publish/a", b"Origin: https://evil.example\r\n", body=b"x")
-        assert "cors_origins" not in str((await gateway.ask(raw)).body)
+EVERYTHING = token("u", subscribe=["**"], publish=["**"], admin=True)
+COOKIE_LINE = f"Cookie: other=1; gateway_token={EVERYTHING}\r\n".encode()
+
+BY_COOKIE = {
+    **{name: (*act, 403, 403) for name, act in ACTS.items() if name != "what is not there"},
+    "counts": ("GET", "/stats", 403, 200),
+    "metrics": ("GET", "/metrics", 403, 200),
+    "a channel": ("GET", "/channels/a", 403, 200),
+    "a stream": ("GET", "/events/a", 403, 200),
+    "a poll": ("GET", "/poll/a?wait=0", 403, 200),
+    "another token": ("PUT", "/clients/{client}/token", 403, 403),
+    "a revocation": ("DELETE", "/tokens/x", 403, 403),
+}
+"""Method, target, and status for a page of another origin and for who names none."""
+
+
+@pytest.mark.parametrize("version", ["1.1", "1.0"])
+@pytest.mark.parametrize("act", BY_COOKIE.values(), ids=BY_COOKIE)
+async def test_a_cookie_is_not_for_pages_of_other_origins(
+    act: tuple[str, str, int, int], version: str
+) -> None:
+    method, target, of_foreign, of_nobody = act
+    origins = "*, https://app.example"
+    async with running(cors_origins=origins, jwt_key=SECRET) as gateway:
+        wire = await gateway.open("/events/a", bearer(EVERYTHING))
+        target = target.format(client=(await wire.opened())["clientId"])
+        headers = (COOKIE_LINE, TEXT if target == "/publish/a" else JSON)
+        body = b'{"channel": "a", "data": 1}' if method != "GET" else None
+        statuses = []
+        for origin in (b"Origin: https://evil.example\r\n", b"", b"Origin: null\r\n"):
+            raw = request(method, target, *headers, origin, body=body, version=version)
+            response = await gateway.ask(raw)
+            statuses.append(response.status)
+            if response.status == 403:
+                assert "Origin" in response.detail or "cors_origins" in response.detail
+        assert statuses == [of_foreign, of_nobody, of_foreign]
+        assert gateway.node.bus.statistics().published == 0
+        for allowed in (b"Origin: https://app.example\r\n", b"Origin: https://gateway.test\r\n"):
+            raw = request(method, target, *headers, allowed, body=body, version=version)
+            response = await gateway.ask(raw)
+            assert response.status in (200, 202, 404), response  # its client may be gone by now
+
+
+@pytest.mark.parametrize("version", ["1.1", "1.0"])
+async def test_a_token_or_key_is_for_whoever_sends_it(version: str) -> None:
+    """A page that has it may use it, wherever it is from; a cookie beside it changes nothing."""
+    async with running(jwt_key=SECRET) as gateway:
+        foreign = b"Origin: https://evil.example\r\nSec-Fetch-Site: cross-site\r\n"
+        for target, *headers in (
+            ("/publish/a", bearer(EVERYTHING)),
+            ("/publish/a", bearer(EVERYTHING), COOKIE_LINE),
+            (f"/publish/a?token={EVERYTHING}",),
+        ):
+            raw = request("POST", target, foreign, *headers, body=b"x", version=version)
+            assert (await gateway.ask(raw)).status == 202
