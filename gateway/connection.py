@@ -262,7 +262,7 @@ class Connection:
         if answer.body:
             headers = ((b"Content-Type", answer.media_type.encode()), *headers)
         if self._node.origins:
-            origin = parsed.header(b"origin") if parsed is not None else None
+            origin = parsed.header(b"origin") if parsed is not None else self._reader.origin
             headers = (*headers, *cors_headers(self._node.origins, origin))
         return render_response(answer.status, headers, answer.body, keep_alive=keep_alive)
 
