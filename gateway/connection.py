@@ -15,6 +15,7 @@ from contextlib import suppress
 
 import trio
 
+from gateway.api.cors import cors_headers
 from gateway.api.poll import PATH as POLL
 from gateway.api.poll import poll
 from gateway.api.publish import PATH as PUBLISH
@@ -24,7 +25,7 @@ from gateway.api.subscribe import PATH as EVENTS
 from gateway.api.subscribe import STREAM_HEADERS, refuse, subscribe, turn_away
 from gateway.errors import GatewayError, RequestTimeout, Unavailable
 from gateway.http1 import Parsed, Phase, RequestReader
-from gateway.http1_render import CONTINUE, render_response
+from gateway.http1_render import CONTINUE, render_response, render_stream_head
 from gateway.node import Node
 from gateway.streams import EventStream
 
@@ -40,11 +41,7 @@ LINGER_BYTES = 1024 * 1024
 """How long and how much is still read after a last answer: closing a socket with unread input
 resets the connection, and the peer may then lose the answer (RFC 9112 9.6)."""
 
-_STREAM_HEAD = (
-    b"HTTP/1.1 200 OK\r\n"
-    + b"".join(b"%b: %b\r\n" % pair for pair in STREAM_HEADERS)
-    + b"Connection: close\r\nTransfer-Encoding: chunked\r\n\r\n"
-)
+_STREAM_HEAD = render_stream_head(STREAM_HEADERS)
 
 _EVENTS, _POLL, _PUBLISH = EVENTS.encode(), POLL.encode(), PUBLISH.encode()
 
@@ -187,7 +184,7 @@ class Connection:
                 parsed.method, *parse_target(target), parsed.header, parsed.body, self._peer
             )
         except GatewayError as error:
-            await self._end_with(problem(error))
+            await self._end_with(problem(error), parsed)
             return False
         result: Answer | EventStream
         if self._crowded and polls:
@@ -200,8 +197,12 @@ class Connection:
             serve = publish if parsed.method == "POST" else subscribe
             result = await serve(self._node, request)
         if isinstance(result, EventStream):
+            head = _STREAM_HEAD
+            if self._node.origins:
+                allowed = cors_headers(self._node.origins, parsed.header(b"origin"))
+                head = render_stream_head((*STREAM_HEADERS, *allowed))
             try:
-                client = await self._node.streams.open(result, self._sock, preamble=_STREAM_HEAD)
+                client = await self._node.streams.open(result, self._sock, preamble=head)
             except Unavailable:
                 result = turn_away(self._node, request, "bus")
             else:
@@ -209,10 +210,10 @@ class Connection:
                 await self._node.streams.serve(client)
                 return False
         if not parsed.keep_alive or self._node.draining:
-            await self._end_with(result)
+            await self._end_with(result, parsed)
             return False
         self._count(result)
-        await self._send(_rendered(result, keep_alive=True))
+        await self._send(self._rendered(result, parsed, keep_alive=True))
         if self._reader.buffered:
             await trio.lowlevel.checkpoint()  # as in _receive, for requests that came together
         return True
@@ -239,10 +240,10 @@ class Connection:
         if ended:
             patience.cancel()
 
-    async def _end_with(self, answer: Answer) -> None:
+    async def _end_with(self, answer: Answer, parsed: Parsed | None = None) -> None:
         """Send a last answer so that it arrives, and end the connection."""
         self._count(answer)
-        await self._send(_rendered(answer, keep_alive=False))
+        await self._send(self._rendered(answer, parsed, keep_alive=False))
         self._release()
         assert self._sock is not None
         self._sock.shutdown(socket.SHUT_WR)
@@ -254,6 +255,16 @@ class Connection:
     def _count(self, answer: Answer) -> None:
         if answer.status >= 400:
             self._node.count_refusal(answer.status)
+
+    def _rendered(self, answer: Answer, parsed: Parsed | None, *, keep_alive: bool) -> bytes:
+        """The answer to ``parsed``, or to what could not be parsed."""
+        headers = answer.headers
+        if answer.body:
+            headers = ((b"Content-Type", answer.media_type.encode()), *headers)
+        if self._node.origins:
+            origin = parsed.header(b"origin") if parsed is not None else self._reader.origin
+            headers = (*headers, *cors_headers(self._node.origins, origin))
+        return render_response(answer.status, headers, answer.body, keep_alive=keep_alive)
 
     async def _receive(self) -> bytes:
         """What the peer has sent. But for the first time it lets everybody else have a turn before:
@@ -291,10 +302,3 @@ class Connection:
 def _is_under(target: bytes, path: bytes) -> bool:
     """Whether a target in origin form names ``path`` or something below it."""
     return target.startswith(path) and target[len(path) : len(path) + 1] in (b"", b"/", b"?")
-
-
-def _rendered(answer: Answer, *, keep_alive: bool) -> bytes:
-    headers = answer.headers
-    if answer.body:
-        headers = ((b"Content-Type", answer.media_type.encode()), *headers)
-    return render_response(answer.status, headers, answer.body, keep_alive=keep_alive)

@@ -97,6 +97,7 @@ class RequestReader:
         self._at = 0  # where in _input that begins which has not been taken
         self._ended = False
         self._error: GatewayError | None = None
+        self._refused: _Message | None = None
         self._start_message()
 
     def _start_message(self) -> None:
@@ -122,6 +123,13 @@ class RequestReader:
         """The most bytes that the body has which is being read."""
         return self._max_body_bytes if self._length == CHUNKED else self._length
 
+    @property
+    def origin(self) -> bytes | None:
+        """Origin of the request that is being read or was refused, as far as that was read: for
+        the page that waits for an answer, and nothing else."""
+        fields = (self._refused or self._message).fields
+        return next((value for name, value in fields if name == b"origin"), None)
+
     def receive_data(self, data: bytes) -> None:
         """Take what was read from the socket, 64 KiB at most. Never raises."""
         if self._ended:
@@ -145,7 +153,7 @@ class RequestReader:
         try:
             request = self._read_request()
         except GatewayError as error:
-            self._error = error
+            self._error, self._refused = error, self._message
             self._end()
             raise
         if request is not None:

@@ -13,6 +13,14 @@ from gateway.http1_head import Parsed, connection_options
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 LAST_CHUNK = b"0\r\n\r\n"
 
+STRICT_HEADERS = (
+    (b"X-Content-Type-Options", b"nosniff"),
+    (b"Referrer-Policy", b"no-referrer"),
+    (b"Content-Security-Policy", b"default-src 'none'; frame-ancestors 'none'"),
+)
+"""Of every response, but for a page with a policy of its own: what is data is never taken for a
+page, runs nothing, stands in no frame, and tells nobody a URL with a token in it."""
+
 _DROPPED = {
     b"connection",
     b"content-length",
@@ -27,9 +35,13 @@ _DROPPED = {
     b"upgrade",
 }
 
-_STATUS_LINES = {
-    status.value: b"HTTP/1.1 %d %b\r\n" % (status, status.phrase.encode()) for status in HTTPStatus
+_STRICT = b"".join(b"%b: %b\r\n" % pair for pair in STRICT_HEADERS)
+
+_BEGINNINGS = {
+    status.value: b"HTTP/1.1 %d %b\r\n%b" % (status, status.phrase.encode(), _STRICT)
+    for status in HTTPStatus
 }
+"""Status line and strict headers."""
 
 _WITHOUT_CONTENT = {204, 304}
 """Statuses whose responses have no content and here no Content-Length (RFC 9110 8.6)."""
@@ -57,15 +69,24 @@ def render_request(parsed: Parsed) -> bytes:
 def render_response(
     status: int, headers: Sequence[tuple[bytes, bytes]], body: bytes, *, keep_alive: bool
 ) -> bytes:
-    """A whole response of HTTP/1.1. ``headers`` must not hold Content-Length or Connection, and no
-    line ends; for 204 and 304 the body must be empty."""
-    parts = [_STATUS_LINES[status]]
+    """A whole response of HTTP/1.1, with the strict headers. ``headers`` must not hold those,
+    Content-Length or Connection, and no line ends; for 204 and 304 the body must be empty."""
+    parts = [_BEGINNINGS[status]]
     parts += [b"%b: %b\r\n" % pair for pair in headers]
     if status not in _WITHOUT_CONTENT:
         parts.append(b"content-length: %d\r\n" % len(body))
     parts.append(b"\r\n" if keep_alive else b"connection: close\r\n\r\n")
     parts.append(body)
     return b"".join(parts)
+
+
+def render_stream_head(headers: Sequence[tuple[bytes, bytes]]) -> bytes:
+    """The head of a 200 of HTTP/1.1 whose content comes in chunks, and is the connection's last."""
+    fields = b"".join(b"%b: %b\r\n" % pair for pair in headers)
+    return b"%b%bConnection: close\r\nTransfer-Encoding: chunked\r\n\r\n" % (
+        _BEGINNINGS[200],
+        fields,
+    )
 
 
 def chunk(data: bytes) -> bytes:

@@ -16,10 +16,11 @@ from gateway.bus.redis import RedisBus
 from gateway.client import Client
 from gateway.clock import Clock
 from gateway.cluster import Cluster, ClusterStatistics
-from gateway.config import Config, is_loopback
+from gateway.config import Config, is_loopback, split_list
 from gateway.fanout import Fanout
 from gateway.hub import Hub, HubStatistics
 from gateway.ledger import Ledger, LedgerStatistics, MemoryLedger
+from gateway.origins import parse_origins
 from gateway.revocation import Revocation
 from gateway.revoked import Revoked
 from gateway.streams import Streams
@@ -64,6 +65,8 @@ class Node:
         now_ms: Callable[[], int] = wall_clock_ms,
     ) -> None:
         self.config = config
+        self.origins = parse_origins(split_list(config.cors_origins))
+        """Whose pages may use the node beside its own; false where there are none."""
         self.max_clients = max_clients
         self.now_ms = now_ms
         self.id = name_of(config)

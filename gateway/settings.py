@@ -32,6 +32,7 @@ from gateway.config import (
 )
 from gateway.errors import BadRequest, ConfigError
 from gateway.names import compile_pattern
+from gateway.origins import parse_origins
 from gateway.policy import Policy
 
 PREFIX = "GATEWAY_"
@@ -330,6 +331,11 @@ def _check(config: Config, sources: Mapping[str, str]) -> None:
             )
     _check_workers(config, sources["workers"])
     _check_keys(config, sources)
+    try:
+        parse_origins(split_list(config.cors_origins))
+    except BadRequest as error:
+        source = sources["cors_origins"]
+        raise ConfigError(f"cors_origins ({source}) cannot be used: {error}") from error
     try:
         host, _ = split_address(config.bind)
     except ValueError:

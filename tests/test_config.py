@@ -122,6 +122,11 @@ def test_a_sentence_shows_only_the_beginning_of_a_long_value() -> None:
         ({"pending_bytes": "2000"}, "at most pending_bytes, which is 2000"),
         ({"policy": "catch-up", "history_events": "0"}, "nothing to catch up from"),
         ({"policy": "catch-up", "history_bytes": "0"}, "nothing to catch up from"),
+        (
+            {"cors_origins": "https://a.example, b.example"},
+            "cors_origins (flag --cors-origins) cannot be used: 'b.example' is no origin",
+        ),
+        ({"cors_origins": "null"}, "it cannot be named"),
         ({"kepalive": "1"}, "kepalive (flag --kepalive) is not a setting; did you mean keepalive?"),
     ],
 )

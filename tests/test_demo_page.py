@@ -95,7 +95,7 @@ async def scratch() -> AsyncIterator[str]:
 
 
 @asynccontextmanager
-async def browser() -> AsyncIterator[Browser]:
+async def browser(*flags: str) -> AsyncIterator[Browser]:
     """A headless Chromium with a fresh profile; it is gone afterwards, come what may."""
     async with (
         scratch() as profile,
@@ -104,7 +104,7 @@ async def browser() -> AsyncIterator[Browser]:
     ):
         port = (await driver.until(r"started successfully on port (\d+)"))[1]
         url = f"http://127.0.0.1:{port}/session"
-        options = {"args": [*FLAGS, f"--user-data-dir={profile}"]}
+        options = {"args": [*FLAGS, *flags, f"--user-data-dir={profile}"]}
         wanted = {"goog:chromeOptions": options, "goog:loggingPrefs": {"browser": "ALL"}}
         session = await client.post(url, json={"capabilities": {"alwaysMatch": wanted}})
         assert session.status_code == 200, session.text

@@ -13,7 +13,14 @@ from hypothesis import strategies as st
 from gateway.errors import BadRequest, GatewayError
 from gateway.http1 import FRAMING_ALLOWANCE, MAX_BLANK_BYTES, Parsed, Phase, RequestReader
 from gateway.http1_head import MAX_FIELDS, judge_head
-from gateway.http1_render import CONTINUE, LAST_CHUNK, chunk, render_request, render_response
+from gateway.http1_render import (
+    CONTINUE,
+    LAST_CHUNK,
+    STRICT_HEADERS,
+    chunk,
+    render_request,
+    render_response,
+)
 
 MAX_HEAD_BYTES = 8 * 1024
 MAX_BODY_BYTES = 16 * 1024
@@ -738,11 +745,13 @@ def test_a_chunked_request_is_written_again_with_its_length() -> None:
 
 def test_a_response_says_its_length_and_whether_the_connection_stays() -> None:
     headers = [(b"content-type", b"text/plain")]
+    strict = b"".join(b"%b: %b\r\n" % pair for pair in STRICT_HEADERS)
     assert render_response(202, headers, b"ok\n", keep_alive=True) == (
-        b"HTTP/1.1 202 Accepted\r\ncontent-type: text/plain\r\ncontent-length: 3\r\n\r\nok\n"
+        b"HTTP/1.1 202 Accepted\r\n" + strict + b"content-type: text/plain\r\n"
+        b"content-length: 3\r\n\r\nok\n"
     )
     assert render_response(400, [], b"", keep_alive=False) == (
-        b"HTTP/1.1 400 Bad Request\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
+        b"HTTP/1.1 400 Bad Request\r\n" + strict + b"content-length: 0\r\nconnection: close\r\n\r\n"
     )
 
 

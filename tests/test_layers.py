@@ -39,7 +39,7 @@ LAYERS = (
     ("keys",),
     ("config",),
     ("identity",),
-    ("names", "policy"),
+    ("names", "origins", "policy"),
     ("errors",),
     ("__init__",),
 )

@@ -6,6 +6,7 @@
 
 from typing import NamedTuple
 
+from gateway.api.csrf import check_page
 from gateway.api.request import Request
 from gateway.auth import API_KEY_PREFIX
 from gateway.errors import Unauthorized, Unavailable
@@ -24,13 +25,16 @@ class Credential(NamedTuple):
 
 
 async def identify(node: Node, request: Request) -> Identity:
-    """Who asks. Raises Unauthorized, and Unavailable while that cannot be known."""
+    """Who asks. Raises Unauthorized, Forbidden for a page that may not use its user's cookie, and
+    Unavailable while it cannot be known."""
     auth = node.auth
     if auth.is_open:
         return ANYBODY
     credential = credential_of(request, node.config.token_cookie)
     if credential is None:
         return auth.anonymous()
+    if credential.by_cookie:
+        check_page(node, request.method, request.header, by_cookie=True)
     if not node.ledger.loaded:
         raise Unavailable("It is not known yet what is revoked.", reason="bus", outcome="refused")
     identity = await auth.identify(credential.text)

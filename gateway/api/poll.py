@@ -13,7 +13,7 @@ import msgspec
 import trio
 
 from gateway.api.credentials import identify
-from gateway.api.request import Answer, Request, answer, problem
+from gateway.api.request import NOT_STORED, Answer, Request, answer, problem
 from gateway.api.subscribe import refuse, requested, where_it_ended, why_not_now
 from gateway.errors import BadRequest, GatewayError, MethodNotAllowed, Unavailable
 from gateway.node import Node
@@ -29,20 +29,17 @@ MAX_WAIT = 60
 
 _WAIT = re.compile(r"[0-9]{1,9}(\.[0-9]{1,9})?")
 
-_NOT_STORED = (b"Cache-Control", b"no-store")
-
 
 async def poll(node: Node, request: Request, patience: trio.CancelScope) -> Answer:
     """Wait for events under ``patience``, whose deadline is set here; to cancel it ends the wait,
     and the answer is what there is."""
     try:
-        found = await _poll(node, request, patience)
+        return await _poll(node, request, patience)
     except Unavailable as error:
         node.refuse(str(error.extra.get("reason", "bus")))
-        found = problem(error)
+        return problem(error)
     except GatewayError as error:
-        found = problem(error)
-    return replace(found, headers=(*found.headers, _NOT_STORED))
+        return problem(error)
 
 
 async def _poll(node: Node, request: Request, patience: trio.CancelScope) -> Answer:
@@ -60,7 +57,8 @@ async def _poll(node: Node, request: Request, patience: trio.CancelScope) -> Ans
 
 
 def _answer(events: Sequence[msgspec.Raw], last_event_id: str) -> Answer:
-    return answer(200, {"events": events, "lastEventId": last_event_id})
+    found = answer(200, {"events": events, "lastEventId": last_event_id})
+    return replace(found, headers=(NOT_STORED,))
 
 
 def _wait(request: Request) -> float:

@@ -10,6 +10,7 @@ from msgspec import UNSET, Raw, Struct, UnsetType
 
 from gateway import control
 from gateway.api.credentials import identify
+from gateway.api.csrf import check_page
 from gateway.api.request import JSON, NDJSON, Answer, Request, problem
 from gateway.auth import NEEDED, NOBODY
 from gateway.errors import (
@@ -67,7 +68,11 @@ async def publish(node: Node, request: Request) -> Answer:
     try:
         if request.method != "POST":
             raise MethodNotAllowed("Events are published with POST.", allow="POST")
-        identity = ANYBODY if node.auth.is_open else await identify(node, request)
+        if node.auth.is_open:
+            check_page(node, request.method, request.header)
+            identity = ANYBODY
+        else:
+            identity = await identify(node, request)
         if identity is NOBODY:
             raise Unauthorized(f"Nobody publishes without saying who: {NEEDED}.", bad_token=False)
         if request.path != PATH:

@@ -25,6 +25,9 @@ NDJSON = "application/x-ndjson"
 PROBLEM = "application/problem+json"
 EVENT_STREAM = "text/event-stream"
 
+NOT_STORED = (b"Cache-Control", b"no-store")
+"""Of what is true for one asker and one moment."""
+
 RETRY_AFTER_SECONDS = 2
 """Told to clients that are turned away for now and are no EventSource."""
 
@@ -123,14 +126,14 @@ def answer(status: int, value: object) -> Answer:
 
 def problem(error: GatewayError) -> Answer:
     """The problem document of an error (RFC 9457)."""
-    headers: tuple[tuple[bytes, bytes], ...] = ()
+    headers: tuple[tuple[bytes, bytes], ...] = (NOT_STORED,)
     if error.status == 503:
-        headers = ((b"Retry-After", b"%d" % RETRY_AFTER_SECONDS),)
+        headers += ((b"Retry-After", b"%d" % RETRY_AFTER_SECONDS),)
     elif isinstance(error, TooManyRequests):
-        headers = ((b"Retry-After", b"%d" % max(1, math.ceil(error.retry_after))),)
+        headers += ((b"Retry-After", b"%d" % max(1, math.ceil(error.retry_after))),)
     elif isinstance(error, MethodNotAllowed):
-        headers = ((b"Allow", error.allow.encode()),)
+        headers += ((b"Allow", error.allow.encode()),)
     elif isinstance(error, Unauthorized):
         challenge = b', error="invalid_token"' if error.bad_token else b""
-        headers = ((b"WWW-Authenticate", b'Bearer realm="gateway"' + challenge),)
+        headers += ((b"WWW-Authenticate", b'Bearer realm="gateway"' + challenge),)
     return Answer(error.status, msgspec.json.encode(error.problem()) + b"\n", PROBLEM, headers)

@@ -7,7 +7,7 @@ accepts ``text/event-stream``, a stream that says ``reconnect`` and ends.
 
 from gateway import control
 from gateway.api.credentials import identify
-from gateway.api.request import EVENT_STREAM, Answer, Request, problem
+from gateway.api.request import EVENT_STREAM, NOT_STORED, Answer, Request, problem
 from gateway.auth import NEEDED, NOBODY
 from gateway.errors import (
     BadRequest,
@@ -49,7 +49,7 @@ async def subscribe(node: Node, request: Request) -> Answer | EventStream:
             raise MethodNotAllowed("A stream is opened with GET.", allow="GET")
         stream = requested(node, request, PATH, await identify(node, request))
         if await where_it_ended(node, stream) is not None:
-            return Answer(204)
+            return Answer(204, headers=(NOT_STORED,))
         why = why_not_now(node, stream)
         return turn_away(node, request, why) if why is not None else stream
     except Unavailable as error:

@@ -4,22 +4,27 @@ import base64
 import hashlib
 import logging
 import re
+from collections.abc import Iterable
 from pathlib import Path
 
 import trio
 from quart import Response, request
+from quart.globals import request_ctx
 from quart_trio import QuartTrio
 from werkzeug.exceptions import HTTPException, InternalServerError
 from werkzeug.routing import BaseConverter
 
 from gateway.api import admin
 from gateway.api.commands import serve_cluster
+from gateway.api.cors import cors_headers, options
+from gateway.api.csrf import check_page
 from gateway.api.poll import poll
 from gateway.api.publish import publish
-from gateway.api.request import Answer, Request, parse_target, problem
+from gateway.api.request import NOT_STORED, Answer, Request, parse_target, problem
 from gateway.api.subscribe import STREAM_HEADERS, subscribe
 from gateway.edge.serve import Connection
 from gateway.errors import GatewayError, MethodNotAllowed, NotFound
+from gateway.http1_render import STRICT_HEADERS
 from gateway.node import Node
 
 STATIC = Path(__file__).parent.parent / "static"
@@ -49,14 +54,27 @@ def make_app(node: Node) -> QuartTrio:
     app.register_error_handler(HTTPException, _http_error)
 
     @app.before_request
-    async def one_slash() -> None:
+    async def look() -> Response | None:
         if request.scope["path"].startswith("//"):  # also as /%2F: the router would take it for one
             raise NotFound(f"There is nothing at {request.path}.")
+        if request.method == "OPTIONS":
+            assert request_ctx.url_adapter is not None  # as there is a request
+            methods = _methods(request_ctx.url_adapter.allowed_methods())
+            if not methods:
+                raise NotFound(f"There is nothing at {request.path}.")
+            return _response(options(node.origins, node.config.cors_max_age, methods, _header))
+        check_page(node, request.method, _header)
+        return None
 
     @app.after_request
-    async def count(response: Response) -> Response:
+    async def complete(response: Response) -> Response:
         if response.status_code >= 400:
             node.count_refusal(response.status_code)
+        for name, value in (*STRICT_HEADERS, NOT_STORED):
+            response.headers.setdefault(name.decode(), value.decode())
+        if node.origins:
+            for name, value in cors_headers(node.origins, _header(b"origin")):
+                response.headers.add(name.decode(), value.decode("latin-1"))
         return response
 
     app.register_error_handler(GatewayError, _refused)
@@ -142,8 +160,6 @@ def _add_demo(app: QuartTrio) -> None:
         "Content-Security-Policy": f"default-src 'none'; style-src {style}; script-src {script}; "
         "connect-src 'self'; img-src data:; base-uri 'none'; form-action 'none'; "
         "frame-ancestors 'none'",
-        "Referrer-Policy": "no-referrer",
-        "X-Content-Type-Options": "nosniff",
         "Cache-Control": "no-cache",
     }
 
@@ -161,13 +177,21 @@ def _hash(page: str, tag: str) -> str:
 
 async def _request() -> Request:
     target = request.scope["raw_path"] + b"?" + request.query_string
-
-    def header(name: bytes) -> bytes | None:
-        value = request.headers.get(name.decode())
-        return value.encode("latin-1") if value is not None else None
-
     body: bytes = await request.get_data(as_text=False)  # type: ignore[assignment]  # not text
-    return Request(request.method, *parse_target(target), header, body, request.remote_addr or "")
+    return Request(request.method, *parse_target(target), _header, body, request.remote_addr or "")
+
+
+def _header(name: bytes) -> bytes | None:
+    value = request.headers.get(name.decode())
+    return value.encode("latin-1") if value is not None else None
+
+
+def _methods(found: Iterable[str]) -> set[str]:
+    """What the path of the request really has, of what the router has found."""
+    methods = set(found)
+    if request.path.partition("/")[2].partition("/")[0] in ("events", "poll"):
+        methods -= {"HEAD"}  # which werkzeug adds to every GET
+    return methods
 
 
 def _response(answer: Answer) -> Response:
@@ -190,10 +214,7 @@ async def _http_error(error: HTTPException) -> Response:
     if error.code == 404:
         return _response(problem(NotFound(f"There is nothing at {request.path}.")))
     if error.code == 405:
-        methods = set(getattr(error, "valid_methods", None) or ())
-        if request.path.partition("/")[2].partition("/")[0] in ("events", "poll"):
-            methods -= {"HEAD"}  # which werkzeug adds to every GET
-        allowed = ", ".join(sorted(methods))
+        allowed = ", ".join(sorted(_methods(getattr(error, "valid_methods", None) or ())))
         said = f"{request.method} is not for {request.path}; use {allowed}."
         return _response(problem(MethodNotAllowed(said, allow=allowed)))
     if isinstance(error, InternalServerError):

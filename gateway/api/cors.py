@@ -1,0 +1,71 @@
+"""What pages of other origins may do with an answer: the CORS headers and preflights (Fetch
+standard, section 3.2). Pure: front and edge add to their answers what is decided here.
+
+1. An origin that ``cors_origins`` names is told so by itself and with credentials. ``*`` tells all
+   others ``*``: they may read what anybody may, and never with somebody's cookies.
+2. An answer depends on Origin wherever ``cors_origins`` names anything, so each of such a node says
+   so (``Vary``), also to who sent none: what a cache keeps for one page must not reach another.
+3. Here is only said what a page may read. What it may do is in ``csrf``: a browser sends a simple
+   request first, and looks at these headers when it is done.
+"""
+
+from collections.abc import Callable, Iterable
+
+from gateway.api.request import Answer
+from gateway.errors import Forbidden
+from gateway.origins import Origins, shown
+
+Headers = tuple[tuple[bytes, bytes], ...]
+
+ALLOWED_HEADERS = b"Authorization, Cache-Control, Content-Type, Last-Event-ID"
+"""Of requests. Named one by one, since ``*`` would leave out Authorization."""
+
+EXPOSED_HEADERS = b"Allow, Retry-After, WWW-Authenticate"
+"""Of answers; those that a script may always read are not among them."""
+
+_VARY = ((b"Vary", b"Origin"),)
+_EXPOSED = (b"Access-Control-Expose-Headers", EXPOSED_HEADERS)
+_CREDENTIALS = (b"Access-Control-Allow-Credentials", b"true")
+
+
+def cors_headers(origins: Origins, origin: bytes | None) -> Headers:
+    """What is added to an answer to a request with this Origin, where ``origins`` names any."""
+    allowed = _allowed(origins, origin)
+    return (*_VARY, *allowed, _EXPOSED) if allowed else _VARY
+
+
+def options(
+    origins: Origins,
+    max_age: float,
+    methods: Iterable[str],
+    header: Callable[[bytes], bytes | None],
+) -> Answer:
+    """The answer to OPTIONS, for a path that has ``methods``, without what `cors_headers` adds.
+
+    Raises Forbidden on a preflight of an origin that is not allowed. A browser would see the same
+    in a 204 without headers; a person who looks for the reason sees it only here.
+    """
+    allow = ", ".join(sorted(methods)).encode()
+    origin, wanted = header(b"origin"), header(b"access-control-request-method")
+    if origin is None or wanted is None:
+        return Answer(204, headers=((b"Allow", allow),))
+    if not _allowed(origins, origin):
+        raise Forbidden(
+            f"Pages of {shown(origin)} may not use this gateway: cors_origins does not name their"
+            " origin."
+        )
+    return Answer(
+        204,
+        headers=(
+            (b"Allow", allow),
+            (b"Access-Control-Allow-Methods", allow),
+            (b"Access-Control-Allow-Headers", ALLOWED_HEADERS),
+            (b"Access-Control-Max-Age", b"%d" % max_age),
+        ),
+    )
+
+
+def _allowed(origins: Origins, origin: bytes | None) -> Headers:
+    if origin is not None and origins.names(origin):
+        return ((b"Access-Control-Allow-Origin", origin), _CREDENTIALS)
+    return ((b"Access-Control-Allow-Origin", b"*"),) if origins.everybody else ()
