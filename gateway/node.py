@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import trio
 
+from gateway.addresses import TrustedProxies, parse_networks
 from gateway.bus import Bus, BusStatistics
 from gateway.bus.address import parse_address
 from gateway.bus.memory import MemoryBus, wall_clock_ms
@@ -15,7 +16,7 @@ from gateway.bus.redis import RedisBus
 from gateway.client import Client
 from gateway.clock import Clock
 from gateway.cluster import Cluster, ClusterStatistics
-from gateway.config import Config, is_loopback
+from gateway.config import Config, is_loopback, split_list
 from gateway.fanout import Fanout
 from gateway.hub import Hub, HubStatistics
 from gateway.streams import Streams
@@ -68,6 +69,9 @@ class Node:
         self.refused: dict[str, int] = {}
         self.ask_supervisor: Callable[[], Awaitable[NodeStatistics]] | None = None
         """Of a worker among several: the statistics of all of them."""
+        self.proxies: TrustedProxies | None = None
+        if trusted := parse_networks(split_list(config.trusted_proxies)):
+            self.proxies = TrustedProxies(trusted)
         self._started = time.monotonic()
         self.hub = Hub(
             config,
@@ -122,8 +126,11 @@ class Node:
         return not self.config.has_keys and is_loopback(address)
 
     def address_of(self, peer: str, header: Callable[[bytes], bytes | None]) -> str:
-        """Where a request comes from, by the address of its connection and its headers."""
-        return peer
+        """Where a request comes from, by the address of its connection and its headers.
+
+        ``header`` has all lines of a field that is a list.
+        """
+        return peer if self.proxies is None else self.proxies.origin(peer, header)
 
     async def node_statistics(self) -> NodeStatistics:
         """Those of all workers of the node. Raises Unavailable when they cannot be had."""

@@ -26,7 +26,7 @@ from running import (
 
 from gateway import connection
 from gateway.client import Reason
-from gateway.front import CROWD
+from gateway.connection import CROWD
 from gateway.http1_render import CONTINUE
 
 PUBLISH = request("POST", "/publish/a", body=b"x")

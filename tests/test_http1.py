@@ -16,6 +16,7 @@ from gateway.http1_head import MAX_FIELDS, judge_head
 from gateway.http1_render import CONTINUE, LAST_CHUNK, chunk, render_request, render_response
 
 MAX_HEAD_BYTES = 8 * 1024
+MAX_URL_BYTES = 4 * 1024
 MAX_BODY_BYTES = 16 * 1024
 
 POST = b"POST /p HTTP/1.1\r\nHost: x\r\n"
@@ -24,7 +25,9 @@ GET = b"GET /after HTTP/1.1\r\nHost: x\r\n\r\n"
 
 
 def make_reader() -> RequestReader:
-    return RequestReader(max_head_bytes=MAX_HEAD_BYTES, max_body_bytes=MAX_BODY_BYTES)
+    return RequestReader(
+        max_head_bytes=MAX_HEAD_BYTES, max_url_bytes=MAX_URL_BYTES, max_body_bytes=MAX_BODY_BYTES
+    )
 
 
 def read(*pieces: bytes) -> tuple[list[Parsed], int | None]:
@@ -354,7 +357,9 @@ def test_a_more_lenient_parser_would_not_open_a_hole(
     lines = b"".join(b"%b: %b\r\n" % pair for pair in headers)
     head = b"POST %b HTTP/1.1\r\n%b%b\r\n" % (target, lines, inserted)
     with pytest.raises(BadRequest):
-        judge_head(head, b"POST", target, tuple(headers), upgrade=False, max_body_bytes=9)
+        judge_head(
+            head, b"POST", target, tuple(headers), upgrade=False, max_body_bytes=9, max_url_bytes=9
+        )
 
 
 def test_requests_before_a_broken_one_are_served_first() -> None:

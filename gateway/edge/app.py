@@ -37,16 +37,32 @@ class _Rest(BaseConverter):
 
 def make_app(node: Node) -> QuartTrio:
     """The edge of ``node``."""
+    app = _bare_app(node)
+    _add_hot_routes(app, node)
+    _add_admin_routes(app, node)
+    _add_probes(app, node)
+    _add_metrics(app, node)
+    serve_cluster(node)
+    if node.config.demo:
+        _add_demo(app)
+    return app
+
+
+def make_admin_app(node: Node) -> QuartTrio:
+    """What the listener of ``admin_bind`` serves, to everybody who reaches it."""
+    app = _bare_app(node)
+    _add_probes(app, node)
+    _add_metrics(app, node)
+    return app
+
+
+def _bare_app(node: Node) -> QuartTrio:
+    """Without routes; what it refuses it refuses as the api does."""
     app = QuartTrio("gateway", static_folder=None)
     app.asgi_http_class = Connection
     app.url_map.converters["rest"] = _Rest
     app.url_map.merge_slashes = False
     app.config["MAX_CONTENT_LENGTH"] = node.config.max_body_bytes
-    _add_hot_routes(app, node)
-    _add_admin_routes(app, node)
-    serve_cluster(node)
-    if node.config.demo:
-        _add_demo(app)
     app.register_error_handler(HTTPException, _http_error)
 
     @app.before_request
@@ -115,11 +131,15 @@ def _add_admin_routes(app: QuartTrio, node: Node) -> None:
     async def stats() -> Response:
         return _response(await admin.stats(node))
 
+
+def _add_metrics(app: QuartTrio, node: Node) -> None:
     @app.get("/metrics")
     async def prometheus() -> Response:
         now = await node.node_statistics()
         return Response(metrics.render(now), content_type=metrics.MEDIA_TYPE)
 
+
+def _add_probes(app: QuartTrio, node: Node) -> None:
     @app.get("/healthz")
     async def health() -> Response:
         return _response(await admin.health(node))
@@ -161,7 +181,8 @@ async def _request() -> Request:
         return value.encode("latin-1") if value is not None else None
 
     body: bytes = await request.get_data(as_text=False)  # type: ignore[assignment]  # not text
-    return Request(request.method, *parse_target(target), header, body, request.remote_addr or "")
+    peer: str = request.scope["state"]["peer"]
+    return Request(request.method, *parse_target(target), header, body, peer)
 
 
 def _response(answer: Answer) -> Response:
