@@ -56,7 +56,7 @@ def load(config: Config) -> ssl.SSLContext:
         if error.reason == "KEY_VALUES_MISMATCH":
             told = "the key does not belong to the certificate"
         else:
-            told = f"they are no certificate and key in PEM ({error.reason or 'unreadable'})"
+            told = "they are no certificate and key in PEM"
         raise ConfigError(
             f"tls_cert and tls_key: {config.tls_cert} and {config.tls_key} cannot be used: {told}."
         ) from None

@@ -4,6 +4,7 @@ import ssl
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from process import environment
 
@@ -16,7 +17,7 @@ class Files:
     key: Path
 
     @property
-    def settings(self) -> dict[str, str]:
+    def settings(self) -> dict[str, Any]:
         return {"tls_cert": str(self.cert), "tls_key": str(self.key)}
 
     @property

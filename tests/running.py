@@ -11,10 +11,11 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from socket import SO_RCVBUF, SOL_SOCKET
+from typing import Any
 
-import certificates
 import msgspec
 import trio
+from certificates import Files
 
 from gateway.client import Reason
 from gateway.config import Config
@@ -240,10 +241,11 @@ class Gateway:
         if self.tls is not None and not admin:
             # Its close_notify is asked for: an answer must not end where somebody has cut it.
             tls = trio.SSLStream(stream, self.tls, server_hostname="localhost")
-            with trio.fail_after(PATIENCE):
-                await tls.do_handshake()
         wire = Wire(stream, tls)
         self._wires.append(wire)
+        if tls is not None:
+            with trio.fail_after(PATIENCE):
+                await tls.do_handshake()
         return wire
 
     async def ask(self, raw: bytes, *, head_only: bool = False, admin: bool = False) -> Response:
@@ -306,13 +308,9 @@ async def running(
     *,
     max_clients: int = 1000,
     max_connections: int = 2000,
-    certificate: certificates.Files | None = None,
     **settings: object,
 ) -> AsyncIterator[Gateway]:
-    """A node with these settings (fields of Config), until the block is left; over TLS with a
-    certificate."""
-    if certificate is not None:
-        settings |= certificate.settings
+    """A node with these settings (fields of Config), until the block is left."""
     config = replace(Config(bind="127.0.0.1:0", node_id="test"), **settings)  # type: ignore[arg-type]
     served = Certificate(config) if config.tls_cert else None
     listener = listen(config)
@@ -326,7 +324,6 @@ async def running(
             await nursery.start(reception.run)
             nursery.start_soon(front.accept, listener, nursery, reception.begin)
             gateway = Gateway(node, reception, served, listener.getsockname()[1])
-            gateway.tls = certificate.client() if certificate is not None else None
             if admin is not None:
                 gateway.admin_port = admin.getsockname()[1]
                 nursery.start_soon(front.accept, admin, nursery, reception.begin_admin)
@@ -343,6 +340,14 @@ async def running(
             if each is not None:
                 trio.lowlevel.notify_closing(each)
                 each.close()
+
+
+@asynccontextmanager
+async def running_over_tls(certificate: Files, **settings: Any) -> AsyncIterator[Gateway]:
+    """As `running`, with that certificate, which all clients believe."""
+    async with running(**certificate.settings, **settings) as gateway:
+        gateway.tls = certificate.client()
+        yield gateway
 
 
 def descriptors() -> int:

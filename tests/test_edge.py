@@ -22,6 +22,7 @@ from running import (
     descriptors,
     request,
     running,
+    running_over_tls,
     tasks,
     until,
 )
@@ -56,7 +57,7 @@ Serving = Callable[..., AbstractAsyncContextManager[Gateway]]
 
 @pytest.fixture(params=["plain", "TLS"])
 def serving(request: pytest.FixtureRequest, certificate: certificates.Files) -> Serving:
-    return partial(running, certificate=certificate if request.param == "TLS" else None)
+    return partial(running_over_tls, certificate) if request.param == "TLS" else running
 
 
 async def released(gateway: Gateway, before: tuple[int, int]) -> None:
