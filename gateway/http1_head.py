@@ -128,7 +128,9 @@ def judge_head(
     """
     version = _judge_lines(head, method, target, headers)
     if len(target) > max_url_bytes:
-        raise UriTooLong(f"The request target may have at most {max_url_bytes} bytes.")
+        raise UriTooLong(
+            f"The request target may have at most {max_url_bytes} bytes (max_url_bytes)."
+        )
     if method == b"CONNECT":
         raise MethodNotAllowed(
             "This gateway is no proxy; CONNECT is not offered.", allow="DELETE, GET, POST, PUT"

@@ -454,7 +454,7 @@ async def test_a_new_certificate_is_for_new_connections_and_open_streams_go_on(
 
 def refusal(files: certificates.Files) -> str:
     with pytest.raises(ConfigError) as caught:
-        Certificate(replace(Config(), **files.settings))  # type: ignore[arg-type]
+        Certificate(replace(Config(), **files.settings))
     return str(caught.value)
 
 
