@@ -1,5 +1,6 @@
 """The listener of ``admin_bind``: probes and metrics, nothing else, and until the very end."""
 
+import os
 import re
 import signal
 
@@ -17,6 +18,7 @@ from gateway.metrics import MEDIA_TYPE
 from gateway.settings import load
 
 ADMIN = "127.0.0.1:0"
+MANY = 16
 PUBLISH = request("POST", "/publish/a", body=b"x")
 
 
@@ -155,5 +157,30 @@ async def test_it_answers_until_the_end_of_the_drain() -> None:
         assert "gateway_draining 1.0" in text
         for stream in streams:
             await stream.until_end()
+        assert await n.wait() == 0
+        assert "Traceback" not in n.output
+
+
+async def test_several_workers_have_one_each_and_it_outlives_them(
+    redis_port: int, new_prefix: str
+) -> None:
+    redis = ("--redis", f"redis://127.0.0.1:{redis_port}", "--redis-prefix", new_prefix)
+    async with node("--admin-bind", ADMIN, *redis, "--workers", "2", "--drain-seconds", "2") as n:
+        url = admin_url(n)
+
+        async def all_answer() -> None:
+            for _ in range(MANY):  # new connections: each worker gets some of them
+                assert "gateway_workers 2.0" in (await ask(f"{url}/metrics")).text
+
+        await all_answer()
+        os.kill(n.workers()[0], signal.SIGKILL)
+        await n.until(r"worker \d \(process \d+\) was ended by SIGKILL")
+        await n.until(r"worker \d is ready")
+        await all_answer()
+        stream = await n.open_stream("/events/a")
+        n.signal(signal.SIGTERM)
+        await n.until("is draining")
+        assert (await ask(f"{url}/readyz")).json()["reason"] == "draining"
+        await stream.until_end()
         assert await n.wait() == 0
         assert "Traceback" not in n.output

@@ -300,9 +300,8 @@ def test_the_readme_documents_every_setting() -> None:
 
 @pytest.mark.parametrize(("one", "other"), [("tls_cert", "tls_key"), ("tls_key", "tls_cert")])
 def test_tls_needs_both_of_its_files(one: str, other: str) -> None:
-    expected = (
-        f"{one} is set (flag --{one.replace('_', '-')}), but {other} is not; TLS needs both files."
-    )
+    source = "flag --" + one.replace("_", "-")
+    expected = f"{one} is set ({source}), but {other} is not; TLS needs both files."
     assert refusal({one: "x.pem"}) == expected
     load({one: "x.pem", other: "y.pem"}, {}, None)  # which are read when a node starts
 
