@@ -131,11 +131,12 @@ def serve(file: Path | None, **flags: object) -> None:
 @main.command(hidden=True)
 @click.argument("control", type=int)
 @click.argument("listener", type=int)
-def worker(control: int, listener: int) -> None:
+@click.argument("admin", type=int, required=False)
+def worker(control: int, listener: int, admin: int | None) -> None:
     """Be a worker of the supervisor that holds the other end of the socket CONTROL."""
     from gateway.worker import run
 
-    run(control, listener)
+    run(control, listener, admin)
 
 
 @main.command("config")

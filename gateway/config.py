@@ -127,8 +127,8 @@ class Config:
     ] = False
     admin_bind: Annotated[
         str,
-        "host:port of a second listener, for /metrics, /healthz and /readyz alone, without tokens;"
-        " empty: none, and /metrics needs a token where there are keys",
+        "host:port of a second listener, for /metrics, /healthz and /readyz alone, without tokens,"
+        " TLS and PROXY headers; empty: none, and /metrics needs a token where there are keys",
     ] = ""
     tls_cert: Annotated[
         str,

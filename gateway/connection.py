@@ -7,6 +7,8 @@ connection for good, and so does a request for the edge. Rules:
    its peer, and brings its own.
 2. Nothing that is sent after a stream's request is ever a request.
 3. A peer that is quick, or sends many requests together, takes turns with everybody else.
+
+What is here is for plain sockets; connections of other kinds are subclasses of it.
 """
 
 import socket
@@ -28,39 +30,47 @@ from gateway.http1 import Parsed, Phase, RequestReader
 from gateway.http1_render import CONTINUE, render_response, render_stream_head
 from gateway.node import Node
 from gateway.streams import EventStream
-
-READ_BYTES = 16 * 1024
-"""Read at a time: what a hostile body makes the parser do with it stays under five milliseconds."""
+from gateway.transport import READ_BYTES, Transport, plain_stream
 
 BODIES_BYTES = 64 * 1024 * 1024
 """Of request bodies that take more than one read, until they are answered, over all connections:
 64 of the largest by default. A chunked one counts as the largest."""
+
+CROWD = 32
+"""Connections beyond the bound that are still told so; any others are closed at once."""
 
 LINGER_SECONDS = 1.0
 LINGER_BYTES = 1024 * 1024
 """How long and how much is still read after a last answer: closing a socket with unread input
 resets the connection, and the peer may then lose the answer (RFC 9112 9.6)."""
 
-_STREAM_HEAD = render_stream_head(STREAM_HEADERS)
+STREAM_HEAD = render_stream_head(STREAM_HEADERS)
 
 _EVENTS, _POLL, _PUBLISH = EVENTS.encode(), POLL.encode(), PUBLISH.encode()
+
+
+ServeCold = Callable[[Parsed, Transport, str], Awaitable[None]]
+"""Serves a request that is not hot on its connection, for the peer of that address, and closes
+that."""
 
 
 class Service:
     """What all connections of a worker share."""
 
-    def __init__(
-        self, node: Node, edge: Callable[[Parsed, socket.socket], Awaitable[None]]
-    ) -> None:
-        """``edge`` serves a request that is not hot on its connection, and closes that."""
+    def __init__(self, node: Node, edge: ServeCold) -> None:
         self.node = node
         self.edge = edge
         self.held_bytes = 0
         """Of request bodies that are being read or worked on."""
         self.released = trio.Event()
+        self.streams = 0
+        """Connections that are open streams as well, and counted there."""
 
 
 class Connection:
+    room = CROWD
+    """How far beyond the bound of connections one like this is still served."""
+
     def __init__(self, service: Service, sock: socket.socket, peer: str) -> None:
         """``sock`` is non-blocking and becomes the connection's own."""
         config = service.node.config
@@ -69,8 +79,12 @@ class Connection:
         self._sock: socket.socket | None = sock
         self._peer = peer
         self._reader = RequestReader(
-            max_head_bytes=config.max_head_bytes, max_body_bytes=config.max_body_bytes
+            max_head_bytes=config.max_head_bytes,
+            max_url_bytes=config.max_url_bytes,
+            max_body_bytes=config.max_body_bytes,
         )
+        self._is_new = True
+        """No request has come yet."""
         self.phase: Phase | None = None
         """What the peer is waited for; None while it is not."""
         self._crowded = False
@@ -102,7 +116,11 @@ class Connection:
             except GatewayError as error:
                 self.phase = None
                 await self._end_with(problem(error))
-        if self.scope.cancel_called and self.phase in (Phase.HEAD, Phase.BODY):
+        if not self.scope.cancel_called:
+            return
+        if self.phase is Phase.IDLE and self._is_new:
+            self._node.refuse("silent")
+        elif self.phase in (Phase.HEAD, Phase.BODY):
             part, setting = "head", "head_timeout"
             if self.phase is Phase.BODY:
                 part, setting = "body", "body_timeout"
@@ -127,6 +145,7 @@ class Connection:
         if self.scope.cancel_called:  # it came at the very last, and no answer could be awaited
             return None
         self.phase = None
+        self._is_new = False
         return request
 
     async def _hold(self, size: int) -> None:
@@ -154,10 +173,12 @@ class Connection:
         if self.phase is None:
             return
         if self._deadline is None:
-            patience = config.idle_timeout
-            if self.phase is not Phase.IDLE:
-                in_head = self.phase is Phase.HEAD
-                patience = config.head_timeout if in_head else config.body_timeout
+            if self.phase is Phase.BODY:
+                patience = config.body_timeout
+            elif self.phase is Phase.IDLE and not self._is_new:
+                patience = config.idle_timeout
+            else:
+                patience = config.head_timeout
             self._deadline = now + patience
         elif self._deadline < now:
             self.scope.cancel()
@@ -172,9 +193,7 @@ class Connection:
             or (parsed.method == "GET" and _is_under(target, _EVENTS))
         )
         if not hot:
-            sock, self._sock = self._sock, None
-            assert sock is not None
-            await self._service.edge(parsed, sock)
+            await self._service.edge(parsed, self._hand_over(), self._peer)
             return False
         if polls:
             parsed.body = b""  # it means nothing, and would take the room of others for long
@@ -197,18 +216,15 @@ class Connection:
             serve = publish if parsed.method == "POST" else subscribe
             result = await serve(self._node, request)
         if isinstance(result, EventStream):
-            head = _STREAM_HEAD
+            head = STREAM_HEAD
             if self._node.origins:
                 allowed = cors_headers(self._node.origins, parsed.header(b"origin"))
                 head = render_stream_head((*STREAM_HEADERS, *allowed))
             try:
-                client = await self._node.streams.open(result, self._sock, preamble=head)
+                await self._stream(result, head)
+                return False
             except Unavailable:
                 result = turn_away(self._node, request, "bus")
-            else:
-                self._sock = None
-                await self._node.streams.serve(client)
-                return False
         if not parsed.keep_alive or self._node.draining:
             await self._end_with(result, parsed)
             return False
@@ -217,6 +233,18 @@ class Connection:
         if self._reader.buffered:
             await trio.lowlevel.checkpoint()  # as in _receive, for requests that came together
         return True
+
+    async def _stream(self, stream: EventStream, head: bytes) -> None:
+        """Serve a stream, behind ``head``, for as long as it takes a task. Raises Unavailable."""
+        client = await self._node.streams.open(stream, self._sock, preamble=head)
+        self._sock = None
+        await self._node.streams.serve(client)
+
+    def _hand_over(self) -> Transport:
+        """The connection, which is somebody else's from now on."""
+        sock, self._sock = self._sock, None
+        assert sock is not None
+        return plain_stream(sock)
 
     async def _poll(self, request: Request) -> Answer:
         """The answer to a poll; no later than its peer is seen to have ended."""
@@ -245,12 +273,15 @@ class Connection:
         self._count(answer)
         await self._send(self._rendered(answer, parsed, keep_alive=False))
         self._release()
-        assert self._sock is not None
-        self._sock.shutdown(socket.SHUT_WR)
+        await self._send_eof()
         left = LINGER_BYTES
         with trio.move_on_after(LINGER_SECONDS):
             while left > 0 and (data := await self._receive()):
                 left -= len(data)
+
+    async def _send_eof(self) -> None:
+        assert self._sock is not None
+        self._sock.shutdown(socket.SHUT_WR)
 
     def _count(self, answer: Answer) -> None:
         if answer.status >= 400:

@@ -61,6 +61,10 @@ class Gone(msgspec.Struct, frozen=True, tag=True):
     worker: str
 
 
+class Reload(msgspec.Struct, frozen=True, tag=True):
+    """Do as on SIGHUP."""
+
+
 class Ready(msgspec.Struct, frozen=True, tag=True):
     """The worker serves; ``worker`` is its tag."""
 
@@ -81,7 +85,7 @@ class Question(msgspec.Struct, frozen=True, tag=True):
     """Send an `Answer` that is no older than this. A worker has one question open at a time."""
 
 
-ToWorker = Start | Drain | Ask | Answer | Gone
+ToWorker = Start | Drain | Ask | Answer | Gone | Reload
 ToSupervisor = Ready | Left | Own | Question
 
 Received = TypeVar("Received", ToWorker, ToSupervisor)

@@ -1,18 +1,19 @@
 """The front: accepts connections, and has a task for each that is not a live stream.
 
 1. A connection contains its own errors: whatever it sends costs nobody else anything.
-2. Connections are counted; over the bound they are told so, and far over it closed.
+2. Connections are counted; over the bound they are told so, and far over it closed (`room`).
 3. Accepting is paced, so that a storm of connections takes turns with the fan-out.
 """
 
 import logging
 import socket
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 
 import trio
 
-from gateway.connection import Connection, Service
-from gateway.http1 import Parsed, Phase
+from gateway.addresses import peer_address
+from gateway.connection import Connection, ServeCold, Service
+from gateway.http1 import Phase
 from gateway.node import Node
 
 ACCEPTS_PER_TICK = 16
@@ -24,21 +25,14 @@ ACCEPT_PAUSE = 0.1
 WATCH_SECONDS = 0.25
 """Between two looks at the connections: one may be ended as much as two looks late."""
 
-CROWD = 32
-"""Connections beyond the bound that are still told so; any others are closed at once."""
+Begin = Callable[[Service, socket.socket, str], Connection]
+"""What a listener's connections are, by their socket and the address of their peer."""
 
 _log = logging.getLogger(__name__)
 
 
 class Front:
-    def __init__(
-        self,
-        node: Node,
-        edge: Callable[[Parsed, socket.socket], Awaitable[None]],
-        *,
-        max_connections: int,
-    ) -> None:
-        """``edge`` serves a request that is not hot on its connection, and closes that."""
+    def __init__(self, node: Node, edge: ServeCold, *, max_connections: int) -> None:
         self.node = node
         self._service = Service(node, edge)
         self._max_connections = max_connections
@@ -49,25 +43,31 @@ class Front:
         """Whether a request is under way: half read, being answered, or not yet a live stream."""
         return any(connection.phase is not Phase.IDLE for connection in self._connections)
 
-    async def accept(self, listener: socket.socket, nursery: trio.Nursery) -> None:
+    async def accept(
+        self, listener: socket.socket, nursery: trio.Nursery, begin: Begin = Connection
+    ) -> None:
         """Accept from ``listener``, which is non-blocking, until cancelled."""
         while True:
             await trio.lowlevel.wait_readable(listener)
             for _ in range(ACCEPTS_PER_TICK):
-                if not await self._accept_one(listener, nursery):
+                if not await self._accept_one(listener, nursery, begin):
                     break
             await trio.lowlevel.checkpoint()
 
-    async def empty_queue(self, listener: socket.socket, nursery: trio.Nursery) -> None:
+    async def empty_queue(
+        self, listener: socket.socket, nursery: trio.Nursery, begin: Begin = Connection
+    ) -> None:
         """Accept what the kernel has queued already, and close ``listener``."""
         for _ in range(self.node.config.backlog):
-            if not await self._accept_one(listener, nursery):
+            if not await self._accept_one(listener, nursery, begin):
                 break
             await trio.lowlevel.checkpoint()
         trio.lowlevel.notify_closing(listener)
         listener.close()
 
-    async def _accept_one(self, listener: socket.socket, nursery: trio.Nursery) -> bool:
+    async def _accept_one(
+        self, listener: socket.socket, nursery: trio.Nursery, begin: Begin
+    ) -> bool:
         try:
             sock, address = listener.accept()
         except BlockingIOError:
@@ -82,7 +82,8 @@ class Front:
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         patience = int(self.node.config.max_behind_seconds * 1000)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, patience)
-        nursery.start_soon(self._serve, sock, str(address[0]))
+        connection = begin(self._service, sock, peer_address(str(address[0])))
+        nursery.start_soon(self._serve, connection)
         return True
 
     async def watch(self) -> None:
@@ -97,12 +98,12 @@ class Front:
             for connection in self._connections:
                 connection.look(now)
 
-    async def _serve(self, sock: socket.socket, peer: str) -> None:
-        connection = Connection(self._service, sock, peer)
+    async def _serve(self, connection: Connection) -> None:
         self._connections.add(connection)
-        crowd = len(self._connections) + len(self.node.hub.members.clients) - self._max_connections
+        crowd = len(self._connections) - self._service.streams - self._max_connections
+        crowd += len(self.node.hub.members.clients)
         try:
-            if crowd > CROWD:
+            if crowd > connection.room:
                 self.node.refuse("connections")
             else:
                 await connection.run(crowded=crowd > 0)

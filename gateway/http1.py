@@ -90,8 +90,9 @@ class RequestReader:
     """The client holds back a body that is wanted until it is sent ``100 Continue`` (RFC 9110
     10.1.1). Send that once, and call ``continue_sent``."""
 
-    def __init__(self, *, max_head_bytes: int, max_body_bytes: int) -> None:
+    def __init__(self, *, max_head_bytes: int, max_url_bytes: int, max_body_bytes: int) -> None:
         self._max_head_bytes = max_head_bytes
+        self._max_url_bytes = max_url_bytes
         self._max_body_bytes = max_body_bytes
         self._input = b""
         self._at = 0  # where in _input that begins which has not been taken
@@ -240,6 +241,7 @@ class RequestReader:
             tuple(self._message.fields),
             upgrade=self._parser.should_upgrade(),
             max_body_bytes=self._max_body_bytes,
+            max_url_bytes=self._max_url_bytes,
         )
         self._request = request
         self.phase = Phase.BODY

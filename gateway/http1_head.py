@@ -26,6 +26,7 @@ from gateway.errors import (
     HeadTooLarge,
     MethodNotAllowed,
     NotImplementedCoding,
+    UriTooLong,
     VersionNotSupported,
 )
 
@@ -56,6 +57,10 @@ _AUTHORITY = re.compile(
 _ABSOLUTE_FORM = re.compile(rb"https?://([^/?#]*)(.*)", re.IGNORECASE)
 
 _ONLY_ONCE = (b"host", b"content-length", b"expect")
+
+_JOINED = (b"forwarded", b"x-forwarded-for")
+"""Lists that each proxy adds to, some of them by a line of their own: who looks at the first line
+alone sees what the client has written (RFC 9110 5.3 lets them be one)."""
 
 _VERSION_SENTENCE = "This gateway speaks HTTP/1.1 and HTTP/1.0; send the request in one of them."
 _CODING_SENTENCE = "The only transfer coding understood is a lone `chunked`."
@@ -111,6 +116,7 @@ def judge_head(
     *,
     upgrade: bool,
     max_body_bytes: int,
+    max_url_bytes: int,
 ) -> tuple[Parsed, int]:
     """Return the request, still without its body, and the body's length in bytes or CHUNKED.
 
@@ -121,6 +127,10 @@ def judge_head(
     Raises the GatewayError by which the request is to be refused.
     """
     version = _judge_lines(head, method, target, headers)
+    if len(target) > max_url_bytes:
+        raise UriTooLong(
+            f"The request target may have at most {max_url_bytes} bytes (max_url_bytes)."
+        )
     if method == b"CONNECT":
         raise MethodNotAllowed(
             "This gateway is no proxy; CONNECT is not offered.", allow="DELETE, GET, POST, PUT"
@@ -128,6 +138,8 @@ def judge_head(
     first = dict(reversed(headers))
     if len(first) != len(headers):
         _judge_repeats(headers)
+        headers = _join_repeats(headers)
+        first = dict(reversed(headers))
     target, host = _judge_target(target, first.get(b"host"), version)
     if host != first.get(b"host"):
         headers = (*(pair for pair in headers if pair[0] != b"host"), (b"host", host or b""))
@@ -164,6 +176,16 @@ def _judge_repeats(headers: Headers) -> None:
     for name in _ONLY_ONCE:
         if names.count(name) > 1:
             raise BadRequest(f"The header {name.decode().title()} must be sent only once.")
+
+
+def _join_repeats(headers: Headers) -> Headers:
+    """The headers, with one line for each list of which there were several."""
+    for name in _JOINED:
+        values = [value for found, value in headers if found == name]
+        if len(values) > 1:
+            others = tuple(pair for pair in headers if pair[0] != name)
+            headers = (*others, (name, b", ".join(values)))
+    return headers
 
 
 def _judge_target(target: bytes, host: bytes | None, version: str) -> tuple[bytes, bytes | None]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import trio
 
+from gateway.addresses import TrustedProxies, parse_networks
 from gateway.auth import Authenticator, AuthStatistics
 from gateway.bus import Bus, BusStatistics
 from gateway.bus.address import parse_address
@@ -77,6 +78,9 @@ class Node:
         self.refused: dict[str, int] = {}
         self.ask_supervisor: Callable[[], Awaitable[NodeStatistics]] | None = None
         """Of a worker among several: the statistics of all of them."""
+        self.proxies: TrustedProxies | None = None
+        if trusted := parse_networks(split_list(config.trusted_proxies)):
+            self.proxies = TrustedProxies(trusted)
         self._started = time.monotonic()
         self.auth = Authenticator(config, now_ms=now_ms)
         self.revoked = Revoked()
@@ -143,8 +147,11 @@ class Node:
         return not self.config.has_keys and is_loopback(address)
 
     def address_of(self, peer: str, header: Callable[[bytes], bytes | None]) -> str:
-        """Where a request comes from, by the address of its connection and its headers."""
-        return peer
+        """Where a request comes from, by the address of its connection and its headers.
+
+        ``header`` has all lines of a field that is a list.
+        """
+        return peer if self.proxies is None else self.proxies.origin(peer, header)
 
     async def node_statistics(self) -> NodeStatistics:
         """Those of all workers of the node. Raises Unavailable when they cannot be had."""

@@ -1,9 +1,12 @@
-"""One worker: its listener, its tasks, its signals, and how it leaves.
+"""One worker: its listeners, its tasks, its signals, and how it leaves.
 
 Leaving (SIGTERM or SIGINT): say so on /readyz and go on for ``drain_grace``; empty the accept queue
 and close the listener; end the streams one after another over ``drain_seconds``, each flushed, told
 and closed; cut who has not read by then; exit 0. A second signal exits at once. A worker among
 several leaves in the same way when its supervisor says so, and without the grace when that is gone.
+The listener of ``admin_bind`` answers until the very end, so that probes see all this.
+
+SIGHUP has the certificate read again.
 """
 
 import gc
@@ -12,7 +15,7 @@ import os
 import resource
 import signal
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from functools import partial
 
 import trio
@@ -20,11 +23,12 @@ import trio
 from gateway import __version__, control
 from gateway.client import Client, Reason
 from gateway.config import Config, is_loopback, split_address
-from gateway.edge.app import make_app
-from gateway.edge.serve import Edge
+from gateway.connection import Connection
 from gateway.errors import ConfigError
-from gateway.front import Front
+from gateway.front import Begin, Front
 from gateway.node import Node
+from gateway.reception import Reception
+from gateway.tls import Certificate
 
 RESERVED_DESCRIPTORS = 128
 """Kept from clients: listener, epolls, logs, and requests that are no streams."""
@@ -44,6 +48,11 @@ first two look at so few objects that they take a few milliseconds; a full one, 
 for longer the more history there is, is rare."""
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
+"""That end a process in order."""
+
+HANDLED = (*SIGNALS, signal.SIGHUP)
+
+NOTHING_TO_RELOAD = "SIGHUP: there is no certificate, and so nothing to read again"
 
 _log = logging.getLogger("gateway")
 
@@ -66,8 +75,12 @@ Attend = Callable[[Node, Leave], Awaitable[None]]
 def run(config: Config) -> None:
     """Serve until a signal. Raises ConfigError when the address cannot be listened on."""
     start_logging(config)
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})  # it would end what is not ready yet
+    certificate = Certificate(config) if config.tls_cert else None
     listener = listen(config)
-    trio.run(serve, config, listener, partial(_announce, config, listener))
+    [admin] = listen_for_admin(config, 1)
+    announce = partial(_announce, config, listener, admin)
+    trio.run(serve, config, listener, announce, admin, certificate)
 
 
 def start_logging(config: Config, process: str = "") -> None:
@@ -90,7 +103,17 @@ def listen_together(config: Config, count: int) -> list[socket.socket]:
     The kernel divides connections among them. All have the port that the first one gets, and that
     one is bound before it may share: an address that somebody else has is refused.
     """
-    host, port = split_address(config.bind)
+    return _listen_together(config, "bind", count)
+
+
+def listen_for_admin(config: Config, count: int) -> Sequence[socket.socket | None]:
+    """As many listeners on ``config.admin_bind``, or Nones where there is none."""
+    return _listen_together(config, "admin_bind", count) if config.admin_bind else [None] * count
+
+
+def _listen_together(config: Config, setting: str, count: int) -> list[socket.socket]:
+    told = getattr(config, setting)
+    host, port = split_address(told)
     listeners: list[socket.socket] = []
     try:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
@@ -109,33 +132,54 @@ def listen_together(config: Config, count: int) -> list[socket.socket]:
         for listener in listeners:
             listener.listen(config.backlog)
     except OSError as error:
-        raise ConfigError(f"bind: cannot listen on {config.bind}: {error.strerror}.") from None
+        raise ConfigError(f"{setting}: cannot listen on {told}: {error.strerror}.") from None
     return listeners
 
 
-async def serve(config: Config, listener: socket.socket, attend: Attend) -> None:
-    """Serve on ``listener`` until told to leave, by a signal or by what ``attend`` hears."""
+async def serve(
+    config: Config,
+    listener: socket.socket,
+    attend: Attend,
+    admin: socket.socket | None = None,
+    certificate: Certificate | None = None,
+) -> None:
+    """Serve on ``listener`` until told to leave, by a signal or by what ``attend`` hears.
+
+    ``admin`` is the listener of ``admin_bind``.
+    """
     descriptors = raise_descriptor_limit()
     node = Node(config, max_clients=config.max_clients or descriptors - RESERVED_DESCRIPTORS)
-    edge = Edge(make_app(node), write_timeout=config.write_timeout)
-    front = Front(node, edge.serve, max_connections=descriptors - RESERVED_DESCRIPTORS // 2)
+    reception = Reception(
+        node, certificate, max_connections=descriptors - RESERVED_DESCRIPTORS // 2
+    )
+    front, begin = reception.front, reception.begin
     leave = Leave()
-    with trio.open_signal_receiver(*SIGNALS) as signals:
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)  # a supervisor has blocked them
+    with (
+        trio.open_signal_receiver(*SIGNALS) as signals,
+        trio.open_signal_receiver(signal.SIGHUP) as hangups,
+    ):
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, HANDLED)  # a supervisor has blocked them
         async with trio.open_nursery() as nursery:
             await nursery.start(node.run)
-            await nursery.start(edge.run)
-            nursery.start_soon(front.watch)
-            accepting = trio.CancelScope()
-            nursery.start_soon(_accept, front, listener, nursery, accepting)
+            await nursery.start(reception.run)
+            accepting, accepting_admin = trio.CancelScope(), trio.CancelScope()
+            nursery.start_soon(_accept, front, listener, nursery, begin, accepting)
+            if admin is not None:
+                begin_admin = reception.begin_admin
+                nursery.start_soon(_accept, front, admin, nursery, begin_admin, accepting_admin)
             gc.collect()
             gc.freeze()
             gc.set_threshold(*GC_THRESHOLDS)
             nursery.start_soon(_obey, signals, leave)
+            nursery.start_soon(_reload, hangups, certificate)
             nursery.start_soon(attend, node, leave)
             await leave.wanted.wait()
-            await _drain(config, node, front, listener, nursery, accepting, leave)
-            edge.abort()
+            await _drain(config, node, front, listener, nursery, accepting, leave, begin)
+            if admin is not None:
+                accepting_admin.cancel()
+                await front.empty_queue(admin, nursery, reception.begin_admin)
+                await _answered(front)
+            reception.abort()
             nursery.cancel_scope.cancel()
     _log.info("node %s has drained", node.id)
 
@@ -148,10 +192,14 @@ def raise_descriptor_limit() -> int:
 
 
 async def _accept(
-    front: Front, listener: socket.socket, nursery: trio.Nursery, scope: trio.CancelScope
+    front: Front,
+    listener: socket.socket,
+    nursery: trio.Nursery,
+    begin: Begin,
+    scope: trio.CancelScope,
 ) -> None:
     with scope:
-        await front.accept(listener, nursery)
+        await front.accept(listener, nursery, begin)
 
 
 async def _obey(signals: AsyncIterator[int], leave: Leave) -> None:
@@ -162,17 +210,39 @@ async def _obey(signals: AsyncIterator[int], leave: Leave) -> None:
         os._exit(1)
 
 
-async def _announce(config: Config, listener: socket.socket, node: Node, _leave: Leave) -> None:
-    announce(config, listener, node.id)
+async def _reload(hangups: AsyncIterator[int], certificate: Certificate | None) -> None:
+    async for _ in hangups:
+        if certificate is None:
+            _log.info(NOTHING_TO_RELOAD)
+        else:
+            await certificate.reload()
 
 
-def announce(config: Config, listener: socket.socket, node_id: str, more: str = "") -> None:
+async def _announce(
+    config: Config, listener: socket.socket, admin: socket.socket | None, node: Node, _leave: Leave
+) -> None:
+    announce(config, listener, admin, node.id)
+
+
+def announce(
+    config: Config,
+    listener: socket.socket,
+    admin: socket.socket | None,
+    node_id: str,
+    more: str = "",
+) -> None:
     """Log that the node is ready, and where."""
+    if admin is not None:
+        _log.info("metrics and probes on http://%s/", _shown(admin))
+    scheme, shown = "https" if config.tls_cert else "http", _shown(listener)
+    _log.info("gateway %s, node %s, on %s://%s/%s", __version__, node_id, scheme, shown, more)
+    if not is_loopback(listener.getsockname()[0]) and not config.has_keys:
+        _log.warning("this node is open to anyone who can reach %s", shown)
+
+
+def _shown(listener: socket.socket) -> str:
     host, port = listener.getsockname()[:2]
-    shown = f"[{host}]" if ":" in host else host
-    _log.info("gateway %s, node %s, on http://%s:%d/%s", __version__, node_id, shown, port, more)
-    if not is_loopback(host) and not config.has_keys:
-        _log.warning("this node is open to anyone who can reach %s:%d", shown, port)
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 async def _drain(
@@ -183,6 +253,7 @@ async def _drain(
     nursery: trio.Nursery,
     accepting: trio.CancelScope,
     leave: Leave | None = None,
+    begin: Begin = Connection,
 ) -> None:
     leave = leave or Leave()
     node.draining = True
@@ -191,7 +262,7 @@ async def _drain(
         await leave.hurried.wait()
     node.leaving = True
     accepting.cancel()
-    await front.empty_queue(listener, nursery)
+    await front.empty_queue(listener, nursery, begin)
     leave.closed.set()
     await trio.sleep(DRAIN_TICK)  # the requests of the last ones may be just behind them
     with trio.move_on_after(config.drain_seconds + LAST_WORDS_SECONDS):
@@ -201,6 +272,13 @@ async def _drain(
             await _tell(config, node, list(node.hub.members.clients.values()))  # let in at the last
     with trio.move_on_after(LAST_WORDS_SECONDS):
         await node.bus.leave()
+
+
+async def _answered(front: Front) -> None:
+    """Wait until no request is under way, for a little while."""
+    with trio.move_on_after(LAST_WORDS_SECONDS):
+        while front.serving:  # noqa: ASYNC110  # each connection would have to tell
+            await trio.sleep(DRAIN_TICK)
 
 
 async def _end_streams(config: Config, node: Node) -> None:

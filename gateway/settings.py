@@ -18,6 +18,7 @@ from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
 import msgspec
 
+from gateway.addresses import parse_networks
 from gateway.config import (
     AUTO,
     MAX_WORKERS,
@@ -331,22 +332,54 @@ def _check(config: Config, sources: Mapping[str, str]) -> None:
             )
     _check_workers(config, sources["workers"])
     _check_keys(config, sources)
-    try:
-        parse_origins(split_list(config.cors_origins))
-    except BadRequest as error:
-        source = sources["cors_origins"]
-        raise ConfigError(f"cors_origins ({source}) cannot be used: {error}") from error
-    try:
-        host, _ = split_address(config.bind)
-    except ValueError:
-        expected = "host:port, as 127.0.0.1:8080, or [IPv6]:port, as [::1]:8080"
-        raise _refused("bind", config.bind, sources["bind"], expected) from None
+    _check_origins(config, sources)
+    _check_proxies(config, sources)
+    for one, other in (("tls_cert", "tls_key"), ("tls_key", "tls_cert")):
+        if getattr(config, one) and not getattr(config, other):
+            raise ConfigError(
+                f"{one} is set ({sources[one]}), but {other} is not; TLS needs both files."
+            )
+    host = _host("bind", config.bind, sources)
+    if config.admin_bind:
+        _host("admin_bind", config.admin_bind, sources)
     if not is_loopback(host) and not config.insecure and not config.has_keys:
         raise ConfigError(
             f"bind is {config.bind!r} ({sources['bind']}), but the node has no keys, so anyone who"
             " reaches it may publish and subscribe: give it one, as in GATEWAY_JWT_KEY, or bind to"
             " 127.0.0.1 or ::1 behind a proxy that decides who may, or accept it with --insecure."
         )
+
+
+def _host(name: str, address: str, sources: Mapping[str, str]) -> str:
+    try:
+        return split_address(address)[0]
+    except ValueError:
+        expected = "host:port, as 127.0.0.1:8080, or [IPv6]:port, as [::1]:8080"
+        raise _refused(name, address, sources[name], expected) from None
+
+
+def _check_proxies(config: Config, sources: Mapping[str, str]) -> None:
+    source = sources["trusted_proxies"]
+    try:
+        networks = parse_networks(split_list(config.trusted_proxies))
+    except ValueError as error:
+        raise ConfigError(
+            f"trusted_proxies ({source}) has {str(error)[:_SHOWN]}, but must be addresses and"
+            " networks, divided by commas, as 10.0.0.7,192.168.0.0/16,fd00::/8."
+        ) from None
+    if config.proxy_protocol and not networks:
+        raise ConfigError(
+            f"proxy_protocol is set ({sources['proxy_protocol']}), but trusted_proxies is empty"
+            f" ({source}), so that no connection could be served: name the proxies there."
+        )
+
+
+def _check_origins(config: Config, sources: Mapping[str, str]) -> None:
+    try:
+        parse_origins(split_list(config.cors_origins))
+    except BadRequest as error:
+        source = sources["cors_origins"]
+        raise ConfigError(f"cors_origins ({source}) cannot be used: {error}") from error
 
 
 def _check_keys(config: Config, sources: Mapping[str, str]) -> None:

@@ -13,7 +13,7 @@ import logging
 import math
 import secrets
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
 from socket import socket
 
@@ -193,16 +193,27 @@ class Streams:
         Closing the generator closes the client.
         """
         try:
-            async with self.responding(stream) as client:
-                while client.state is not State.CLOSED:
-                    if data := client.next_bytes():
-                        yield bytes(data)
-                        client.credit(len(data))
-                        self._hub.end_given_channels(client)
-                    elif client.state is State.ENDING:
-                        return
-                    else:
-                        await self._stage_next_or_keepalive(client)
+            async with self.responding(stream) as client, aclosing(self.given(client)) as given:
+                async for data in given:
+                    yield data
+        except Unavailable:
+            yield self._without_bus()
+
+    async def given(self, client: Client) -> AsyncGenerator[bytes, None]:
+        """What is to be written to a client of the response lane, in whole blocks, until it ends.
+
+        What was yielded counts as written once more is asked for.
+        """
+        try:
+            while client.state is not State.CLOSED:
+                if data := client.next_bytes():
+                    yield bytes(data)
+                    client.credit(len(data))
+                    self._hub.end_given_channels(client)
+                elif client.state is State.ENDING:
+                    return
+                else:
+                    await self._stage_next_or_keepalive(client)
         except Unavailable:
             yield self._without_bus()
 

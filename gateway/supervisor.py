@@ -14,8 +14,10 @@
 """
 
 import logging
+import signal
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 
 import trio
@@ -30,18 +32,23 @@ from gateway.control_socket import (
     Own,
     Question,
     Ready,
+    Reload,
     Start,
 )
 from gateway.errors import GatewayError
 from gateway.node import name_of
 from gateway.restarts import Restarts
 from gateway.server import (
+    HANDLED,
     LAST_WORDS_SECONDS,
+    NOTHING_TO_RELOAD,
     SIGNALS,
     announce,
+    listen_for_admin,
     listen_together,
     start_logging,
 )
+from gateway.tls import load as load_certificate
 from gateway.worker_process import Worker, start_worker
 
 OVERDUE_SECONDS = 8.0
@@ -69,8 +76,12 @@ def run(config: Config) -> None:
     its workers did not end well.
     """
     start_logging(config, "supervisor")
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})  # it would end what is not ready yet
+    if config.tls_cert:
+        load_certificate(config)  # what cannot be used stops the start, and not each worker
     listeners = listen_together(config, config.worker_count)
-    failure = trio.run(Supervisor(config, listeners).run)
+    admin_listeners = listen_for_admin(config, config.worker_count)
+    failure = trio.run(Supervisor(config, listeners, admin_listeners).run)
     if failure:
         raise GatewayError(failure)
 
@@ -85,9 +96,16 @@ def share(config: Config) -> Config:
 
 
 class Supervisor:
-    def __init__(self, config: Config, listeners: list[socket.socket]) -> None:
+    def __init__(
+        self,
+        config: Config,
+        listeners: list[socket.socket],
+        admin_listeners: Sequence[socket.socket | None] = (),
+    ) -> None:
+        """With one of ``admin_listeners`` for each of ``listeners``, if there are any."""
         self._config = share(config)
         self._listeners = listeners
+        self._admin_listeners = admin_listeners or [None] * len(listeners)
         self._census = Census()
         self._draining = trio.Event()
         self._announced = False
@@ -96,27 +114,38 @@ class Supervisor:
 
     async def run(self) -> str:
         """Until all workers have ended; why that was not well, or nothing."""
-        with trio.open_signal_receiver(*SIGNALS) as signals:
+        with (
+            trio.open_signal_receiver(*SIGNALS) as signals,
+            trio.open_signal_receiver(signal.SIGHUP) as hangups,
+        ):
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, HANDLED)
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._obey, signals)
+                nursery.start_soon(self._reload, hangups)
                 nursery.start_soon(self._kill_overdue)
                 nursery.start_soon(self._census.run)
                 nursery.start_soon(self._kill_hung)
                 async with trio.open_nursery() as self._processes:
-                    for number, listener in enumerate(self._listeners, 1):
-                        self._processes.start_soon(self._keep, number, listener)
+                    pairs = zip(self._listeners, self._admin_listeners, strict=True)
+                    for number, (listener, admin) in enumerate(pairs, 1):
+                        self._processes.start_soon(self._keep, number, listener, admin)
                 nursery.cancel_scope.cancel()
         _log.info("node %s has %s", self._config.node_id, "failed" if self._failure else "drained")
         return self._failure
 
-    async def _keep(self, number: int, listener: socket.socket) -> None:
-        """Have a worker of this number on ``listener`` until the node drains."""
+    async def _keep(
+        self, number: int, listener: socket.socket, admin: socket.socket | None
+    ) -> None:
+        """Have a worker of this number on its listeners until the node drains."""
         restarts = Restarts()
-        with listener:
+        with ExitStack() as held:
+            held.enter_context(listener)
+            if admin is not None:
+                held.enter_context(admin)
             while True:
                 worker, begun = None, trio.current_time()
                 try:
-                    worker = self._start(number, listener)
+                    worker = self._start(number, listener, admin)
                 except OSError as error:
                     end = f"could not be started ({error.strerror})"
                     _log.error("worker %d %s", number, end)
@@ -139,8 +168,8 @@ class Supervisor:
                 self._census.restarts += 1
         worker.tell(Drain())
 
-    def _start(self, number: int, listener: socket.socket) -> Worker:
-        worker = start_worker(number, listener)
+    def _start(self, number: int, listener: socket.socket, admin: socket.socket | None) -> Worker:
+        worker = start_worker(number, listener, admin)
         worker.tell(Start(number, self._config))
         self._census.add(worker)
         self._processes.start_soon(self._attend, worker)
@@ -191,7 +220,8 @@ class Supervisor:
         if self._announced or self._draining.is_set() or len(self._census.serving) < count:
             return
         self._announced = True
-        announce(self._config, self._listeners[0], self._config.node_id, f", {count} workers")
+        listener, admin = self._listeners[0], self._admin_listeners[0]
+        announce(self._config, listener, admin, self._config.node_id, f", {count} workers")
 
     async def _obey(self, signals: AsyncIterator[int]) -> None:
         await anext(signals)
@@ -201,6 +231,14 @@ class Supervisor:
         _log.warning("second signal: leaving at once")
         self._fail("A second signal ended the node before it had drained.")
         self._kill()
+
+    async def _reload(self, hangups: AsyncIterator[int]) -> None:
+        async for _ in hangups:
+            if not self._config.tls_cert:
+                _log.info(NOTHING_TO_RELOAD)
+                continue
+            for worker in self._census.workers:
+                worker.tell(Reload())
 
     def _drain(self) -> None:
         self._census.draining = True

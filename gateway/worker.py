@@ -26,12 +26,14 @@ from gateway.control_socket import (
     Own,
     Question,
     Ready,
+    Reload,
     Start,
     ToWorker,
 )
 from gateway.errors import Unavailable
 from gateway.node import Node, NodeStatistics
 from gateway.server import LAST_WORDS_SECONDS, Leave, serve, start_logging
+from gateway.tls import Certificate
 
 ANSWER_SECONDS = 3.0
 """For an answer of the supervisor: the rest of a round of its own, which may take a second, a whole
@@ -50,25 +52,35 @@ long as a supervisor has patience."""
 _log = logging.getLogger("gateway")
 
 
-def run(control: int, listener: int) -> None:
-    """Serve on the descriptor ``listener`` what the supervisor says over ``control``."""
-    trio.run(_run, socket.socket(fileno=control), socket.socket(fileno=listener))
+def run(control: int, listener: int, admin: int | None) -> None:
+    """Serve on the descriptors ``listener`` and ``admin`` what the supervisor says over
+    ``control``."""
+    admin_listener = None if admin is None else socket.socket(fileno=admin)
+    trio.run(_run, socket.socket(fileno=control), socket.socket(fileno=listener), admin_listener)
 
 
-async def _run(control_end: socket.socket, listener: socket.socket) -> None:
+async def _run(
+    control_end: socket.socket, listener: socket.socket, admin: socket.socket | None
+) -> None:
     control: ControlSocket[ToWorker] = ControlSocket(control_end, ToWorker)
     async for message in control:
         assert isinstance(message, Start)
         start_logging(message.config, f"worker {message.number}")
-        await _serve(message.config, listener, control)
+        await _serve(message.config, listener, admin, control)
         break
 
 
-async def _serve(config: Config, listener: socket.socket, control: ControlSocket[ToWorker]) -> None:
+async def _serve(
+    config: Config,
+    listener: socket.socket,
+    admin: socket.socket | None,
+    control: ControlSocket[ToWorker],
+) -> None:
+    certificate = Certificate(config) if config.tls_cert else None
     link = Link(config, control)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(control.write)
-        await serve(config, listener, link.attend)
+        await serve(config, listener, link.attend, admin, certificate)
         link.say_goodbye()
         nursery.cancel_scope.deadline = trio.current_time() + LAST_WORDS_WAIT
 
@@ -105,6 +117,8 @@ class Link:
                         self._answered.set()
                     case Gone():
                         nursery.start_soon(self._tell_gone, node, message.worker)
+                    case Reload():
+                        signal.raise_signal(signal.SIGHUP)
             nursery.cancel_scope.cancel()
         self._be_orphan(leave)
 

@@ -11,10 +11,10 @@ import trio
 
 from gateway.control_socket import ControlSocket, ToSupervisor, ToWorker
 from gateway.node import NodeStatistics
-from gateway.server import SIGNALS
+from gateway.server import HANDLED
 
 COMMAND = (sys.executable, "-P", "-m", "gateway", "worker")
-"""With the descriptors of control socket and listener. -P: the gateway that is installed, and not
+"""With the descriptors of control socket and listeners. -P: the gateway that is installed, and not
 one that happens to be in the working directory."""
 
 EXIT_SECONDS = 10.0
@@ -109,18 +109,21 @@ class Worker:
         await trio.lowlevel.wait_readable(self._descriptor)
 
 
-def start_worker(number: int, listener: socket.socket) -> Worker:
-    """A new process that holds ``listener`` and the other end of a control socket.
+def start_worker(
+    number: int, listener: socket.socket, admin: socket.socket | None = None
+) -> Worker:
+    """A new process that holds its listeners and the other end of a control socket.
 
     Raises OSError when there can be none; nothing is left of it then.
     """
     ours, theirs = socket.socketpair()
     with theirs, ExitStack() as undo:
         undo.callback(ours.close)
-        descriptors = (theirs.fileno(), listener.fileno())
+        held = (theirs, listener) if admin is None else (theirs, listener, admin)
+        descriptors = tuple(sock.fileno() for sock in held)
         # Blocked until the worker can obey them: one that came before would kill it, and reset
         # what waits at its listener.
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, HANDLED)
         try:
             process = subprocess.Popen((*COMMAND, *map(str, descriptors)), pass_fds=descriptors)
         finally:

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from time import monotonic, sleep
 
+import certificates
 import pytest
 import redis
 from process import PATIENCE, environment
@@ -44,6 +45,12 @@ def _wait_until_it_answers(process: subprocess.Popen[bytes], port: int, log: Pat
                 assert process.poll() is None, log.read_text("utf-8")
                 assert monotonic() < until
                 sleep(0.01)
+
+
+@pytest.fixture(scope="session")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> certificates.Files:
+    """Not to be changed."""
+    return certificates.make(tmp_path_factory.mktemp("tls"), "first")
 
 
 @pytest.fixture

@@ -6,6 +6,7 @@ Everything is waited for: output by `Child.until`, what a node knows by `eventua
 import os
 import re
 import signal
+import ssl
 import subprocess
 import sys
 import time
@@ -139,6 +140,8 @@ class NodeProcess(Child):
     """A ``gateway serve`` that is ready. ``connections`` are closed when it is done with."""
 
     port = 0
+    tls: ssl.SSLContext | None = None
+    """What its clients speak; nothing: plain HTTP."""
 
     def __init__(self, process: trio.Process) -> None:
         super().__init__(process)
@@ -146,10 +149,13 @@ class NodeProcess(Child):
 
     @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
+        return f"{'https' if self.tls else 'http'}://127.0.0.1:{self.port}"
+
+    def client(self) -> httpx.AsyncClient:
+        return httpx.AsyncClient(trust_env=False, timeout=PATIENCE, verify=self.tls or True)
 
     async def get(self, path: str) -> httpx.Response:
-        async with httpx.AsyncClient(trust_env=False, timeout=PATIENCE) as client:
+        async with self.client() as client:
             return await client.get(self.url + path)
 
     async def stats(self) -> dict[str, Any]:
@@ -175,7 +181,7 @@ class NodeProcess(Child):
     async def publish(self, channel: str, *data: str) -> list[str]:
         """Publish an event with each of ``data``; their ids."""
         lines = "".join(f'{{"channel":"{channel}","data":"{text}"}}\n' for text in data)
-        async with httpx.AsyncClient(trust_env=False, timeout=PATIENCE) as client:
+        async with self.client() as client:
             answer = await client.post(
                 f"{self.url}/publish",
                 content=lines,
@@ -200,18 +206,30 @@ class NodeProcess(Child):
 
     async def open_stream(self, target: str) -> "Stream":
         """A stream whose ``connected`` has been read."""
-        stream = Stream(await self.connect())
+        connection = await self.connect()
+        if self.tls is not None:
+            tls = trio.SSLStream(connection, self.tls, server_hostname="localhost")
+            stream = Stream(connection, tls)
+        else:
+            stream = Stream(connection)
         await stream.request(target)
         await stream.until(b"event: connected\n")
         return stream
 
 
 @asynccontextmanager
-async def node(*flags: str, bind: str = "127.0.0.1:0") -> AsyncIterator[NodeProcess]:
-    """A node of the real program, listening; killed unless it has ended by itself."""
+async def node(
+    *flags: str, bind: str = "127.0.0.1:0", tls: ssl.SSLContext | None = None
+) -> AsyncIterator[NodeProcess]:
+    """A node of the real program, listening; killed unless it has ended by itself.
+
+    ``tls`` is what its clients speak.
+    """
     command = (GATEWAY, "serve", "--bind", bind, *flags)
     async with _start(NodeProcess, command, {}) as started:
-        started.port = int((await started.until(r"on http://127\.0\.0\.1:(\d+)/"))[1])
+        scheme = "https" if tls else "http"
+        started.port = int((await started.until(rf", on {scheme}://127\.0\.0\.1:(\d+)/"))[1])
+        started.tls = tls
         try:
             yield started
         finally:
@@ -220,17 +238,22 @@ async def node(*flags: str, bind: str = "127.0.0.1:0") -> AsyncIterator[NodeProc
 
 
 class Stream:
-    """An event stream read from a plain socket by h11, which knows nothing of the gateway."""
+    """An event stream read from a socket by h11, which knows nothing of the gateway."""
 
-    def __init__(self, transport: trio.SocketStream) -> None:
+    def __init__(
+        self,
+        transport: trio.SocketStream,
+        tls: trio.SSLStream[trio.SocketStream] | None = None,
+    ) -> None:
         self.transport = transport
+        self._stream = tls or transport
         self._http = h11.Connection(h11.CLIENT)
         self.body = b""
         self.ended_at = 0.0
 
     async def request(self, target: str, *headers: tuple[str, str]) -> None:
         request = h11.Request(method="GET", target=target, headers=[("Host", "x"), *headers])
-        await self.transport.send_all(self._http.send(request) or b"")
+        await self._stream.send_all(self._http.send(request) or b"")
 
     async def until(self, text: bytes) -> None:
         """Read on until ``text`` is in the body."""
@@ -246,13 +269,13 @@ class Stream:
         with trio.fail_after(PATIENCE):
             while await self._read():
                 pass
-            assert await self.transport.receive_some() == b""
+            assert await self._stream.receive_some() == b""
         self.ended_at = time.monotonic()
 
     async def _read(self) -> bool:
         event = self._http.next_event()
         while event is h11.NEED_DATA:
-            self._http.receive_data(await self.transport.receive_some(READ_BYTES))
+            self._http.receive_data(bytes(await self._stream.receive_some(READ_BYTES)))
             event = self._http.next_event()
         if isinstance(event, h11.Data):
             self.body += event.data

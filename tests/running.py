@@ -5,22 +5,24 @@ generously, so that a failure is a TooSlowError and never a hang.
 """
 
 import re
+import ssl
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from socket import SO_RCVBUF, SOL_SOCKET
+from typing import Any
 
 import msgspec
 import trio
+from certificates import Files
 
 from gateway.client import Reason
 from gateway.config import Config
-from gateway.edge.app import make_app
-from gateway.edge.serve import Edge
-from gateway.front import Front
 from gateway.node import Node
-from gateway.server import listen
+from gateway.reception import Reception
+from gateway.server import listen, listen_for_admin
+from gateway.tls import Certificate
 
 PATIENCE = 10.0
 """Seconds for one wait; all of them end in milliseconds unless something is broken."""
@@ -76,8 +78,11 @@ class Block:
 class Wire:
     """One client connection: raw bytes out, responses and SSE blocks in."""
 
-    def __init__(self, stream: trio.SocketStream) -> None:
-        self.stream = stream
+    def __init__(
+        self, socket_stream: trio.SocketStream, tls: trio.SSLStream[trio.SocketStream] | None = None
+    ) -> None:
+        self.socket_stream = socket_stream
+        self.stream = tls or socket_stream
         self._input = b""
         self._chunked = False
         self._text = b""  # of an event stream, out of its chunks
@@ -170,7 +175,7 @@ class Wire:
             return found
 
     async def aclose(self) -> None:
-        await self.stream.aclose()
+        await self.socket_stream.aclose()
 
     async def _some(self) -> bytes:
         if self._input:
@@ -208,26 +213,44 @@ class Wire:
 class Gateway:
     """A running node, and clients for it."""
 
-    def __init__(self, node: Node, edge: Edge, front: Front, port: int) -> None:
+    def __init__(
+        self, node: Node, reception: Reception, certificate: Certificate | None, port: int
+    ) -> None:
         self.node = node
-        self.edge = edge
-        self.front = front
+        self.edge = reception.edge
+        self.admin_edge = reception.admin_edge
+        self.front = reception.front
+        self.certificate = certificate
         self.port = port
+        self.admin_port = 0
+        self.tls: ssl.SSLContext | None = None
+        """What new connections speak; nothing: plain HTTP."""
+        self.preamble = b""
+        """What new connections begin with."""
         self._wires: list[Wire] = []
 
-    async def connect(self, *, receive_buffer: int | None = None) -> Wire:
+    async def connect(self, *, receive_buffer: int | None = None, admin: bool = False) -> Wire:
         """A new connection; with a receive buffer of that many bytes it is one that stalls."""
         sock = trio.socket.socket()
         if receive_buffer is not None:
             sock.setsockopt(SOL_SOCKET, SO_RCVBUF, receive_buffer)
-        await sock.connect(("127.0.0.1", self.port))
-        wire = Wire(trio.SocketStream(sock))
+        await sock.connect(("127.0.0.1", self.admin_port if admin else self.port))
+        stream, tls = trio.SocketStream(sock), None
+        if self.preamble and not admin:
+            await stream.send_all(self.preamble)
+        if self.tls is not None and not admin:
+            # Its close_notify is asked for: an answer must not end where somebody has cut it.
+            tls = trio.SSLStream(stream, self.tls, server_hostname="localhost")
+        wire = Wire(stream, tls)
         self._wires.append(wire)
+        if tls is not None:
+            with trio.fail_after(PATIENCE):
+                await tls.do_handshake()
         return wire
 
-    async def ask(self, raw: bytes, *, head_only: bool = False) -> Response:
+    async def ask(self, raw: bytes, *, head_only: bool = False, admin: bool = False) -> Response:
         """The one response to ``raw`` on a connection of its own."""
-        wire = await self.connect()
+        wire = await self.connect(admin=admin)
         await wire.send(raw)
         response = await wire.response(head_only=head_only)
         await wire.aclose()
@@ -256,7 +279,8 @@ class Gateway:
         """Wait until no connection, no request and no stream is left on the node."""
         await until(
             lambda: (
-                not (self.front._connections or self.node.hub.open_streams) and not self.edge._open
+                not (self.front._connections or self.node.hub.open_streams)
+                and not (self.edge._open or self.admin_edge._open)
             )
         )
 
@@ -288,32 +312,49 @@ async def until(true: Callable[[], bool]) -> None:
 
 @asynccontextmanager
 async def running(
-    *, max_clients: int = 1000, max_connections: int = 2000, **settings: object
+    *,
+    max_clients: int = 1000,
+    max_connections: int = 2000,
+    **settings: object,
 ) -> AsyncIterator[Gateway]:
     """A node with these settings (fields of Config), until the block is left."""
     config = replace(Config(bind="127.0.0.1:0", node_id="test"), **settings)  # type: ignore[arg-type]
+    served = Certificate(config) if config.tls_cert else None
     listener = listen(config)
+    [admin] = listen_for_admin(config, 1)
     try:
         node = Node(config, max_clients=max_clients)
-        edge = Edge(make_app(node), write_timeout=config.write_timeout)
-        front = Front(node, edge.serve, max_connections=max_connections)
+        reception = Reception(node, served, max_connections=max_connections)
+        front = reception.front
         async with trio.open_nursery() as nursery:
             await nursery.start(node.run)
-            await nursery.start(edge.run)
-            nursery.start_soon(front.watch)
-            nursery.start_soon(front.accept, listener, nursery)
-            gateway = Gateway(node, edge, front, listener.getsockname()[1])
+            await nursery.start(reception.run)
+            nursery.start_soon(front.accept, listener, nursery, reception.begin)
+            gateway = Gateway(node, reception, served, listener.getsockname()[1])
+            if admin is not None:
+                gateway.admin_port = admin.getsockname()[1]
+                nursery.start_soon(front.accept, admin, nursery, reception.begin_admin)
             try:
                 yield gateway
             finally:
                 for client in (*node.hub.members.clients.values(), *node.hub._behind):
                     node.hub.close(client, Reason.DRAINING)
-                edge.abort()
+                reception.abort()
                 nursery.cancel_scope.cancel()
         await gateway.close_wires()  # not before: it would release who waits for them
     finally:
-        trio.lowlevel.notify_closing(listener)
-        listener.close()
+        for each in (listener, admin):
+            if each is not None:
+                trio.lowlevel.notify_closing(each)
+                each.close()
+
+
+@asynccontextmanager
+async def running_over_tls(certificate: Files, **settings: Any) -> AsyncIterator[Gateway]:
+    """As `running`, with that certificate, which all clients believe."""
+    async with running(**certificate.settings, **settings) as gateway:
+        gateway.tls = certificate.client()
+        yield gateway
 
 
 def descriptors() -> int:

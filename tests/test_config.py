@@ -301,3 +301,29 @@ def test_the_readme_documents_every_setting() -> None:
     _, _, rest = README.read_text(encoding="utf-8").partition("<!-- settings -->\n")
     table, _, _ = rest.partition("<!-- /settings -->")
     assert table == settings_table()
+
+
+@pytest.mark.parametrize(("one", "other"), [("tls_cert", "tls_key"), ("tls_key", "tls_cert")])
+def test_tls_needs_both_of_its_files(one: str, other: str) -> None:
+    source = "flag --" + one.replace("_", "-")
+    expected = f"{one} is set ({source}), but {other} is not; TLS needs both files."
+    assert refusal({one: "x.pem"}) == expected
+    load({one: "x.pem", other: "y.pem"}, {}, None)  # which are read when a node starts
+
+
+@pytest.mark.parametrize("part", ["10.0.0.1/8", "proxy.example", "10.0.0.0/33", "10.0.0.1:80"])
+def test_trusted_proxies_are_addresses_and_networks(part: str, write: Write) -> None:
+    sentence = refusal({"trusted_proxies": f"10.0.0.7, {part}"})
+    assert sentence.startswith(f"trusted_proxies (flag --trusted-proxies) has {part!r}, but must ")
+    file = write('trusted_proxies = ["10.0.0.7", "192.168.0.0/16", "fd00::/8", "::1"]')
+    config = load({}, {}, file).config
+    assert config.trusted_proxies == "10.0.0.7,192.168.0.0/16,fd00::/8,::1"
+
+
+def test_the_proxy_protocol_needs_somebody_who_may_speak_it() -> None:
+    sentence = refusal({"proxy_protocol": "true"})
+    assert sentence == (
+        "proxy_protocol is set (flag --proxy-protocol), but trusted_proxies is empty (default), so"
+        " that no connection could be served: name the proxies there."
+    )
+    load({"proxy_protocol": "true", "trusted_proxies": "10.0.0.7"}, {}, None)

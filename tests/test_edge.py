@@ -6,8 +6,11 @@ passes, the release has mended it.
 
 import logging
 from collections.abc import Awaitable, Callable, Iterable, Iterator
+from contextlib import AbstractAsyncContextManager
+from functools import partial
 from typing import Any, cast
 
+import certificates
 import pytest
 import trio
 from running import (
@@ -19,6 +22,7 @@ from running import (
     descriptors,
     request,
     running,
+    running_over_tls,
     tasks,
     until,
 )
@@ -47,6 +51,15 @@ def _no_traceback(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
     assert [r for r in caplog.records if r.exc_info or r.levelno >= logging.ERROR] == []
 
 
+Serving = Callable[..., AbstractAsyncContextManager[Gateway]]
+"""`running`, plain or over TLS."""
+
+
+@pytest.fixture(params=["plain", "TLS"])
+def serving(request: pytest.FixtureRequest, certificate: certificates.Files) -> Serving:
+    return partial(running_over_tls, certificate) if request.param == "TLS" else running
+
+
 async def released(gateway: Gateway, before: tuple[int, int]) -> None:
     """Wait until the node is quiet and holds no more tasks and descriptors than ``before``."""
     await gateway.quiet()
@@ -71,10 +84,12 @@ EXTRA = {
 
 
 @pytest.mark.parametrize("extra", EXTRA.values(), ids=EXTRA)
-async def test_defect_a_a_disconnect_is_seen_after_extra_input_on_a_stream(extra: bytes) -> None:
+async def test_defect_a_a_disconnect_is_seen_after_extra_input_on_a_stream(
+    serving: Serving, extra: bytes
+) -> None:
     """Needed until hypercorn goes on reading while h11 is paused, and tells the app when the peer
     ends: then `OneRequest.receive_some` may hand out what comes."""
-    async with running() as gateway:
+    async with serving() as gateway:
         before = await held(gateway)
         wires = [await gateway.open("/events/a", version="1.0") for _ in range(10)]
         for wire in wires:
@@ -89,8 +104,10 @@ async def test_defect_a_a_disconnect_is_seen_after_extra_input_on_a_stream(extra
 
 
 @pytest.mark.parametrize("extra", EXTRA.values(), ids=EXTRA)
-async def test_defect_a_extra_input_does_not_keep_an_answer_open(extra: bytes) -> None:
-    async with running() as gateway:
+async def test_defect_a_extra_input_does_not_keep_an_answer_open(
+    serving: Serving, extra: bytes
+) -> None:
+    async with serving() as gateway:
         before = await held(gateway)
         for version in ("1.0", "1.1"):
             wire = await gateway.connect()
@@ -129,11 +146,12 @@ STALLED = {"an endless response": stalled_stream, "a large response": stalled_an
 
 @pytest.mark.parametrize("stall", STALLED.values(), ids=STALLED)
 async def test_defect_b_abort_releases_who_waits_for_a_peer_that_does_not_read(
+    serving: Serving,
     stall: Callable[[Gateway], Awaitable[Wire]],
 ) -> None:
     """Needed until hypercorn's `TCPServer.protocol_send` no longer shields its ``send_all`` from
     cancellation: then `Edge.abort` can go, since the nursery's end is enough."""
-    async with running(write_timeout=3600, max_body_bytes=len(LONG_BODY)) as gateway:
+    async with serving(write_timeout=3600, max_body_bytes=len(LONG_BODY)) as gateway:
         before = await held(gateway)
         wire = await stall(gateway)
         assert len(gateway.edge._open) == 1
@@ -145,10 +163,11 @@ async def test_defect_b_abort_releases_who_waits_for_a_peer_that_does_not_read(
 
 @pytest.mark.parametrize("stall", STALLED.values(), ids=STALLED)
 async def test_defect_b_a_peer_that_does_not_read_is_cut_after_the_write_timeout(
+    serving: Serving,
     stall: Callable[[Gateway], Awaitable[Wire]],
 ) -> None:
     """Needed until hypercorn has a write timeout of its own: then `OneRequest.send_all` can go."""
-    async with running(write_timeout=0.3, max_body_bytes=len(LONG_BODY)) as gateway:
+    async with serving(write_timeout=0.3, max_body_bytes=len(LONG_BODY)) as gateway:
         before = await held(gateway)
         wire = await stall(gateway)
         await gateway.quiet()
@@ -157,9 +176,11 @@ async def test_defect_b_a_peer_that_does_not_read_is_cut_after_the_write_timeout
         await released(gateway, before)
 
 
-async def test_defect_b_a_stalled_peer_does_not_hold_up_the_end_of_the_node() -> None:
+async def test_defect_b_a_stalled_peer_does_not_hold_up_the_end_of_the_node(
+    serving: Serving,
+) -> None:
     with trio.fail_after(PATIENCE):
-        async with running(write_timeout=3600, max_body_bytes=len(LONG_BODY)) as gateway:
+        async with serving(write_timeout=3600, max_body_bytes=len(LONG_BODY)) as gateway:
             await stalled_stream(gateway)
             await stalled_answer(gateway)
             assert len(gateway.edge._open) == 2
@@ -183,10 +204,12 @@ ASKED = {
 
 
 @pytest.mark.parametrize("raw", ASKED.values(), ids=ASKED)
-async def test_defect_c_an_answer_is_followed_by_the_end_of_the_connection(raw: bytes) -> None:
+async def test_defect_c_an_answer_is_followed_by_the_end_of_the_connection(
+    serving: Serving, raw: bytes
+) -> None:
     """Needed until quart-trio lets the last ``send`` of a response finish before it cancels the
     handler: then `Connection` can go, and `app.asgi_http_class` with it."""
-    async with running() as gateway:
+    async with serving() as gateway:
         before = await held(gateway)
         wire = await gateway.connect()
         await wire.send(raw)
@@ -303,6 +326,7 @@ async def test_defect_g_a_stream_lasts_longer_than_quarts_response_timeout(
         "client": ("127.0.0.1", 1),
         "server": ("127.0.0.1", 2),
         "extensions": {},
+        "state": {"peer": "127.0.0.1"},
     }
     nursery.start_soon(cast(Any, app), scope, receive, send)
     await trio.sleep(200)

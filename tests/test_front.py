@@ -26,7 +26,7 @@ from running import (
 
 from gateway import connection
 from gateway.client import Reason
-from gateway.front import CROWD
+from gateway.connection import CROWD
 from gateway.http1_render import CONTINUE
 
 PUBLISH = request("POST", "/publish/a", body=b"x")
@@ -353,7 +353,9 @@ async def test_streams_that_their_peers_leave_in_any_way_are_gone(version: str) 
             if number % 3 == 0:
                 await wire.stream.send_eof()
             elif number % 3 == 1:
-                wire.stream.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                wire.socket_stream.setsockopt(
+                    socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0)
+                )
                 await wire.aclose()
             else:
                 await wire.aclose()
@@ -377,7 +379,7 @@ async def test_connections_that_break_off_cost_nobody_else_anything() -> None:
                 await wire.send(raw[:cut])
                 if cut % 2:
                     linger = struct.pack("ii", 1, 0)  # a reset instead of an end
-                    wire.stream.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+                    wire.socket_stream.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
                 await wire.aclose()
             await publisher.send(request("POST", "/publish/a", body=b"%d" % number))
             assert (await publisher.response()).status == 202
@@ -394,7 +396,7 @@ async def test_a_peer_that_resets_while_a_long_answer_is_written_costs_nobody_an
         wire = await gateway.connect(receive_buffer=4096)
         await wire.send(request("POST", "/publish", body, body=lines))
         assert await wire._some()
-        wire.stream.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        wire.socket_stream.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         await wire.aclose()
         await gateway.publish("a", "x")
         assert (await stream.event()).data == "x"

@@ -23,6 +23,7 @@ from gateway.http1_render import (
 )
 
 MAX_HEAD_BYTES = 8 * 1024
+MAX_URL_BYTES = 4 * 1024
 MAX_BODY_BYTES = 16 * 1024
 
 POST = b"POST /p HTTP/1.1\r\nHost: x\r\n"
@@ -31,7 +32,9 @@ GET = b"GET /after HTTP/1.1\r\nHost: x\r\n\r\n"
 
 
 def make_reader() -> RequestReader:
-    return RequestReader(max_head_bytes=MAX_HEAD_BYTES, max_body_bytes=MAX_BODY_BYTES)
+    return RequestReader(
+        max_head_bytes=MAX_HEAD_BYTES, max_url_bytes=MAX_URL_BYTES, max_body_bytes=MAX_BODY_BYTES
+    )
 
 
 def read(*pieces: bytes) -> tuple[list[Parsed], int | None]:
@@ -361,7 +364,32 @@ def test_a_more_lenient_parser_would_not_open_a_hole(
     lines = b"".join(b"%b: %b\r\n" % pair for pair in headers)
     head = b"POST %b HTTP/1.1\r\n%b%b\r\n" % (target, lines, inserted)
     with pytest.raises(BadRequest):
-        judge_head(head, b"POST", target, tuple(headers), upgrade=False, max_body_bytes=9)
+        judge_head(
+            head, b"POST", target, tuple(headers), upgrade=False, max_body_bytes=9, max_url_bytes=9
+        )
+
+
+def test_a_target_is_measured_as_it_was_sent_and_once_the_head_is_complete() -> None:
+    for prefix in (b"/", b"http://x/"):
+        longest = prefix + b"y" * (MAX_URL_BYTES - len(prefix))
+        for target, status in ((longest, None), (longest + b"y", 414)):
+            raw = b"GET %b HTTP/1.1\r\nHost: x\r\n\r\n" % target
+            assert read(raw)[1] == status
+            assert read(*in_bytes(raw))[1] == status
+
+
+def test_lists_that_proxies_add_to_become_one_line_and_nothing_else_does() -> None:
+    lines = (
+        b"X-Forwarded-For: a\r\nForwarded: for=b\r\nA: 1\r\nx-forwarded-for: c, d\r\nA: 2\r\n"
+        b"Forwarded: \r\n"
+    )
+    request = read_one(b"GET / HTTP/1.1\r\nHost: x\r\n" + lines + b"\r\n")
+    assert request.header(b"x-forwarded-for") == b"a, c, d"
+    assert request.header(b"forwarded") == b"for=b, "
+    behind = render_request(request)
+    assert behind.count(b"x-forwarded-for: a, c, d\r\n") == 1
+    assert behind.lower().count(b"forwarded: for") == 1
+    assert [value for name, value in request.headers if name == b"a"] == [b"1", b"2"]
 
 
 def test_requests_before_a_broken_one_are_served_first() -> None:

@@ -846,7 +846,7 @@ async def test_a_peer_that_is_gone_does_not_keep_its_poll() -> None:
             wire = await poll_and_wait(gateway)
             if abrupt:
                 linger = b"\x01\0\0\0\0\0\0\0"
-                wire.stream.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+                wire.socket_stream.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
             await wire.aclose()
             await gateway.quiet()
 

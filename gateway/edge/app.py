@@ -41,16 +41,40 @@ class _Rest(BaseConverter):
 
 def make_app(node: Node) -> QuartTrio:
     """The edge of ``node``."""
+    app = _bare_app(node)
+    _add_hot_routes(app, node)
+    _add_admin_routes(app, node)
+    _add_probes(app, node)
+
+    @app.get("/metrics")
+    async def prometheus() -> Response:
+        return _response(await admin.metrics(node, await _request()))
+
+    serve_cluster(node)
+    if node.config.demo:
+        _add_demo(app)
+    return app
+
+
+def make_admin_app(node: Node) -> QuartTrio:
+    """What the listener of ``admin_bind`` serves, to everybody who reaches it."""
+    app = _bare_app(node)
+    _add_probes(app, node)
+
+    @app.get("/metrics")
+    async def prometheus() -> Response:
+        return _response(await admin.open_metrics(node))
+
+    return app
+
+
+def _bare_app(node: Node) -> QuartTrio:
+    """Without routes; what it refuses it refuses as the api does."""
     app = QuartTrio("gateway", static_folder=None)
     app.asgi_http_class = Connection
     app.url_map.converters["rest"] = _Rest
     app.url_map.merge_slashes = False
     app.config["MAX_CONTENT_LENGTH"] = node.config.max_body_bytes
-    _add_hot_routes(app, node)
-    _add_admin_routes(app, node)
-    serve_cluster(node)
-    if node.config.demo:
-        _add_demo(app)
     app.register_error_handler(HTTPException, _http_error)
 
     @app.before_request
@@ -140,10 +164,8 @@ def _add_admin_routes(app: QuartTrio, node: Node) -> None:
     async def stats() -> Response:
         return _response(await admin.stats(node, await _request()))
 
-    @app.get("/metrics")
-    async def prometheus() -> Response:
-        return _response(await admin.metrics(node, await _request()))
 
+def _add_probes(app: QuartTrio, node: Node) -> None:
     @app.get("/healthz")
     async def health() -> Response:
         return _response(await admin.health(node))
@@ -178,7 +200,8 @@ def _hash(page: str, tag: str) -> str:
 async def _request() -> Request:
     target = request.scope["raw_path"] + b"?" + request.query_string
     body: bytes = await request.get_data(as_text=False)  # type: ignore[assignment]  # not text
-    return Request(request.method, *parse_target(target), _header, body, request.remote_addr or "")
+    peer: str = request.scope["state"]["peer"]
+    return Request(request.method, *parse_target(target), _header, body, peer)
 
 
 def _header(name: bytes) -> bytes | None:

@@ -13,7 +13,6 @@ C. quart-trio cancels the handler inside hypercorn's recycle step, so a connecti
 Delete each with the release that mends it; the tests of each say when.
 """
 
-import socket
 from typing import Any, cast
 
 import trio
@@ -31,6 +30,7 @@ from gateway.config import MIB
 from gateway.http1 import Parsed
 from gateway.http1_render import render_request
 from gateway.lanes import MAX_STRAY_BYTES
+from gateway.transport import TlsStream, Transport, close_now
 
 READ_BYTES = 4096
 
@@ -56,12 +56,12 @@ class Connection(TrioASGIHTTPConnection):
 class OneRequest:
     """The part of a stream that TCPServer uses, holding one request and then only the answer."""
 
-    def __init__(self, request: bytes, sock: socket.socket, write_timeout: float) -> None:
+    def __init__(self, request: bytes, stream: Transport, write_timeout: float) -> None:
         self._request = memoryview(request)
         self._stray_bytes = 0
         self._write_timeout = write_timeout
-        self._stream = trio.SocketStream(trio.socket.from_stdlib_socket(sock))
-        self.socket = self._stream.socket
+        self._stream = stream
+        self.socket = stream.socket
         self._closed = trio.Event()
 
     async def receive_some(self, max_bytes: int) -> bytes:
@@ -96,7 +96,22 @@ class OneRequest:
 
     def abort(self) -> None:
         self._closed.set()
-        self.socket.close()
+        close_now(self._stream)
+
+
+class OneRequestOverTls(OneRequest):
+    """With what TCPServer asks of a TLS stream; the handshake has been made."""
+
+    async def do_handshake(self) -> None:
+        await trio.lowlevel.checkpoint()
+
+    def selected_alpn_protocol(self) -> str:
+        return "http/1.1"
+
+    @property
+    def transport_stream(self) -> OneRequest:
+        """Which is looked at for its socket."""
+        return self
 
 
 class Edge:
@@ -119,14 +134,18 @@ class Edge:
             await self._lifespan.wait_for_startup()
             task_status.started()
 
-    async def serve(self, parsed: Parsed, sock: socket.socket) -> None:
-        """Answer one request on its connection, and close that."""
-        stream = OneRequest(render_request(parsed), sock, self._write_timeout)
+    async def serve(self, parsed: Parsed, transport: Transport, peer: str) -> None:
+        """Answer one request of ``peer`` on its connection, and close that.
+
+        The app finds the peer in its scope's ``state``: a PROXY header may have named another than
+        the socket has.
+        """
+        kind = OneRequestOverTls if isinstance(transport, TlsStream) else OneRequest
+        stream = kind(render_request(parsed), transport, self._write_timeout)
         self._open.add(stream)
+        state = ConnectionState({"peer": peer})
         try:
-            await TCPServer(
-                self._app, self._config, self._context, ConnectionState({}), cast(Any, stream)
-            )
+            await TCPServer(self._app, self._config, self._context, state, cast(Any, stream))
         finally:
             self._open.discard(stream)
             stream.abort()
