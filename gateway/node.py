@@ -11,6 +11,7 @@ import trio
 from gateway.auth import Authenticator, AuthStatistics
 from gateway.bus import Bus, BusStatistics
 from gateway.bus.address import parse_address
+from gateway.bus.ledger import RedisLedger
 from gateway.bus.memory import MemoryBus, wall_clock_ms
 from gateway.bus.redis import RedisBus
 from gateway.client import Client
@@ -21,6 +22,7 @@ from gateway.fanout import Fanout
 from gateway.hub import Hub, HubStatistics
 from gateway.ledger import Ledger, LedgerStatistics, MemoryLedger
 from gateway.origins import parse_origins
+from gateway.replacements import Replacements
 from gateway.revocation import Revocation
 from gateway.revoked import Revoked
 from gateway.streams import Streams
@@ -90,9 +92,9 @@ class Node:
         self._clock = Clock(config, self.hub, now_ms=now_ms)
         self.tag = secrets.token_hex(TAG_BYTES)
         self.bus: Bus
-        self.ledger: Ledger = MemoryLedger(config, now_ms)
+        self.ledger: Ledger
         if config.redis:
-            self.bus = RedisBus(
+            self.bus = bus = RedisBus(
                 config,
                 parse_address(config.redis),
                 self.hub.pending,
@@ -100,19 +102,31 @@ class Node:
                 tell_gap=self._fanout.tell_gap,
                 receive=lambda message: self.cluster.receive(message),
             )
-            self.cluster = Cluster(self.tag, link=self.bus)
+            self.cluster = Cluster(self.tag, link=bus)
+            self.ledger = RedisLedger(
+                config,
+                bus.commands,
+                worker=self.tag,
+                replace=lambda ids: self.replacements.end(ids),
+            )
         else:
             self.bus = MemoryBus(config, self.hub.pending, now_ms=now_ms)
+            self.ledger = MemoryLedger(config, now_ms)
             self.cluster = Cluster(self.tag, link=None)  # there is nobody to ask
+        self.replacements = Replacements(self.hub, self.cluster)
         self.streams = Streams(
             config,
             self.bus,
             self.hub,
             self._clock,
             self._serve_soon,
+            self.ledger,
+            self.replacements,
             tag=self.tag,
             is_revoked=self.revoked.has,
         )
+        if config.max_streams_per_user:
+            self.hub.parting.append(self._release)
         self._nursery: trio.Nursery | None = None
         self.ledger.hear.append(self._hear_revoked)
 
@@ -127,6 +141,7 @@ class Node:
             nursery.start_soon(self._clock.run)
             nursery.start_soon(self.cluster.run)
             nursery.start_soon(self.auth.run)
+            nursery.start_soon(self.replacements.run)
             task_status.started()
 
     def refuse(self, reason: str) -> None:
@@ -171,6 +186,10 @@ class Node:
         self.revoked.replace(revocations)
         assert self._nursery is not None
         self._nursery.start_soon(self.streams.end_revoked)
+
+    def _release(self, client: Client) -> None:
+        if client.user is not None:
+            self.ledger.release(client.user, client.id)
 
     def _serve_soon(self, client: Client) -> None:
         assert self._nursery is not None

@@ -24,6 +24,7 @@ LAYERS = (
     ("node",),
     ("poll",),
     ("streams",),
+    ("replacements",),
     ("clock", "cluster", "fanout", "replays"),
     ("hub",),
     ("lanes", "members", "pending", "replay"),

@@ -15,6 +15,9 @@ SCRIPTS = {
     "head": _read("head"),
     "evicted": _read("evicted"),
     "publish": _read("publish", "direct"),
+    "leases": _read("leases"),
+    "rates": _read("rates"),
+    "revoke": _read("revoke"),
 }
 
 DIGESTS = {name: hashlib.sha1(text.encode()).hexdigest() for name, text in SCRIPTS.items()}
