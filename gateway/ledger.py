@@ -45,6 +45,8 @@ class LedgerStatistics:
     """Streams that have ended, which Redis has not been told yet."""
     replaced: int = 0
     """Streams that had to end for another one of their user, wherever they were."""
+    unreached: int = 0
+    """Of those, whose worker could not be told."""
     buckets: int = 0
     buckets_evicted: int = 0
     revocations: int = 0

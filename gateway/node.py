@@ -4,7 +4,7 @@ import secrets
 import socket
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import trio
 
@@ -17,11 +17,12 @@ from gateway.bus.redis import RedisBus
 from gateway.client import Client
 from gateway.clock import Clock
 from gateway.cluster import Cluster, ClusterStatistics
-from gateway.config import Config, is_loopback, split_list
+from gateway.config import Config, is_loopback, split_address, split_list
 from gateway.fanout import Fanout
 from gateway.hub import Hub, HubStatistics
 from gateway.ledger import Ledger, LedgerStatistics, MemoryLedger
 from gateway.origins import parse_origins
+from gateway.rates import ChannelRates
 from gateway.replacements import Replacements
 from gateway.revocation import Revocation
 from gateway.revoked import Revoked
@@ -125,6 +126,9 @@ class Node:
             tag=self.tag,
             is_revoked=self.revoked.has,
         )
+        self.channel_rates = ChannelRates(config) if _limits_channels(config) else None
+        self.counts_events = self.channel_rates is not None or _limits_publishers(config)
+        """Whether any publisher or channel may have only so many events a second."""
         if config.max_streams_per_user:
             self.hub.parting.append(self._release)
         self._nursery: trio.Nursery | None = None
@@ -149,8 +153,8 @@ class Node:
         self.refused[reason] = self.refused.get(reason, 0) + 1
 
     def count_refusal(self, status: int) -> None:
-        """Count an answer of 400 or above; those of 503 have a reason of their own already."""
-        if status != 503:
+        """Count an answer of 400 or above; those to be retried have a reason of their own."""
+        if status not in (429, 503):
             self.refuse(str(status))
 
     def is_exempt(self, address: str) -> bool:
@@ -177,8 +181,8 @@ class Node:
             hub=self.hub.statistics(),
             bus=self.bus.statistics(),
             cluster=self.cluster.statistics(),
-            ledger=self.ledger.statistics(),
             auth=self.auth.statistics(),
+            ledger=replace(self.ledger.statistics(), unreached=self.replacements.unreached),
             refused=dict(self.refused),
         )
 
@@ -194,3 +198,14 @@ class Node:
     def _serve_soon(self, client: Client) -> None:
         assert self._nursery is not None
         self._nursery.start_soon(self.streams.serve, client)
+
+
+def _limits_channels(config: Config) -> bool:
+    rules = (*config.channels, config.general_rule())
+    return any(rule.channel_publish_rate > 0 for rule in rules)
+
+
+def _limits_publishers(config: Config) -> bool:
+    """With keys each may have a rate of its own; without, this machine has none (`is_exempt`)."""
+    is_beyond = not is_loopback(split_address(config.bind)[0]) or bool(config.trusted_proxies)
+    return config.has_keys or (config.publish_rate > 0 and is_beyond)

@@ -51,7 +51,7 @@ class Replacements:
         self._put, self._queue = trio.open_memory_channel[str](MAX_WAITING)
         self._opening: dict[str, bool] = {}
         """Whether it has been replaced, by client id."""
-        self.given_up = 0
+        self.unreached = 0
         cluster.serve(REPLACE_CLIENT, self._replace_here)
 
     async def run(self) -> None:
@@ -82,7 +82,7 @@ class Replacements:
             try:
                 self._put.send_nowait(client_id)
             except trio.WouldBlock:
-                self.given_up += 1
+                self.unreached += 1
 
     def _end_here(self, client_id: str) -> None:
         client = self._hub.members.clients.get(client_id)
@@ -109,5 +109,5 @@ class Replacements:
                     refusal = error
                     await trio.sleep(AGAIN_SECONDS)
             else:
-                self.given_up += 1
+                self.unreached += 1
                 _log.warning("a stream that was replaced may still be open: %s", refusal)
