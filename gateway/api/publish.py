@@ -92,9 +92,7 @@ async def publish(node: Node, request: Request) -> Answer:
         return problem(error)
 
 
-async def _publish_one(
-    node: Node, identity: Identity, meter: Meter | None, event: Event
-) -> Answer:
+async def _publish_one(node: Node, identity: Identity, meter: Meter | None, event: Event) -> Answer:
     if not identity.is_open:
         _check_granted(identity, event)
     if meter is not None and not meter.take(event):
