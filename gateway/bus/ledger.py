@@ -1,15 +1,15 @@
 """The ledger of many nodes, in the Redis that links them.
 
-1. A lease is entered, and what it replaces is found, in one call of a script. Each worker renews
-   its own now and then, and whenever the link was lost: Redis may have lost them, or taken the
-   worker for gone; what a call has replaced whose reply was lost is found then. What has ended is
-   told in batches, again until Redis has heard it.
+1. A lease is entered, and what it replaces is found, in one call of a script, together with all
+   others that wait. What has ended is told before, again until Redis has heard it. Each worker
+   renews its own leases now and then, and whenever the link was lost: Redis may have lost them, or
+   taken the worker for gone; what a call has replaced whose reply was lost is found then.
 2. Of a rate a worker spends on credit and tells soon after. Where Redis cannot be told, nobody is
    refused for his rate: then nothing is published either.
 3. Revocations are read whole when the link is made, and each time that it is made again.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import islice
 
 import hiredis
@@ -37,7 +37,7 @@ RENEW_AGAIN_SECONDS = 1.0
 """Until the next try, where Redis refused."""
 
 BATCH = 100
-"""Leases renewed, releases told or buckets looked at in one go: under a millisecond of Redis."""
+"""Leases claimed or renewed, ends told or buckets looked at in one go: under a millisecond."""
 
 MAX_RELEASES = 100_000
 """Streams that have ended and of which Redis has not been told; with more no lease is had."""
@@ -47,6 +47,20 @@ TELL_SECONDS = 0.05
 
 PAGE = 1000
 """Revocations read, and forgotten, in one go."""
+
+
+REFUSED, FOREIGN = 0, -1
+"""Answered to a claim: one too many; and something that is none of ours is in the user's place."""
+
+
+class _Claim:
+    __slots__ = ("answer", "answered", "channel", "client_id")
+
+    def __init__(self, channel: str, client_id: str) -> None:
+        self.channel = channel
+        self.client_id = client_id
+        self.answer: list[Reply] | None = None
+        self.answered = trio.Event()
 
 
 class RedisLedger:
@@ -74,7 +88,8 @@ class RedisLedger:
         """Channel of the user and ms of the opening, by client id."""
         self._ended: dict[str, str] = {}
         """Channel of the user by client id."""
-        self._has_ended = trio.Event()
+        self._claims: dict[_Claim, None] = {}
+        self._has_news = trio.Event()
         self._owing: dict[Bucket, None] = {}
         """To be looked at with the next round."""
         self._owes = trio.Event()
@@ -93,7 +108,7 @@ class RedisLedger:
     async def run(self) -> None:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._keep_up)
-            nursery.start_soon(self._tell_ended)
+            nursery.start_soon(self._tell_streams)
             nursery.start_soon(self._tell_spent)
 
     async def _keep_up(self) -> None:
@@ -121,44 +136,73 @@ class RedisLedger:
     # -- streams
 
     async def claim(self, user: str, client_id: str) -> Sequence[str]:
-        channel = user_channel(user)
-        is_settled = False
-        try:
-            opened, *ended = await self._enter_patiently(channel, client_id)
-            is_settled = True
-        finally:
-            if not is_settled:
-                self._end(channel, client_id)
-        if not opened:
+        claim = _Claim(user_channel(user), client_id)
+        if len(self._ended) < MAX_RELEASES:
+            self._claims[claim] = None
+            self._has_news.set()
+            try:
+                with trio.move_on_after(self._patience):
+                    await claim.answered.wait()
+            finally:
+                self._claims.pop(claim, None)
+                if claim.answer is None:
+                    self._end(claim.channel, client_id)
+        if claim.answer is None or claim.answer[0] == FOREIGN:
+            raise Unavailable("The link to Redis is lost; come back later.", reason="bus")
+        opened, *replaced = claim.answer
+        if opened == REFUSED:
             raise refused(self._config)
-        self._held[client_id] = (channel, opened)
-        return self._replaced_by(ended)
+        self._held[client_id] = (claim.channel, opened)
+        return self._replaced_by(replaced)
 
-    async def _enter_patiently(self, channel: str, client_id: str) -> list[Reply]:
-        with trio.move_on_after(self._patience):
-            while len(self._ended) < MAX_RELEASES:
-                await self._commands.wait_connected()
-                try:
-                    return (await self._enter({client_id: (channel, 0)}))[0]
-                except LinkLost:
-                    await trio.sleep(RETRY_SECONDS)
-        raise Unavailable("The link to Redis is lost; come back later.", reason="bus")
+    def release(self, user: str, client_id: str) -> None:
+        held = self._held.pop(client_id, None)
+        if held is not None:
+            self._end(held[0], client_id)
 
-    async def _enter(self, leases: Mapping[str, tuple[str, int]]) -> list[list[Reply]]:
-        """For each when it was opened, 0 if it is refused, and whom it replaces."""
-        arguments: list[Argument] = []
-        for client_id, (channel, opened) in leases.items():
-            arguments += (channel, client_id, opened)
-        results: list[list[Reply]] = await self._script(
-            "leases",
-            self._now_ms(),
+    def _end(self, channel: str, client_id: str) -> None:
+        self._ended[client_id] = channel
+        self._has_news.set()
+
+    async def _tell_streams(self) -> None:
+        """Pass on what has ended, and behind that what is claimed, together."""
+        while True:
+            await self._has_news.wait()
+            await self._commands.wait_connected()
+            ended = dict(islice(self._ended.items(), BATCH))
+            claims = list(islice(self._claims, BATCH))
+            commands: list[tuple[Argument, ...]] = [
+                ("HDEL", f"{self._prefix}u:{channel}", client_id)
+                for client_id, channel in ended.items()
+            ]
+            try:
+                if claims:
+                    commands.append(self._entering([(c.channel, c.client_id, 0) for c in claims]))
+                replies = await self._commands.calls(*commands) if commands else []
+                answers = _check(replies[-1]) if claims else []
+            except LinkLost:
+                await trio.sleep(RETRY_SECONDS)
+                continue
+            for client_id in ended:
+                del self._ended[client_id]
+            for claim, answer in zip(claims, answers, strict=True):
+                claim.answer = answer
+                claim.answered.set()
+                self._claims.pop(claim, None)
+            if not self._ended and not self._claims:
+                self._has_news = trio.Event()
+
+    def _entering(self, leases: Iterable[tuple[str, str, int]]) -> tuple[Argument, ...]:
+        """The command that enters or renews leases. For each it answers when the stream was opened,
+        or REFUSED or FOREIGN, and the ids of those that it replaces."""
+        return (
+            *self._call("leases"),
             int(LEASE_SECONDS * 1000),
             self._config.max_streams_per_user,
             int(self._config.user_limit is UserLimit.REFUSE),
             self._worker,
-            *arguments,
+            *(part for lease in leases for part in lease),
         )
-        return results
 
     def _replaced_by(self, ended: Sequence[bytes]) -> Sequence[str]:
         ids = [each.decode() for each in ended]
@@ -171,41 +215,16 @@ class RedisLedger:
         due = list(self._held)
         for start in range(0, len(due), BATCH):
             await self._commands.room()  # what has a lease now has one when the call is sent
-            some = {id: self._held[id] for id in due[start : start + BATCH] if id in self._held}
-            if not some:
-                continue
-            ended = [each for _, *replaced in await self._enter(some) for each in replaced]
-            if ended:
-                self._replace(self._replaced_by(ended))
-
-    def release(self, user: str, client_id: str) -> None:
-        held = self._held.pop(client_id, None)
-        if held is not None:
-            self._end(held[0], client_id)
-
-    def _end(self, channel: str, client_id: str) -> None:
-        self._ended[client_id] = channel
-        self._has_ended.set()
-
-    async def _tell_ended(self) -> None:
-        while True:
-            await self._has_ended.wait()
-            await self._commands.wait_connected()
-            some = dict(islice(self._ended.items(), BATCH))
-            try:
-                await self._commands.calls(
-                    *(
-                        ("HDEL", f"{self._prefix}u:{ch}", client_id)
-                        for client_id, ch in some.items()
-                    )
-                )
-            except LinkLost:
-                await trio.sleep(RETRY_SECONDS)
-                continue
-            for client_id in some:
-                del self._ended[client_id]
-            if not self._ended:
-                self._has_ended = trio.Event()
+            some = [
+                (channel, client_id, opened)
+                for client_id in due[start : start + BATCH]
+                for channel, opened in [self._held.get(client_id, ("", 0))]
+                if channel
+            ]
+            if some:
+                answers = _check(await self._commands.call(*self._entering(some)))
+                if replaced := [each for _, *ids in answers for each in ids]:
+                    self._replace(self._replaced_by(replaced))
 
     # -- rates
 
@@ -252,7 +271,7 @@ class RedisLedger:
         for bucket in buckets:
             arguments += (bucket.name, bucket.rate, bucket.spent)
             bucket.spent = 0
-        levels = await self._script("rates", self._now_ms(), *arguments)
+        levels = _check(await self._commands.call(*self._call("rates"), *arguments))
         now = trio.current_time()
         for bucket, level in zip(buckets, levels, strict=True):
             bucket.know(float(level), now)
@@ -290,13 +309,10 @@ class RedisLedger:
 
     async def _forget(self, *kept: Argument) -> int:
         """Forget some of what is over, and keep one more; how many were forgotten."""
-        command = ("EVALSHA", DIGESTS["revoke"], 1, f"{self._prefix}clock")
-        reply = await self._commands.call(*command, self._now_ms(), MAX_REVOCATIONS, *kept)
-        if isinstance(reply, hiredis.ReplyError):
-            if code(reply) == "FULL":
-                raise too_many()
-            raise LinkLost(f"Redis refuses: {reply}")
-        return int(reply)
+        reply = await self._commands.call(*self._call("revoke"), MAX_REVOCATIONS, *kept)
+        if isinstance(reply, hiredis.ReplyError) and code(reply) == "FULL":
+            raise too_many()
+        return int(_check(reply))
 
     async def _read(self) -> Sequence[Revocation]:
         while await self._forget() == PAGE:
@@ -306,9 +322,7 @@ class RedisLedger:
         while True:
             key = f"{self._prefix}revoked"
             (reply,) = await self._commands.ask(("HSCAN", key, cursor, "COUNT", PAGE))
-            if isinstance(reply, hiredis.ReplyError):
-                raise LinkLost(f"Redis refuses: {reply}")
-            cursor, pairs = reply
+            cursor, pairs = _check(reply)
             found.update(zip(pairs[::2], pairs[1::2], strict=True))
             if int(cursor) == 0:
                 break
@@ -317,13 +331,9 @@ class RedisLedger:
 
     # -- within
 
-    async def _script(self, name: str, *arguments: Argument) -> Reply:
-        """Run a script. Raises LinkLost, also where Redis refuses."""
-        clock = f"{self._prefix}clock"
-        reply = await self._commands.call("EVALSHA", DIGESTS[name], 1, clock, *arguments)
-        if isinstance(reply, hiredis.ReplyError):
-            raise LinkLost(f"Redis refuses: {reply}")
-        return reply
+    def _call(self, script: str) -> tuple[Argument, ...]:
+        """The beginning of a call: all of our scripts take the time first."""
+        return ("EVALSHA", DIGESTS[script], 1, f"{self._prefix}clock", self._now_ms())
 
     def statistics(self) -> LedgerStatistics:
         return LedgerStatistics(
@@ -334,6 +344,13 @@ class RedisLedger:
             buckets_evicted=self.rates.evicted + self._forgotten,
             revocations=self._revocations,
         )
+
+
+def _check(reply: Reply) -> Reply:
+    """The reply. Raises LinkLost where Redis refuses, and has changed nothing that matters."""
+    if isinstance(reply, hiredis.ReplyError):
+        raise LinkLost(f"Redis refuses: {reply}")
+    return reply
 
 
 def _trust(buckets: Sequence[Bucket]) -> None:

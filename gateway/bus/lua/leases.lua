@@ -2,8 +2,9 @@
 -- of a user, 1 if one more is refused and 0 if the oldest end for it, the worker that asks; then for
 -- each stream its user's channel, its client id, and when it was opened, or 0 for a new one.
 --
--- Returns for each when it was opened, 0 if it is refused, and the ids of those that are to end. A
--- lease is void once it is over, and when its worker is no longer there: an id begins with that.
+-- Returns for each when it was opened, 0 if it is refused and -1 if the key is none of ours; and the
+-- ids of those that are to end. A lease is void once it is over, and when its worker is no longer
+-- there: an id begins with that.
 
 local now = time(tonumber(ARGV[1]))
 local lasts, most = tonumber(ARGV[2]), tonumber(ARGV[3])
@@ -27,7 +28,7 @@ local results = {}
 for at = 6, #ARGV, 3 do
   local key = prefix .. 'u:' .. ARGV[at]
   local own = {id = ARGV[at + 1], opened = tonumber(ARGV[at + 2])}
-  local held = redis.call('HGETALL', key)
+  local held = redis.pcall('HGETALL', key)
   local leases, newest = {own}, 0
   for i = 1, #held, 2 do
     local id = held[i]
@@ -42,7 +43,9 @@ for at = 6, #ARGV, 3 do
       newest = math.max(newest, opened)
     end
   end
-  if own.opened == 0 and refuses and #leases > most then
+  if held.err then
+    results[#results + 1] = {-1}
+  elseif own.opened == 0 and refuses and #leases > most then
     results[#results + 1] = {0}
   else
     if own.opened == 0 then own.opened = math.max(now, newest + 1) end
