@@ -1,5 +1,6 @@
 """How many streams a user has, and how many events a second are published: what is seen outside."""
 
+from collections.abc import Collection
 from dataclasses import replace
 
 import pytest
@@ -20,7 +21,7 @@ from gateway.errors import Unavailable
 from gateway.identity import ANYBODY, Identity
 from gateway.node import Node
 from gateway.policy import Policy
-from gateway.position import Start
+from gateway.position import ZERO, Position, Start
 from gateway.streams import EventStream
 
 JSON = b"Content-Type: application/json\r\n"
@@ -146,11 +147,11 @@ class FailingBus(MemoryBus):
     proceed = trio.Event()
     fails = False
 
-    async def subscribe(self, *arguments: object) -> object:  # type: ignore[override]
+    async def subscribe(self, channels: Collection[str], after: Position = ZERO) -> Position:
         if self.fails:
             raise Unavailable("There is no bus.", reason="bus")
         await self.proceed.wait()
-        return await super().subscribe(*arguments)  # type: ignore[arg-type]
+        return await super().subscribe(channels, after)
 
 
 def failing(rig: Rig) -> FailingBus:

@@ -14,7 +14,7 @@ end
 local field = ARGV[3]
 if field then
   if redis.call('HLEN', revoked) >= tonumber(ARGV[2])
-    and redis.call('HEXISTS', revoked, field) == 0 then
+    and not redis.call('HGET', revoked, field) then
     return redis.error_reply('FULL There are too many revocations.')
   end
   redis.call('HSET', revoked, field, ARGV[4] .. ' ' .. ARGV[5])
