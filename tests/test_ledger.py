@@ -15,8 +15,11 @@ from redis_scripts import Scripts
 from trio.testing import wait_all_tasks_blocked
 
 from gateway import ledger as ledger_module
+from gateway.bus import leases as leases_module
 from gateway.bus import ledger as redis_module
-from gateway.bus.ledger import LEASE_SECONDS, RENEWALS, RedisLedger
+from gateway.bus import spending as spending_module
+from gateway.bus.leases import LEASE_SECONDS, RENEWALS
+from gateway.bus.ledger import RedisLedger
 from gateway.config import Config, UserLimit
 from gateway.errors import BadRequest, ConfigError, Unavailable
 from gateway.ledger import Ledger, MemoryLedger
@@ -410,7 +413,7 @@ async def test_what_a_worker_that_is_gone_has_left_locks_nobody_out(
 async def test_a_lease_that_nobody_renews_is_void(workers: Workers, client: redis.Redis) -> None:
     one, _ = await workers.start(REFUSES)
     await claimed(one, 3)
-    one._held.clear()  # it has forgotten them, and is there
+    one._leases.held.clear()  # it has forgotten them, and is there
     workers.cluster.wall.ms += int(LEASE_SECONDS * 1000)
     client.zadd(workers.cluster.key("workers"), {"worker1": workers.cluster.wall.ms})
     with pytest.raises(Unavailable):
@@ -424,7 +427,7 @@ async def test_leases_are_renewed_before_they_are_over(workers: Workers) -> None
     await claimed(one, 3)
     for _ in range(2 * RENEWALS):
         workers.cluster.wall.ms += int(LEASE_SECONDS / RENEWALS * 1000)
-        await one._renew()
+        await one._leases.renew()
     with pytest.raises(Unavailable):
         await one.claim("u", new_id())
 
@@ -446,7 +449,7 @@ async def test_the_order_of_opening_outlives_a_loss(workers: Workers, client: re
     one, _ = await workers.start()
     ids = await claimed(one, 3)
     client.delete(workers.cluster.key("u:user:u"))
-    await one._renew()
+    await one._leases.renew()
     assert list(await one.claim("u", new_id())) == [ids[0]]
 
 
@@ -460,7 +463,7 @@ async def test_workers_that_let_in_too_many_find_it_out_when_they_renew(
     for _ in range(2):
         workers.cluster.wall.ms += 1
         await two.claim("u", new_id("worker2"))
-    await one._renew()
+    await one._leases.renew()
     assert workers.replaced == ids[:2]
     assert one.statistics().leases == 1
     assert client.hlen(workers.cluster.key("u:user:u")) == 3
@@ -472,7 +475,7 @@ async def test_many_leases_are_renewed_in_batches(workers: Workers, client: redi
         for number in range(250):
             nursery.start_soon(one.claim, f"u{number}", new_id())
     before = calls(client, "evalsha")
-    await one._renew()
+    await one._leases.renew()
     assert calls(client, "evalsha") - before in range(3, 6)  # and perhaps a proof
     assert len(list(client.scan_iter(workers.cluster.key("u:*")))) == 250
 
@@ -531,7 +534,7 @@ async def test_without_redis_no_stream_of_a_user_is_opened(workers: Workers) -> 
 async def test_with_too_much_untold_no_lease_is_had(
     workers: Workers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(redis_module, "MAX_RELEASES", 3)
+    monkeypatch.setattr(leases_module, "MAX_ENDED", 3)
     one, here = await workers.start(QUICK)
     ids = await claimed(one, 3)
     here.link.hold_replies(of_subscriber=False)
@@ -610,13 +613,13 @@ async def test_without_redis_nobody_is_refused_for_his_rate(workers: Workers) ->
 async def test_what_is_still_to_be_told_is_bounded(
     workers: Workers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(redis_module, "MAX_BUCKETS", 5)
+    monkeypatch.setattr(spending_module, "MAX_BUCKETS", 5)
     one, here = await workers.start()
     here.link.cut()
     await until(lambda: not here.bus.commands.connected)
     for number in range(20):
         one.rates.take([one.rates.bucket(f"p:{number}", 10)])
-    assert len(one._owing) <= 5
+    assert len(one._spending._owing) <= 5
     assert one.statistics().buckets_evicted == 15
 
 

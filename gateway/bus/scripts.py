@@ -22,3 +22,8 @@ SCRIPTS = {
 
 DIGESTS = {name: hashlib.sha1(text.encode()).hexdigest() for name, text in SCRIPTS.items()}
 """What EVALSHA names them by."""
+
+
+def evalsha(name: str, prefix: str) -> tuple[str, str, int, str]:
+    """The beginning of a call, behind which its arguments stand."""
+    return ("EVALSHA", DIGESTS[name], 1, f"{prefix}clock")
