@@ -27,17 +27,18 @@ _ADDRESSES_REMEMBERED = 1024
 class Meter:
     """The buckets of one request's events."""
 
-    __slots__ = ("_node", "_own", "_rates")
+    __slots__ = ("_channels", "_node", "_own", "_rates")
 
     def __init__(self, node: Node, own: tuple[Bucket, ...]) -> None:
         """``own`` is the publisher's, if that is limited."""
         self._node = node
         self._rates = node.ledger.rates
+        self._channels = node.channel_rates
         self._own = own
 
     def take(self, event: Event) -> bool:
         """Take a token of each bucket of an event; False, with none taken, unless they are here."""
-        return self._rates.take(self._buckets(event))
+        return self._rates.take(self._own if self._channels is None else self._buckets(event))
 
     async def wait_for(self, event: Event) -> None:
         """Take the tokens of an event once it is known if there are some.
@@ -63,14 +64,13 @@ class Meter:
         )
 
     def _buckets(self, event: Event) -> Sequence[Bucket]:
-        rates = self._node.channel_rates
-        if rates is None:
+        if self._channels is None:
             return self._own
-        limited = [(name, rates.of(name)) for name in event.channels]
-        return (
-            *self._own,
-            *(self._rates.bucket(f"c:{name}", rate) for name, rate in limited if rate),
-        )
+        buckets = [*self._own]
+        for name in event.channels:
+            if rate := self._channels.of(name):
+                buckets.append(self._rates.bucket(f"c:{name}", rate))
+        return buckets
 
 
 def meter_of(node: Node, request: Request, identity: Identity) -> Meter | None:

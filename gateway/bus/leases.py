@@ -22,7 +22,7 @@ from gateway.names import user_channel
 
 LEASE_SECONDS = 300.0
 """That a lease lasts unless it is renewed. No short time: what a dead worker has left is void much
-sooner, and to renew 50,000 leases takes Redis a quarter of a second."""
+sooner, and to renew 50,000 leases takes Redis half a second."""
 
 RENEWALS = 3
 """Within that time."""
@@ -31,7 +31,7 @@ RENEW_AGAIN_SECONDS = 1.0
 """Until the next try, where Redis refused."""
 
 BATCH = 100
-"""Leases claimed or renewed, or ends told, in one go: under a millisecond of Redis."""
+"""Leases claimed or renewed, or ends told, in one go: about a millisecond of Redis."""
 
 MAX_ENDED = 100_000
 """Streams that have ended and of which Redis has not been told; with more no lease is had."""
