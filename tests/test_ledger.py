@@ -522,6 +522,22 @@ async def test_a_claim_that_is_cancelled_leaves_no_lease(
     assert not client.exists(workers.cluster.key("u:user:u"))
 
 
+async def test_a_claim_that_is_answered_as_it_is_cancelled_leaves_no_lease(
+    workers: Workers,
+) -> None:
+    one, here = await workers.start()
+    here.link.hold_replies(of_subscriber=False)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(one.claim, "u", new_id())
+        await wait_all_tasks_blocked(0.05)
+        [claim] = one._leases._claims
+        nursery.cancel_scope.cancel()
+        claim.answer = [1]
+        claim.answered.set()
+    assert one.statistics().releases == 1
+    assert one.statistics().leases == 0
+
+
 async def test_without_redis_no_stream_of_a_user_is_opened(workers: Workers) -> None:
     one, here = await workers.start(QUICK)
     here.link.cut()

@@ -88,12 +88,14 @@ class Leases:
         if len(self.ended) < MAX_ENDED:
             self._claims[claim] = None
             self._has_news.set()
+            is_taken = False
             try:
                 with trio.move_on_after(self._patience):
                     await claim.answered.wait()
+                is_taken = claim.answer is not None
             finally:
                 self._claims.pop(claim, None)
-                if claim.answer is None:
+                if not is_taken:  # whoever was cancelled may have been answered all the same
                     self._end(claim.channel, client_id)
         if claim.answer is None or claim.answer[0] == FOREIGN:
             raise Unavailable("The link to Redis is lost; come back later.", reason="bus")
