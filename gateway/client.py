@@ -58,6 +58,8 @@ class Reason(StrEnum):
     """By request, for good."""
     POLLED = "polled"
     """A poll that has been answered."""
+    REPLACED = "replaced"
+    """For good, as its user has opened another one too many."""
     ENDED = "ended"
     """All of its channels have had their last event."""
     SLOW = "slow"

@@ -304,7 +304,7 @@ class Config:
     ] = 0
     max_streams_per_user: Annotated[
         int,
-        Between(0, 1_000_000, "streams"),
+        Between(0, 1000, "streams"),
         "of one user in the whole cluster; a few tabs and a phone; 0: no limit",
     ] = 5
     user_limit: Annotated[

@@ -24,7 +24,7 @@ from gateway.api.publish import PATH as PUBLISH
 from gateway.api.publish import publish
 from gateway.api.request import Answer, Request, parse_target, problem
 from gateway.api.subscribe import PATH as EVENTS
-from gateway.api.subscribe import STREAM_HEADERS, refuse, subscribe, turn_away
+from gateway.api.subscribe import STREAM_HEADERS, refuse, subscribe, turn_away, why_not_opened
 from gateway.errors import GatewayError, RequestTimeout, Unavailable
 from gateway.http1 import Parsed, Phase, RequestReader
 from gateway.http1_render import CONTINUE, render_response, render_stream_head
@@ -223,8 +223,8 @@ class Connection:
             try:
                 await self._stream(result, head)
                 return False
-            except Unavailable:
-                result = turn_away(self._node, request, "bus")
+            except Unavailable as error:
+                result = turn_away(self._node, request, why_not_opened(error))
         if not parsed.keep_alive or self._node.draining:
             await self._end_with(result, parsed)
             return False

@@ -14,7 +14,7 @@ published how much, and whose tokens are revoked.
    never silence.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -45,6 +45,8 @@ class LedgerStatistics:
     """Streams that have ended, which Redis has not been told yet."""
     replaced: int = 0
     """Streams that had to end for another one of their user, wherever they were."""
+    unreached: int = 0
+    """Of those, whose worker could not be told."""
     buckets: int = 0
     buckets_evicted: int = 0
     revocations: int = 0
@@ -158,29 +160,31 @@ class MemoryLedger:
     async def revoke(self, revocation: Revocation) -> None:
         key = (check(revocation).kind, revocation.id)
         async with self._writing:
-            kept = self._in_force()
-            if key not in kept and len(kept) >= MAX_REVOCATIONS:
-                raise too_many()
-            kept[key] = revocation
+            if key not in self._revocations and len(self._revocations) >= MAX_REVOCATIONS:
+                await self.load()
+                if len(self._revocations) >= MAX_REVOCATIONS:
+                    raise too_many()
             if self._file is not None:
-                try:
-                    await trio.to_thread.run_sync(self._file.write, tuple(kept.values()))
-                except OSError as error:
-                    raise Unavailable(
-                        f"The revocation could not be written to revocations_file: {error.strerror}"
-                        ". It does not hold.",
-                        reason="revocations",
-                        outcome="refused",
-                    ) from error
-            self._revocations = kept
+                await self._write({**self._revocations, key: revocation})
+            self._revocations[key] = revocation
+
+    async def _write(self, revocations: Mapping[tuple[Kind, str], Revocation]) -> None:
+        assert self._file is not None
+        try:
+            await trio.to_thread.run_sync(self._file.write, revocations.values())
+        except OSError as error:
+            raise Unavailable(
+                f"The revocation could not be written to revocations_file: {error.strerror}."
+                " It does not hold.",
+                reason="revocations",
+                outcome="refused",
+            ) from error
 
     async def load(self) -> Sequence[Revocation]:
-        self._revocations = self._in_force()
-        return tuple(self._revocations.values())
-
-    def _in_force(self) -> dict[tuple[Kind, str], Revocation]:
         now = self._now_ms()
-        return {key: each for key, each in self._revocations.items() if not each.is_over(now)}
+        kept = {key: each for key, each in self._revocations.items() if not each.is_over(now)}
+        self._revocations = kept
+        return tuple(kept.values())
 
     def statistics(self) -> LedgerStatistics:
         return LedgerStatistics(

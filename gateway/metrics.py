@@ -18,6 +18,7 @@ class _Snapshot(Collector):
     def collect(self) -> Iterable[Metric]:
         link = self._now.bus.link
         hub, bus, cluster = self._now.hub, self._now.bus, self._now.cluster
+        ledger = self._now.ledger
         for name, about, value in (
             ("clients", "Open streams.", hub.clients),
             ("clients_max", "Open streams that the node can hold.", self._now.max_clients),
@@ -40,6 +41,10 @@ class _Snapshot(Collector):
                 "Tokens known to be good without another look.",
                 self._now.auth.tokens_remembered,
             ),
+            ("leases", "Open streams that count for a user.", ledger.leases),
+            ("leases_untold", "Ended ones of which Redis is to be told.", ledger.releases),
+            ("rate_buckets", "Publishers and channels whose rate is counted.", ledger.buckets),
+            ("revocations", "Tokens and users that are revoked.", ledger.revocations),
             ("workers", "Worker processes that serve and answer.", self._now.workers),
             ("draining", "1 while the node is leaving.", int(self._now.draining)),
             ("uptime_seconds", "Since the start of the node.", self._now.uptime_seconds),
@@ -62,6 +67,17 @@ class _Snapshot(Collector):
                 bus.history_evicted,
             ),
             ("dedupe_evicted", "Publishers' ids forgotten before their time.", bus.dedupe_evicted),
+            ("replaced", "Streams ended for younger ones of their user.", ledger.replaced),
+            (
+                "replaced_unreached",
+                "Of those, whose worker could not be told.",
+                ledger.unreached,
+            ),
+            (
+                "rate_buckets_evicted",
+                "Publishers and channels forgotten at the bound.",
+                ledger.buckets_evicted,
+            ),
             ("bus_links_lost", "Links to the bus that were lost.", link.lost),
             ("bus_resent", "Calls to the bus sent again after a lost link.", link.resent),
             ("publish_unknown", "Events of which it is unknown if they were taken.", link.unknown),

@@ -4,7 +4,7 @@ import secrets
 import socket
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import trio
 
@@ -12,16 +12,19 @@ from gateway.addresses import TrustedProxies, parse_networks
 from gateway.auth import Authenticator, AuthStatistics
 from gateway.bus import Bus, BusStatistics
 from gateway.bus.address import parse_address
+from gateway.bus.ledger import RedisLedger
 from gateway.bus.memory import MemoryBus, wall_clock_ms
 from gateway.bus.redis import RedisBus
 from gateway.client import Client
 from gateway.clock import Clock
 from gateway.cluster import Cluster, ClusterStatistics
-from gateway.config import Config, is_loopback, split_list
+from gateway.config import Config, is_loopback, split_address, split_list
 from gateway.fanout import Fanout
 from gateway.hub import Hub, HubStatistics
 from gateway.ledger import Ledger, LedgerStatistics, MemoryLedger
 from gateway.origins import parse_origins
+from gateway.rates import ChannelRates
+from gateway.replacements import Replacements
 from gateway.revocation import Revocation
 from gateway.revoked import Revoked
 from gateway.streams import Streams
@@ -94,9 +97,9 @@ class Node:
         self._clock = Clock(config, self.hub, now_ms=now_ms)
         self.tag = secrets.token_hex(TAG_BYTES)
         self.bus: Bus
-        self.ledger: Ledger = MemoryLedger(config, now_ms)
+        self.ledger: Ledger
         if config.redis:
-            self.bus = RedisBus(
+            self.bus = bus = RedisBus(
                 config,
                 parse_address(config.redis),
                 self.hub.pending,
@@ -104,19 +107,34 @@ class Node:
                 tell_gap=self._fanout.tell_gap,
                 receive=lambda message: self.cluster.receive(message),
             )
-            self.cluster = Cluster(self.tag, link=self.bus)
+            self.cluster = Cluster(self.tag, link=bus)
+            self.ledger = RedisLedger(
+                config,
+                bus.commands,
+                worker=self.tag,
+                replace=lambda ids: self.replacements.end(ids),
+            )
         else:
             self.bus = MemoryBus(config, self.hub.pending, now_ms=now_ms)
+            self.ledger = MemoryLedger(config, now_ms)
             self.cluster = Cluster(self.tag, link=None)  # there is nobody to ask
+        self.replacements = Replacements(self.hub, self.cluster)
         self.streams = Streams(
             config,
             self.bus,
             self.hub,
             self._clock,
             self._serve_soon,
+            self.ledger,
+            self.replacements,
             tag=self.tag,
             is_revoked=self.revoked.has,
         )
+        self.channel_rates = ChannelRates(config) if _limits_channels(config) else None
+        self.counts_events = self.channel_rates is not None or _limits_publishers(config)
+        """Whether any publisher or channel may have only so many events a second."""
+        if config.max_streams_per_user:
+            self.hub.parting.append(self._release)
         self._nursery: trio.Nursery | None = None
         self.ledger.hear.append(self._hear_revoked)
 
@@ -131,6 +149,7 @@ class Node:
             nursery.start_soon(self._clock.run)
             nursery.start_soon(self.cluster.run)
             nursery.start_soon(self.auth.run)
+            nursery.start_soon(self.replacements.run)
             task_status.started()
 
     def refuse(self, reason: str) -> None:
@@ -138,8 +157,8 @@ class Node:
         self.refused[reason] = self.refused.get(reason, 0) + 1
 
     def count_refusal(self, status: int) -> None:
-        """Count an answer of 400 or above; those of 503 have a reason of their own already."""
-        if status != 503:
+        """Count an answer of 400 or above; those to be retried have a reason of their own."""
+        if status not in (429, 503):
             self.refuse(str(status))
 
     def is_exempt(self, address: str) -> bool:
@@ -169,8 +188,8 @@ class Node:
             hub=self.hub.statistics(),
             bus=self.bus.statistics(),
             cluster=self.cluster.statistics(),
-            ledger=self.ledger.statistics(),
             auth=self.auth.statistics(),
+            ledger=replace(self.ledger.statistics(), unreached=self.replacements.unreached),
             refused=dict(self.refused),
         )
 
@@ -179,6 +198,21 @@ class Node:
         assert self._nursery is not None
         self._nursery.start_soon(self.streams.end_revoked)
 
+    def _release(self, client: Client) -> None:
+        if client.user is not None:
+            self.ledger.release(client.user, client.id)
+
     def _serve_soon(self, client: Client) -> None:
         assert self._nursery is not None
         self._nursery.start_soon(self.streams.serve, client)
+
+
+def _limits_channels(config: Config) -> bool:
+    rules = (*config.channels, config.general_rule())
+    return any(rule.channel_publish_rate > 0 for rule in rules)
+
+
+def _limits_publishers(config: Config) -> bool:
+    """With keys each may have a rate of its own; without, this machine has none (`is_exempt`)."""
+    is_beyond = not is_loopback(split_address(config.bind)[0]) or bool(config.trusted_proxies)
+    return config.has_keys or (config.publish_rate > 0 and is_beyond)

@@ -82,7 +82,10 @@ def _is_open(client: Client) -> bool:
 def _last_event_id(page: "Page", hub: Hub, client: Client) -> str:
     if page.farewell is not None:
         return page.farewell
-    if client.reason is Reason.CLOSED:  # what the page had no room for is not owed any more
+    if client.reason in (
+        Reason.CLOSED,
+        Reason.REPLACED,
+    ):  # what the page had no room for is not owed any more
         return str(Closed(page.reached))
     if page.full or client.state is State.CLOSED or page.ends_with_event:
         return str(page.reached)

@@ -16,9 +16,14 @@ from collections.abc import Awaitable, Callable, Sequence
 
 import trio
 
+from gateway.config import Config
+
 MAX_BUCKETS = 10_000
 """Publishers and channels that are counted at a time, about 3 MiB; whoever else publishes meanwhile
 costs no more than a look each."""
+
+CHANNELS_REMEMBERED = 16_384
+"""Channels whose rate is remembered: it is asked for with every event."""
 
 CREDIT_SECONDS = 0.1
 """Of the rate: what may be spent between two looks."""
@@ -122,3 +127,20 @@ class Rates:
                 return wait
             await self._look(short)
         return 0.0
+
+
+class ChannelRates:
+    """The rates of channels, by their rules."""
+
+    def __init__(self, config: Config) -> None:
+        self._config = config
+        self._rates: dict[str, float] = {}
+
+    def of(self, channel: str) -> float:
+        """In events per second; 0: no limit."""
+        rate = self._rates.get(channel)
+        if rate is None:
+            if len(self._rates) >= CHANNELS_REMEMBERED:
+                self._rates.clear()
+            rate = self._rates[channel] = self._config.rule(channel).channel_publish_rate
+        return rate

@@ -27,8 +27,10 @@ from gateway.config import Config
 from gateway.errors import BadRequest, ChannelEnded, NotFound, Unavailable
 from gateway.hub import Hub
 from gateway.identity import ANYBODY, Identity
+from gateway.ledger import Ledger
 from gateway.names import is_reserved
 from gateway.position import ZERO, Position, Resume, Start
+from gateway.replacements import Replacements
 from gateway.replay import Replay, before_earliest, before_newest
 from gateway.replays import Replays
 
@@ -65,6 +67,8 @@ class Streams:
         hub: Hub,
         clock: Clock,
         start_soon: Callable[[Client], None],
+        ledger: Ledger,
+        replacements: Replacements,
         *,
         tag: str,
         is_revoked: Callable[[Identity], bool],
@@ -74,6 +78,9 @@ class Streams:
         """
         self._is_revoked = is_revoked
         self._tag = tag
+        self._ledger = ledger
+        self._replacements = replacements
+        self._limits_users = config.max_streams_per_user > 0
         self._config = config
         self._bus = bus
         self._hub = hub
@@ -91,18 +98,24 @@ class Streams:
         """A client of ``stream``, its first events staged after ``preamble``.
 
         With a socket, which is the client's once this returns, it is to be given to `serve`.
-        Raises Unavailable when the bus cannot confirm its channels.
+        Raises Unavailable when the bus cannot confirm its channels, and with the reason "user" when
+        its user has all the streams that one may have.
         """
         resume = stream.resume
-        subscribed = added = False
+        identifier = f"{self._tag}.{secrets.token_urlsafe(CLIENT_ID_BYTES)}"
+        user = stream.user if self._limits_users else None
+        leased = subscribed = added = False
         self.opening += 1
         try:
+            if user is not None:
+                self._replacements.begin(identifier)
+                self._replacements.end(await self._ledger.claim(user, identifier))
+                leased = True
             asked = resume if isinstance(resume, Position) else ZERO
             head = await self._bus.subscribe(stream.channels, asked)
             subscribed = True
             replay, reason = await self._replay(stream.channels, resume, head)
             after = replay.reached
-            identifier = f"{self._tag}.{secrets.token_urlsafe(CLIENT_ID_BYTES)}"
             client = Client(
                 identifier,
                 stream.user,
@@ -118,6 +131,10 @@ class Streams:
             self.opening -= 1
             if subscribed and not added:
                 self._bus.unsubscribe(stream.channels)
+            if user is not None and not added:
+                self._replacements.abandon(identifier)
+                if leased:
+                    self._ledger.release(user, identifier)
         if sock is not None or stream.identity.expires_ms is not None:
             self._clock.schedule(client)
         if preamble:
@@ -130,6 +147,8 @@ class Streams:
         self.replays.begin(client, replay, head)
         if self._is_revoked(stream.identity):  # while its channels were being subscribed to
             self._hub.finish(client, Reason.REVOKED, control.closed(after))
+        if user is not None:
+            self._replacements.opened(client)
         return client
 
     async def _replay(
@@ -163,7 +182,7 @@ class Streams:
         except OSError:
             self._hub.close(client, Reason.GONE)
         except Unavailable:
-            self._hub.finish(client, Reason.BUS, self._without_bus())
+            self._hub.finish(client, Reason.BUS, self._come_back(Reason.BUS))
         except Exception:  # noqa: BLE001  # a fault of ours here must not end everybody's streams
             _log.exception("a replay failed")
             self._hub.close(client, Reason.GONE)
@@ -196,8 +215,8 @@ class Streams:
             async with self.responding(stream) as client, aclosing(self.given(client)) as given:
                 async for data in given:
                     yield data
-        except Unavailable:
-            yield self._without_bus()
+        except Unavailable as error:
+            yield self._come_back(str(error.extra.get("reason", Reason.BUS)))
 
     async def given(self, client: Client) -> AsyncGenerator[bytes, None]:
         """What is to be written to a client of the response lane, in whole blocks, until it ends.
@@ -215,11 +234,11 @@ class Streams:
                 else:
                     await self._stage_next_or_keepalive(client)
         except Unavailable:
-            yield self._without_bus()
+            yield self._come_back(Reason.BUS)
 
-    def _without_bus(self) -> bytes:
-        """The last block of a stream whose history cannot be read."""
-        return control.retry(self._config.retry) + control.reconnect(Reason.BUS)
+    def _come_back(self, reason: str) -> bytes:
+        """The last block of a stream that cannot go on, or not be opened, for now."""
+        return control.retry(self._config.retry) + control.reconnect(reason)
 
     async def stage_next(self, client: Client) -> None:
         """Stage what comes next for an open client of the response lane for which nothing waits: a

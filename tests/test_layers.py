@@ -26,6 +26,7 @@ LAYERS = (
     ("node",),
     ("poll",),
     ("streams",),
+    ("replacements",),
     ("clock", "cluster", "fanout", "replays"),
     ("hub",),
     ("lanes", "members", "pending", "replay"),

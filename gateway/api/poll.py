@@ -14,7 +14,13 @@ import trio
 
 from gateway.api.credentials import identify
 from gateway.api.request import NOT_STORED, Answer, Request, answer, problem
-from gateway.api.subscribe import refuse, requested, where_it_ended, why_not_now
+from gateway.api.subscribe import (
+    refuse,
+    requested,
+    where_it_ended,
+    why_not_now,
+    why_not_opened,
+)
 from gateway.errors import BadRequest, GatewayError, MethodNotAllowed, Unavailable
 from gateway.node import Node
 from gateway.poll import poll as poll_stream
@@ -36,7 +42,7 @@ async def poll(node: Node, request: Request, patience: trio.CancelScope) -> Answ
     try:
         return await _poll(node, request, patience)
     except Unavailable as error:
-        node.refuse(str(error.extra.get("reason", "bus")))
+        node.refuse(why_not_opened(error))
         return problem(error)
     except GatewayError as error:
         return problem(error)

@@ -11,6 +11,7 @@ from msgspec import UNSET, Raw, Struct, UnsetType
 from gateway import control
 from gateway.api.credentials import identify
 from gateway.api.csrf import check_page
+from gateway.api.meter import Meter, meter_of
 from gateway.api.request import JSON, NDJSON, Answer, Request, problem
 from gateway.auth import NEEDED, NOBODY
 from gateway.errors import (
@@ -75,13 +76,14 @@ async def publish(node: Node, request: Request) -> Answer:
             identity = await identify(node, request)
         if identity is NOBODY:
             raise Unauthorized(f"Nobody publishes without saying who: {NEEDED}.", bad_token=False)
+        meter = meter_of(node, request, identity) if node.counts_events else None
         if request.path != PATH:
-            return await _publish_one(node, identity, _raw_event(node, request))
+            return await _publish_one(node, identity, meter, _raw_event(node, request))
         media_type = request.media_type
         if media_type == JSON:
-            return await _publish_one(node, identity, _event(node, request.body))
+            return await _publish_one(node, identity, meter, _event(node, request.body))
         if media_type == NDJSON:
-            return await _publish_lines(node, identity, request.body)
+            return await _publish_lines(node, identity, meter, request.body)
         raise UnsupportedMediaType(
             f"POST {PATH} takes {JSON} (one event) or {NDJSON} (one a line); any other type goes "
             f"to {PATH}/<channel>, where the body is the data."
@@ -90,16 +92,20 @@ async def publish(node: Node, request: Request) -> Answer:
         return problem(error)
 
 
-async def _publish_one(node: Node, identity: Identity, event: Event) -> Answer:
+async def _publish_one(node: Node, identity: Identity, meter: Meter | None, event: Event) -> Answer:
     if not identity.is_open:
         _check_granted(identity, event)
+    if meter is not None and not meter.take(event):
+        await meter.wait_for(event)
     (result,) = await node.bus.publish((event,))
     if isinstance(result, GatewayError):
         raise result
     return Answer(202, b'{"id":"%d-%d"}\n' % result)
 
 
-async def _publish_lines(node: Node, identity: Identity, body: bytes) -> Answer:
+async def _publish_lines(
+    node: Node, identity: Identity, meter: Meter | None, body: bytes
+) -> Answer:
     count = body.count(b"\n") + 1
     if count > MAX_LINES:
         raise ContentTooLarge(f"The body has {count} lines; one request has at most {MAX_LINES}.")
@@ -113,6 +119,8 @@ async def _publish_lines(node: Node, identity: Identity, body: bytes) -> Answer:
                 event = _event(node, line)
                 if not identity.is_open:
                     _check_granted(identity, event)
+                if meter is not None and not meter.take(event):
+                    await meter.wait_for(event)
                 events.append(event)
                 outcomes.append((number, None))
             except GatewayError as error:

@@ -32,6 +32,7 @@ REFUSALS = {
     "bus": "The link to Redis is lost; come back later.",
     "keys": "The keys that verify tokens are not known yet; come back later.",
     "connections": "The node has all the connections that it can hold.",
+    "user": "The user has all the streams that one may have (max_streams_per_user).",
 }
 """Why somebody is turned away for now: one word for the wire and for metrics, and a sentence."""
 
@@ -71,6 +72,12 @@ def refuse(node: Node, reason: str) -> Answer:
     """Refuse for now whoever reads statuses. ``reason`` is one of `REFUSALS`."""
     node.refuse(reason)
     return problem(Unavailable(REFUSALS[reason], reason=reason))
+
+
+def why_not_opened(error: Unavailable) -> str:
+    """Which one of `REFUSALS` kept a stream from being opened."""
+    reason = str(error.extra.get("reason"))
+    return reason if reason in REFUSALS else "bus"
 
 
 def requested(node: Node, request: Request, path: str, identity: Identity) -> EventStream:

@@ -80,6 +80,7 @@ class Commands:
         self._more = trio.Event()
         self._freed = trio.Event()
         self._up = trio.Event()
+        self._lost = trio.Event()
         self._scope: trio.CancelScope | None = None
         self._unusable = ""
         """What says that the connection cannot be used: nothing more is sent over it."""
@@ -92,6 +93,11 @@ class Commands:
     async def wait_connected(self) -> None:
         while not self.connected:
             await self._up.wait()
+
+    async def wait_lost(self, losses: int) -> None:
+        """Return once ``self.losses`` is another number: that link is no longer there."""
+        while self.losses == losses:
+            await self._lost.wait()
 
     def convict(self, why: str) -> None:
         """Close the connection, if there is one: it is not what it seems."""
@@ -181,6 +187,8 @@ class Commands:
         self._unusable = ""
         if self.connected:
             self._up = trio.Event()
+        self._lost.set()
+        self._lost = trio.Event()
         self._outgoing.clear()
         self._bytes = 0
         lost, self._unanswered = self._unanswered, deque()

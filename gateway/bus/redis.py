@@ -74,17 +74,17 @@ class RedisBus:
         self._rules: dict[str, ChannelRule] = {}
         self._subscriptions = Subscriptions(self._prefix)
         self._link = Link(config, address, worker, self._seen, now_ms)
-        self._commands = self._link.commands
+        self.commands = self._link.commands
         self._publisher = Publisher(
             config,
-            self._commands,
+            self.commands,
             worker=worker,
             rule=self.rule,
             epoch=lambda: self._link.breaks,
             now_ms=now_ms,
         )
         self._reader = HistoryReader(
-            self._commands,
+            self.commands,
             self._prefix,
             rule=self.rule,
             now_ms=now_ms,
@@ -120,7 +120,7 @@ class RedisBus:
 
     async def run(self) -> None:
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._commands.run)
+            nursery.start_soon(self.commands.run)
             nursery.start_soon(self._publisher.run)
             nursery.start_soon(self._inflow.run)
             nursery.start_soon(self._sweep)
@@ -199,8 +199,8 @@ class RedisBus:
             dedupe_entries=0,
             dedupe_evicted=0,
             link=LinkStatistics(
-                up=int(self._commands.connected and inflow.is_live),
-                lost=self._commands.losses + inflow.losses,
+                up=int(self.commands.connected and inflow.is_live),
+                lost=self.commands.losses + inflow.losses,
                 resent=publisher.resent,
                 unknown=publisher.unknown,
                 holes=inflow.holes,
@@ -224,7 +224,7 @@ class RedisBus:
         present = ("ZCARD", workers) if worker is None else ("ZSCORE", workers, worker)
         channel = f"{self._prefix}all" if worker is None else f"{self._prefix}w:{worker}"
         try:
-            await self._commands.room()
+            await self.commands.room()
         except LinkLost:
             raise Unavailable(
                 "The link to Redis is lost; other workers cannot be asked.",
@@ -232,7 +232,7 @@ class RedisBus:
                 outcome="refused",
             ) from None
         try:
-            reached, there = await self._commands.calls(("PUBLISH", channel, message), present)
+            reached, there = await self.commands.calls(("PUBLISH", channel, message), present)
             if worker is None:
                 return max(int(reached), int(there))
             if reached or there is None:
@@ -253,7 +253,7 @@ class RedisBus:
         """This worker ends, or ``worker`` has ended: nobody need wait for it."""
         tag = self._worker if worker is None else worker
         with suppress(LinkLost):
-            await self._commands.call("ZREM", f"{self._prefix}workers", tag)
+            await self.commands.call("ZREM", f"{self._prefix}workers", tag)
 
     # -- within
 
@@ -300,7 +300,7 @@ class RedisBus:
     async def _patiently(self, ask: Callable[[], Awaitable[T]]) -> T:
         with trio.move_on_after(self._patience):
             while True:
-                await self._commands.wait_connected()
+                await self.commands.wait_connected()
                 try:
                     return await ask()
                 except LinkLost:

@@ -35,6 +35,13 @@ def code(error: hiredis.ReplyError) -> str:
     return str(error).partition(" ")[0]
 
 
+def must(reply: Reply) -> Reply:
+    """The reply; raises LinkLost where it is that Redis refuses."""
+    if isinstance(reply, hiredis.ReplyError):
+        raise LinkLost(f"Redis refuses: {reply}")
+    return reply
+
+
 class Connection:
     def __init__(self, stream: trio.abc.Stream) -> None:
         self._stream = stream

@@ -15,7 +15,15 @@ SCRIPTS = {
     "head": _read("head"),
     "evicted": _read("evicted"),
     "publish": _read("publish", "direct"),
+    "leases": _read("leases"),
+    "rates": _read("rates"),
+    "revoke": _read("revoke"),
 }
 
 DIGESTS = {name: hashlib.sha1(text.encode()).hexdigest() for name, text in SCRIPTS.items()}
 """What EVALSHA names them by."""
+
+
+def evalsha(name: str, prefix: str) -> tuple[str, str, int, str]:
+    """The beginning of a call, behind which its arguments stand."""
+    return ("EVALSHA", DIGESTS[name], 1, f"{prefix}clock")

@@ -9,6 +9,10 @@
 --   <prefix>s:<channel>  stream: a channel's events, each under its position
 --   <prefix>d:<token>    position of a publish that carried an id
 --   <prefix>w:<worker>   hash: a worker's latest calls and their results, for one that asks again
+--   <prefix>u:<channel>  hash: "<opened> <over>" of each stream of the user whose channel that is
+--   <prefix>r:<bucket>   "<tokens> <ms>" of a publisher or a channel whose rate is limited
+--   <prefix>revoked      hash: "<made> <until>" of each token or user that is revoked
+--   <prefix>revoked-until  sorted set: those of them that need not be remembered for ever
 --
 -- Nothing is written before the clock is, and that one write Redis refuses when it takes none (out
 -- of memory, read-only, ...). So a call that is refused has changed nothing.
