@@ -23,7 +23,7 @@ from gateway.api.publish import publish
 from gateway.api.request import Answer, Request, parse_target, problem
 from gateway.api.subscribe import PATH as EVENTS
 from gateway.api.subscribe import STREAM_HEADERS, refuse, subscribe, turn_away
-from gateway.errors import GatewayError, RequestTimeout, Unavailable
+from gateway.errors import GatewayError, RequestTimeout, TooManyRequests, Unavailable
 from gateway.http1 import Parsed, Phase, RequestReader
 from gateway.http1_render import CONTINUE, render_response, render_stream_head
 from gateway.node import Node
@@ -193,9 +193,10 @@ class Connection:
             result = turn_away(self._node, request, "connections")
         elif polls:
             result = await self._poll(request)
+        elif parsed.method == "POST":
+            result = await publish(self._node, request)
         else:
-            serve = publish if parsed.method == "POST" else subscribe
-            result = await serve(self._node, request)
+            result = await subscribe(self._node, request, self._has_ended)
         if isinstance(result, EventStream):
             head = _STREAM_HEAD
             if self._node.origins:
@@ -205,6 +206,8 @@ class Connection:
                 client = await self._node.streams.open(result, self._sock, preamble=head)
             except Unavailable:
                 result = turn_away(self._node, request, "bus")
+            except TooManyRequests:
+                result = turn_away(self._node, request, "address")
             else:
                 self._sock = None
                 await self._node.streams.serve(client)
@@ -231,14 +234,18 @@ class Connection:
         """End a wait when the peer has ended its side; behind a next request that is not seen."""
         assert self._sock is not None
         await trio.lowlevel.wait_readable(self._sock)
-        try:
-            ended = not self._sock.recv(1, socket.MSG_PEEK)
-        except BlockingIOError:
-            ended = False
-        except OSError:
-            ended = True
-        if ended:
+        if self._has_ended():
             patience.cancel()
+
+    def _has_ended(self) -> bool:
+        """Whether the peer has ended its side; unseen behind a next request."""
+        assert self._sock is not None
+        try:
+            return not self._sock.recv(1, socket.MSG_PEEK)
+        except BlockingIOError:
+            return False
+        except OSError:
+            return True
 
     async def _end_with(self, answer: Answer, parsed: Parsed | None = None) -> None:
         """Send a last answer so that it arrives, and end the connection."""

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import trio
 
+from gateway.admission import Admission, AdmissionStatistics
 from gateway.auth import Authenticator, AuthStatistics
 from gateway.bus import Bus, BusStatistics
 from gateway.bus.address import parse_address
@@ -46,6 +47,7 @@ class NodeStatistics:
     cluster: ClusterStatistics
     ledger: LedgerStatistics
     auth: AuthStatistics
+    admission: AdmissionStatistics
     refused: dict[str, int]
     workers: int = 1
     worker_restarts: int = 0
@@ -86,6 +88,8 @@ class Node:
             catch_up=lambda client: self.streams.catch_up(client),
             watermark=lambda: self.bus.head(),
         )
+        self.admission = Admission(config, self.is_exempt)
+        self.hub.parting.append(lambda client: self.admission.leave(client.address))
         self._fanout = Fanout(self.hub)
         self._clock = Clock(config, self.hub, now_ms=now_ms)
         self.tag = secrets.token_hex(TAG_BYTES)
@@ -109,6 +113,7 @@ class Node:
             self.bus,
             self.hub,
             self._clock,
+            self.admission,
             self._serve_soon,
             tag=self.tag,
             is_revoked=self.revoked.has,
@@ -127,6 +132,7 @@ class Node:
             nursery.start_soon(self._clock.run)
             nursery.start_soon(self.cluster.run)
             nursery.start_soon(self.auth.run)
+            nursery.start_soon(self.admission.run)
             task_status.started()
 
     def refuse(self, reason: str) -> None:
@@ -134,8 +140,8 @@ class Node:
         self.refused[reason] = self.refused.get(reason, 0) + 1
 
     def count_refusal(self, status: int) -> None:
-        """Count an answer of 400 or above; those of 503 have a reason of their own already."""
-        if status != 503:
+        """Count an answer of 400 or above; those of 429 and 503 have a reason of their own."""
+        if status not in (429, 503):
             self.refuse(str(status))
 
     def is_exempt(self, address: str) -> bool:
@@ -164,6 +170,7 @@ class Node:
             cluster=self.cluster.statistics(),
             ledger=self.ledger.statistics(),
             auth=self.auth.statistics(),
+            admission=self.admission.statistics(),
             refused=dict(self.refused),
         )
 

@@ -20,11 +20,12 @@ from socket import socket
 import trio
 
 from gateway import control
+from gateway.admission import Admission
 from gateway.bus import Bus
 from gateway.client import Client, Reason, State
 from gateway.clock import Clock
 from gateway.config import Config
-from gateway.errors import BadRequest, ChannelEnded, NotFound, Unavailable
+from gateway.errors import BadRequest, ChannelEnded, NotFound, TooManyRequests, Unavailable
 from gateway.hub import Hub
 from gateway.identity import ANYBODY, Identity
 from gateway.names import is_reserved
@@ -64,6 +65,7 @@ class Streams:
         bus: Bus,
         hub: Hub,
         clock: Clock,
+        admission: Admission,
         start_soon: Callable[[Client], None],
         *,
         tag: str,
@@ -78,6 +80,7 @@ class Streams:
         self._bus = bus
         self._hub = hub
         self._clock = clock
+        self._admission = admission
         self._start_soon = start_soon
         self.replays = Replays(bus, hub)
         self.opening = 0
@@ -91,8 +94,10 @@ class Streams:
         """A client of ``stream``, its first events staged after ``preamble``.
 
         With a socket, which is the client's once this returns, it is to be given to `serve`.
-        Raises Unavailable when the bus cannot confirm its channels.
+        Raises Unavailable when the bus cannot confirm its channels, and TooManyRequests when its
+        address has as many streams as it may have.
         """
+        self._admission.enter(stream.address)
         resume = stream.resume
         subscribed = added = False
         self.opening += 1
@@ -116,8 +121,10 @@ class Streams:
             added = True
         finally:
             self.opening -= 1
-            if subscribed and not added:
-                self._bus.unsubscribe(stream.channels)
+            if not added:
+                self._admission.leave(stream.address)
+                if subscribed:
+                    self._bus.unsubscribe(stream.channels)
         if sock is not None or stream.identity.expires_ms is not None:
             self._clock.schedule(client)
         if preamble:
@@ -205,6 +212,8 @@ class Streams:
                         await self._stage_next_or_keepalive(client)
         except Unavailable:
             yield self._without_bus()
+        except TooManyRequests:  # others of the address have come before it since it was let in
+            yield control.retry(self._config.retry) + control.reconnect("address")
 
     def _without_bus(self) -> bytes:
         """The last block of a stream whose history cannot be read."""

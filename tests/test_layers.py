@@ -26,7 +26,7 @@ LAYERS = (
     ("streams",),
     ("clock", "cluster", "fanout", "replays"),
     ("hub",),
-    ("lanes", "members", "pending", "replay"),
+    ("admission", "lanes", "members", "pending", "replay"),
     ("client",),
     ("outbox", "bus"),
     ("ledger",),
@@ -39,7 +39,7 @@ LAYERS = (
     ("keys",),
     ("config",),
     ("identity",),
-    ("names", "origins", "policy"),
+    ("limits", "names", "origins", "policy"),
     ("errors",),
     ("__init__",),
 )

@@ -2,7 +2,8 @@
 
 An answer is 200 whenever the request was understood and let in, also when nothing came and when
 nothing can come any more: a client asks again with the ``lastEventId`` that it was given, until
-that ends in ``.closed``. A refusal for now is 503: whoever polls reads statuses.
+that ends in ``.closed``. A refusal for now is 503, or 429 where it is the address's own: whoever
+polls reads statuses.
 """
 
 import re
@@ -14,8 +15,14 @@ import trio
 
 from gateway.api.credentials import identify
 from gateway.api.request import NOT_STORED, Answer, Request, answer, problem
-from gateway.api.subscribe import refuse, requested, where_it_ended, why_not_now
-from gateway.errors import BadRequest, GatewayError, MethodNotAllowed, Unavailable
+from gateway.api.subscribe import refuse, requested, where_it_ended, why_not
+from gateway.errors import (
+    BadRequest,
+    GatewayError,
+    MethodNotAllowed,
+    TooManyRequests,
+    Unavailable,
+)
 from gateway.node import Node
 from gateway.poll import poll as poll_stream
 
@@ -38,6 +45,8 @@ async def poll(node: Node, request: Request, patience: trio.CancelScope) -> Answ
     except Unavailable as error:
         node.refuse(str(error.extra.get("reason", "bus")))
         return problem(error)
+    except TooManyRequests:  # others of the address have come before it since it was let in
+        return refuse(node, "address")
     except GatewayError as error:
         return problem(error)
 
@@ -49,8 +58,9 @@ async def _poll(node: Node, request: Request, patience: trio.CancelScope) -> Ans
     stream = requested(node, request, PATH, await identify(node, request))
     if (ended := await where_it_ended(node, stream)) is not None:
         return _answer((), str(ended))
-    if (why := why_not_now(node, stream)) is not None:
-        return refuse(node, why)
+    refusal = await why_not(node, stream, lambda: patience.cancel_called)
+    if refusal is not None:
+        return refuse(node, *refusal)
     patience.deadline = trio.current_time() + wait
     polled = await poll_stream(node.streams, node.hub, stream, patience)
     return _answer(polled.events, polled.last_event_id)
