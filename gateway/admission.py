@@ -169,8 +169,10 @@ class Admission:
         return None
 
     def return_turn(self) -> None:
-        """A turn that has come is not used; the next one in the line has it."""
-        if self._pace is not None:
+        """A turn that has come is not used: the next one in the line has it, now."""
+        if self._line:
+            self._line.unpark()
+        elif self._pace is not None:
             self._pace.give_back()
 
     def dissolve(self) -> None:

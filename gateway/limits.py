@@ -89,10 +89,10 @@ class Bucket:
     def is_full(self, now: float) -> bool:
         return self._full_at <= now * self._rate
 
-    def take(self, now: float, count: int = 1) -> bool:
-        """Take ``count`` tokens; False, and nothing is taken, where there are not as many."""
+    def take(self, now: float) -> bool:
+        """Take a token, if there is a whole one."""
         passed = now * self._rate
-        full_at = max(self._full_at, passed) + count
+        full_at = max(self._full_at, passed) + 1
         if full_at - passed > self._burst:
             return False
         self._full_at = full_at
