@@ -102,7 +102,9 @@ class Connection:
             except GatewayError as error:
                 self.phase = None
                 await self._end_with(problem(error))
-        if self.scope.cancel_called and self.phase in (Phase.HEAD, Phase.BODY):
+        if self.scope.cancel_called and self.phase is Phase.IDLE:
+            self._node.refuse("idle")
+        elif self.scope.cancel_called and self.phase in (Phase.HEAD, Phase.BODY):
             part, setting = "head", "head_timeout"
             if self.phase is Phase.BODY:
                 part, setting = "body", "body_timeout"

@@ -158,7 +158,7 @@ class NodeProcess(Child):
 
     async def metric(self, name: str) -> float:
         text = (await self.get("/metrics")).text
-        return float(re.findall(rf"(?m)^gateway_{name} (\S+)$", text)[0])
+        return float(re.findall(rf"(?m)^gateway_{re.escape(name)} (\S+)$", text)[0])
 
     async def until_metric(self, name: str, least: float) -> None:
         async def is_reached() -> bool:
@@ -207,9 +207,14 @@ class NodeProcess(Child):
 
 
 @asynccontextmanager
-async def node(*flags: str, bind: str = "127.0.0.1:0") -> AsyncIterator[NodeProcess]:
-    """A node of the real program, listening; killed unless it has ended by itself."""
-    command = (GATEWAY, "serve", "--bind", bind, *flags)
+async def node(
+    *flags: str, bind: str = "127.0.0.1:0", descriptors: int | None = None
+) -> AsyncIterator[NodeProcess]:
+    """A node of the real program, listening; killed unless it has ended by itself. It may have as
+    many ``descriptors`` as this process may, or as are given."""
+    command: tuple[str, ...] = (GATEWAY, "serve", "--bind", bind, *flags)
+    if descriptors is not None:
+        command = ("sh", "-c", 'ulimit -n "$0"; exec "$@"', str(descriptors), *command)
     async with _start(NodeProcess, command, {}) as started:
         started.port = int((await started.until(r"on http://127\.0\.0\.1:(\d+)/"))[1])
         try:

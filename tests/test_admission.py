@@ -507,7 +507,7 @@ async def test_what_has_changed_meanwhile_is_looked_at_when_the_turn_comes(
             await crowd.come(name, peer=peer)
         await node.streams.open(EventStream(("a",), None, ZERO, address=PEER))
         await trio.sleep(1.1)
-        assert crowd.turned_away == [("address", pytest.approx(1.0, abs=TICK))]
+        assert [reason for reason, _ in crowd.turned_away] == ["address"]
         assert [name for name, _ in crowd.let_in] == ["first", "third"]
         for name, peer in (("fourth", "192.0.2.3"), ("fifth", "192.0.2.4")):
             await crowd.come(name, peer=peer)
