@@ -2,8 +2,9 @@
 
 1. What an address has open is counted when its opening begins and given back when that fails or the
    stream ends: the count is exact, and an address without streams is not remembered.
-2. Openings that come faster than the node's pace stand in one line, first come, first served. Who
-   would have to stand there for too long is turned away at once, before it costs anything.
+2. Openings that come faster than the node's pace stand in one line, first come, first served, by
+   the batch. Who would have to stand there for too long is turned away at once, before it costs
+   anything.
 3. One task serves the line, and waiting costs a place in it and no timer. Whoever leaves takes no
    turn from those behind: the cancelled are gone at once, and whose peer has hung up, which is seen
    when its turn comes, gives the turn back.

@@ -212,13 +212,14 @@ async def test_every_figure_of_the_statistics_is_in_the_metrics() -> None:
         node: Node = gateway.node
         names = {name for name, _ in samples(render(node.statistics()).decode())}
         bus = node.statistics().bus
-        for part in (node.statistics().hub, bus, bus.link):
+        for part in (node.statistics().hub, bus, bus.link, node.statistics().admission):
             for field in fields(part):
                 if field.name == "link":
                     continue
                 known = {f"gateway_{prefix}{field.name}{suffix}"
-                         for prefix in ("", "clients_", "publish_", "outbox_", "history_", "bus_")
-                         for suffix in ("", "_total")}  # fmt: skip
+                         for prefix in ("", "clients_", "publish_", "outbox_", "history_", "bus_",
+                                        "openings_", "addresses_")
+                         for suffix in ("", "_total", "_seconds")}  # fmt: skip
                 renamed = {
                     "queued_frames": "outbox_frames",
                     "queued_bytes": "outbox_bytes",
