@@ -14,6 +14,8 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from enum import Enum, auto
+from functools import lru_cache
 from typing import NamedTuple
 
 import trio
@@ -31,6 +33,9 @@ BURST_SECONDS = 1.0
 MAX_ADDRESSES = 16_384
 """Whose rate is remembered at a time, about 5 MiB: whoever has so many addresses at hand that one
 is forgotten within the ten seconds of its burst gains little by that."""
+
+ADDRESSES_REMEMBERED = 1024
+"""What they are counted as: it is asked for several times in one opening."""
 
 MAX_LINE = 8192
 """Openings that wait at a time: two seconds of the default rate, and 64 MiB with all that belongs
@@ -53,6 +58,13 @@ class Refusal(NamedTuple):
     retry_after: float = 0.0
 
 
+class Turn(Enum):
+    """When somebody who is not turned away may open a stream."""
+
+    NOW = auto()
+    LATER = auto()
+
+
 @dataclass(frozen=True, slots=True)
 class AdmissionStatistics:
     """A snapshot. ``addresses`` have streams, ``paced`` are those whose rate is remembered."""
@@ -72,6 +84,7 @@ class Admission:
         """``is_exempt`` says of an address that its limits do not bind, always the same of one."""
         self._config = config
         self._is_exempt = is_exempt
+        self._key = lru_cache(ADDRESSES_REMEMBERED)(self._key_of)
         self._streams: Tally | None = None
         if config.max_streams_per_address:
             self._streams = Tally(config.max_streams_per_address)
@@ -94,22 +107,28 @@ class Admission:
     def enter(self, address: str) -> None:
         """A stream of ``address`` is being opened. Raises TooManyRequests where it has as many as
         it may have; else `leave` is to be called once."""
-        if self._streams is None or self._is_exempt(address):
+        if self._streams is None or (key := self._key(address)) is None:
             return
-        if not self._streams.add(network(address)):
+        if not self._streams.add(key):
             raise TooManyRequests(STREAMS_SENTENCE, retry_after=self._config.retry)
 
     def leave(self, address: str) -> None:
         """A stream of ``address`` has ended, or its opening has failed."""
-        if self._streams is not None and not self._is_exempt(address):
-            self._streams.remove(network(address))
+        if self._streams is not None and (key := self._key(address)) is not None:
+            self._streams.remove(key)
+
+    def _key_of(self, address: str) -> str | None:
+        """What an address is counted as; None where its limits do not bind."""
+        return None if self._is_exempt(address) else network(address)
 
     # -- at the door
 
-    def arrive(self, address: str) -> Refusal | None:
-        """Whether an opening is turned away at once: by its address, or by a line that is too long.
+    def arrive(self, address: str) -> Refusal | Turn:
+        """An opening is turned away at once, by its address or by a line that is too long; or it
+        has its turn now, or is to `wait_turn`.
 
-        One that is not takes a token of its address; whoever hangs up in the line has lost that.
+        One that is not turned away takes a token of its address, and if it hangs up in the line
+        that is lost: it has cost as much as another.
         """
         if (refusal := self.no_room(address)) is not None:
             return refusal
@@ -117,36 +136,29 @@ class Admission:
         rate = self._rate(address, now)
         if rate is not None and not rate.take(now):
             return Refusal("address-rate", rate.promise(now))
-        if self._pace is not None and self._is_too_long(self._pace, now):
-            if rate is not None:
-                rate.give_back()
-            return Refusal("pace", self._pace.promise(now, len(self._line)))
-        return None
+        pace, ahead = self._pace, len(self._line)
+        if pace is None or (not ahead and pace.take(now)):
+            return Turn.NOW
+        if ahead < MAX_LINE and pace.wait(now, ahead) <= self._config.open_wait:
+            return Turn.LATER
+        if rate is not None:
+            rate.give_back()
+        return Refusal("pace", pace.promise(now, ahead))
 
     def no_room(self, address: str) -> Refusal | None:
         """Whether an address has as many streams as it may have."""
-        if self._streams is None or self._is_exempt(address):
+        if self._streams is None or (key := self._key(address)) is None:
             return None
-        if self._streams.has_room(network(address)):
+        if self._streams.has_room(key):
             return None
         now = trio.current_time()
         rate = self._rate(address, now)
         return Refusal("address", rate.promise(now) if rate is not None else 0.0)
 
     def _rate(self, address: str, now: float) -> Bucket | None:
-        if self._rates is None or self._is_exempt(address):
+        if self._rates is None or (key := self._key(address)) is None:
             return None
-        return self._rates.of(network(address), now)
-
-    def _is_too_long(self, pace: Bucket, now: float) -> bool:
-        ahead = len(self._line)
-        return ahead >= MAX_LINE or pace.wait(now, ahead) > self._config.open_wait
-
-    def take_turn(self) -> bool:
-        """Whether one who has arrived may go on; else it is to `wait_turn`."""
-        if self._pace is None:
-            return True
-        return not self._line and self._pace.take(trio.current_time())
+        return self._rates.of(key, now)
 
     async def wait_turn(self, is_gone: Callable[[], bool]) -> Refusal | None:
         """Stand in line; why that was for nothing, if it was. ``is_gone`` says, when its turn has

@@ -7,7 +7,6 @@
 """
 
 from collections import OrderedDict
-from functools import lru_cache
 from ipaddress import IPv6Address, IPv6Network
 
 MAX_RETRY_SECONDS = 30.0
@@ -18,17 +17,13 @@ _FORGOTTEN_AT_ONCE = 2
 """Full buckets, with each one that is asked for: more than can be added meanwhile."""
 
 _NETWORK_BITS = 64
-_NETWORKS_REMEMBERED = 1024
 
 
 def network(address: str) -> str:
     """What an address is counted as: an IPv6 address as its /64, which one customer has whole
     (RFC 6177), and one that maps an IPv4 address as that. What is no address counts as it is."""
-    return address if ":" not in address else _network(address)
-
-
-@lru_cache(_NETWORKS_REMEMBERED)
-def _network(address: str) -> str:
+    if ":" not in address:
+        return address
     try:
         parsed = IPv6Address(address.partition("%")[0])
     except ValueError:
@@ -83,7 +78,7 @@ class Bucket:
         self._promised = 0.0
 
     def tokens(self, now: float) -> float:
-        """How many there are; less than 0 are owed to nobody."""
+        """How many there are, parts of one included."""
         return self._burst - max(self._full_at - now * self._rate, 0.0)
 
     def is_full(self, now: float) -> bool:

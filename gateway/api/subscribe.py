@@ -8,7 +8,7 @@ accepts ``text/event-stream``, a stream that says ``reconnect`` and ends.
 from collections.abc import Callable
 
 from gateway import control
-from gateway.admission import STREAMS_SENTENCE, Refusal
+from gateway.admission import STREAMS_SENTENCE, Refusal, Turn
 from gateway.api.credentials import identify
 from gateway.api.request import EVENT_STREAM, NOT_STORED, Answer, Request, problem
 from gateway.auth import NEEDED, NOBODY
@@ -172,8 +172,11 @@ async def why_not(node: Node, stream: EventStream, is_gone: Callable[[], bool]) 
     door = node.admission
     if (why := why_not_now(node, stream)) is not None:
         return Refusal(why)
-    if (refusal := door.arrive(stream.address)) is not None or door.take_turn():
-        return refusal
+    turn = door.arrive(stream.address)
+    if isinstance(turn, Refusal):
+        return turn
+    if turn is Turn.NOW:
+        return None
     if (refusal := await door.wait_turn(is_gone)) is not None:
         return refusal
     why = why_not_now(node, stream)
