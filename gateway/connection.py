@@ -25,7 +25,7 @@ from gateway.api.publish import publish
 from gateway.api.request import Answer, Request, parse_target, problem
 from gateway.api.subscribe import PATH as EVENTS
 from gateway.api.subscribe import STREAM_HEADERS, refuse, subscribe, turn_away, why_not_opened
-from gateway.errors import GatewayError, RequestTimeout, Unavailable
+from gateway.errors import GatewayError, RequestTimeout, TooManyRequests, Unavailable
 from gateway.http1 import Parsed, Phase, RequestReader
 from gateway.http1_render import CONTINUE, render_response, render_stream_head
 from gateway.node import Node
@@ -118,8 +118,8 @@ class Connection:
                 await self._end_with(problem(error))
         if not self.scope.cancel_called:
             return
-        if self.phase is Phase.IDLE and self._is_new:
-            self._node.refuse("silent")
+        if self.phase is Phase.IDLE:
+            self._node.refuse("silent" if self._is_new else "idle")
         elif self.phase in (Phase.HEAD, Phase.BODY):
             part, setting = "head", "head_timeout"
             if self.phase is Phase.BODY:
@@ -212,9 +212,10 @@ class Connection:
             result = turn_away(self._node, request, "connections")
         elif polls:
             result = await self._poll(request)
+        elif parsed.method == "POST":
+            result = await publish(self._node, request)
         else:
-            serve = publish if parsed.method == "POST" else subscribe
-            result = await serve(self._node, request)
+            result = await subscribe(self._node, request, self._has_ended)
         if isinstance(result, EventStream):
             head = STREAM_HEAD
             if self._node.origins:
@@ -223,7 +224,7 @@ class Connection:
             try:
                 await self._stream(result, head)
                 return False
-            except Unavailable as error:
+            except (TooManyRequests, Unavailable) as error:
                 result = turn_away(self._node, request, why_not_opened(error))
         if not parsed.keep_alive or self._node.draining:
             await self._end_with(result, parsed)
@@ -259,14 +260,19 @@ class Connection:
         """End a wait when the peer has ended its side; behind a next request that is not seen."""
         assert self._sock is not None
         await trio.lowlevel.wait_readable(self._sock)
-        try:
-            ended = not self._sock.recv(1, socket.MSG_PEEK)
-        except BlockingIOError:
-            ended = False
-        except OSError:
-            ended = True
-        if ended:
+        if self._has_ended():
             patience.cancel()
+
+    def _has_ended(self) -> bool:
+        """Whether the peer has ended its side; unseen behind a next request."""
+        assert self._sock is not None
+        try:
+            # Of a TLS socket too: what is looked at is not read by anybody.
+            return not socket.socket.recv(self._sock, 1, socket.MSG_PEEK)
+        except BlockingIOError:
+            return False
+        except OSError:
+            return True
 
     async def _end_with(self, answer: Answer, parsed: Parsed | None = None) -> None:
         """Send a last answer so that it arrives, and end the connection."""

@@ -29,11 +29,15 @@ class Gap(StrEnum):
     RESTARTED = "restarted"
 
 
+def jittered(seconds: float) -> float:
+    """``seconds``, more or less."""
+    return seconds * random.uniform(1 - RETRY_JITTER, 1 + RETRY_JITTER)
+
+
 def retry(seconds: float) -> bytes:
     """A jittered ``retry:`` around ``seconds``, to stand before the lines of another block: alone
     some parsers would hand it out as an event."""
-    jittered = seconds * random.uniform(1 - RETRY_JITTER, 1 + RETRY_JITTER)
-    return b"retry: %d\n" % (jittered * 1000)
+    return b"retry: %d\n" % (jittered(seconds) * 1000)
 
 
 def connected(client: str, position: Position, channels: Iterable[str]) -> bytes:

@@ -24,6 +24,9 @@ Every answer made from one of these is an ``application/problem+json`` (RFC 9457
 
 from typing import ClassVar
 
+RETRY_AFTER_SECONDS = 2
+"""Told to clients that are turned away for now and are no EventSource, at the least."""
+
 
 class GatewayError(Exception):
     """Base of all errors of the gateway. ``str(error)`` is one sentence for a person."""
@@ -130,6 +133,7 @@ class NotImplementedCoding(GatewayError):
 class Unavailable(GatewayError):
     status = 503
     title = "Service Unavailable"
+    retry_after: float = RETRY_AFTER_SECONDS
 
 
 class VersionNotSupported(GatewayError):

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import fields, is_dataclass, replace
 from typing import Any, TypeVar
 
+from gateway.admission import AdmissionStatistics
 from gateway.auth import AuthStatistics
 from gateway.bus import BusStatistics, LinkStatistics
 from gateway.cluster import ClusterStatistics
@@ -39,10 +40,11 @@ GAUGES: Mapping[type, frozenset[str]] = {
     AuthStatistics: frozenset({"tokens_remembered"}),
     ClusterStatistics: frozenset({"waiting", "queued"}),
     LedgerStatistics: frozenset({"leases", "releases", "buckets", "revocations"}),
+    AdmissionStatistics: frozenset({"waiting", "addresses", "paced", "longest_wait"}),
 }
 """What a worker holds at the moment. All other numbers count."""
 
-GREATEST = frozenset({"uptime_seconds", "revocations"})
+GREATEST = frozenset({"uptime_seconds", "revocations", "longest_wait"})
 LEAST = frozenset({"up", "full", "cut_off", "draining"})
 """Of these the greatest, or the least, is the node's: its links are up while those of all workers
 are, and it is full, cut off or draining when all of them are."""

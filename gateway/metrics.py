@@ -19,6 +19,7 @@ class _Snapshot(Collector):
         link = self._now.bus.link
         hub, bus, cluster = self._now.hub, self._now.bus, self._now.cluster
         ledger = self._now.ledger
+        admission = self._now.admission
         for name, about, value in (
             ("clients", "Open streams.", hub.clients),
             ("clients_max", "Open streams that the node can hold.", self._now.max_clients),
@@ -34,6 +35,10 @@ class _Snapshot(Collector):
             ("dedupe_entries", "Publishers' ids remembered.", bus.dedupe_entries),
             ("cluster_waiting", "Requests that other workers are answering.", cluster.waiting),
             ("cluster_queued", "Requests of other workers that wait here.", cluster.queued),
+            ("openings_waiting", "Openings that stand in line.", admission.waiting),
+            ("openings_longest_wait_seconds", "Of one in line.", admission.longest_wait),
+            ("addresses", "Addresses that have streams open.", admission.addresses),
+            ("addresses_paced", "Addresses whose rate is remembered.", admission.paced),
             ("bus_up", "1 while every worker is linked to the other nodes.", link.up),
             ("bus_subscriptions", "Channels subscribed to on the bus.", link.subscriptions),
             (
@@ -61,6 +66,13 @@ class _Snapshot(Collector):
             ("passes", "Passes of the fan-out.", hub.passes),
             ("keepalives", "Keepalives written.", hub.keepalives),
             ("opened", "Streams opened.", hub.opened),
+            ("openings_waited", "Openings that have stood in line.", admission.waited),
+            ("openings_waited_seconds", "Time spent in line.", admission.waited_seconds),
+            (
+                "addresses_paced_evicted",
+                "Addresses whose rate was forgotten before its time.",
+                admission.paced_evicted,
+            ),
             (
                 "history_evicted",
                 "Channel histories dropped at the node's bound.",

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 import trio
 
 from gateway.addresses import TrustedProxies, parse_networks
+from gateway.admission import Admission, AdmissionStatistics
 from gateway.auth import Authenticator, AuthStatistics
 from gateway.bus import Bus, BusStatistics
 from gateway.bus.address import parse_address
@@ -50,6 +51,7 @@ class NodeStatistics:
     cluster: ClusterStatistics
     ledger: LedgerStatistics
     auth: AuthStatistics
+    admission: AdmissionStatistics
     refused: dict[str, int]
     workers: int = 1
     worker_restarts: int = 0
@@ -93,6 +95,8 @@ class Node:
             catch_up=lambda client: self.streams.catch_up(client),
             watermark=lambda: self.bus.head(),
         )
+        self.admission = Admission(config, self.is_exempt)
+        self.hub.parting.append(lambda client: self.admission.leave(client.address))
         self._fanout = Fanout(self.hub)
         self._clock = Clock(config, self.hub, now_ms=now_ms)
         self.tag = secrets.token_hex(TAG_BYTES)
@@ -124,6 +128,7 @@ class Node:
             self.bus,
             self.hub,
             self._clock,
+            self.admission,
             self._serve_soon,
             self.ledger,
             self.replacements,
@@ -150,6 +155,7 @@ class Node:
             nursery.start_soon(self.cluster.run)
             nursery.start_soon(self.auth.run)
             nursery.start_soon(self.replacements.run)
+            nursery.start_soon(self.admission.run)
             task_status.started()
 
     def refuse(self, reason: str) -> None:
@@ -157,7 +163,7 @@ class Node:
         self.refused[reason] = self.refused.get(reason, 0) + 1
 
     def count_refusal(self, status: int) -> None:
-        """Count an answer of 400 or above; those to be retried have a reason of their own."""
+        """Count an answer of 400 or above; those of 429 and 503 have a reason of their own."""
         if status not in (429, 503):
             self.refuse(str(status))
 
@@ -190,6 +196,7 @@ class Node:
             cluster=self.cluster.statistics(),
             auth=self.auth.statistics(),
             ledger=replace(self.ledger.statistics(), unreached=self.replacements.unreached),
+            admission=self.admission.statistics(),
             refused=dict(self.refused),
         )
 

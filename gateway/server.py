@@ -261,6 +261,7 @@ async def _drain(
     with trio.move_on_after(config.drain_grace):
         await leave.hurried.wait()
     node.leaving = True
+    node.admission.dissolve()
     accepting.cancel()
     await front.empty_queue(listener, nursery, begin)
     leave.closed.set()

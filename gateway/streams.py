@@ -20,11 +20,12 @@ from socket import socket
 import trio
 
 from gateway import control
+from gateway.admission import Admission
 from gateway.bus import Bus
 from gateway.client import Client, Reason, State
 from gateway.clock import Clock
 from gateway.config import Config
-from gateway.errors import BadRequest, ChannelEnded, NotFound, Unavailable
+from gateway.errors import BadRequest, ChannelEnded, NotFound, TooManyRequests, Unavailable
 from gateway.hub import Hub
 from gateway.identity import ANYBODY, Identity
 from gateway.ledger import Ledger
@@ -66,6 +67,7 @@ class Streams:
         bus: Bus,
         hub: Hub,
         clock: Clock,
+        admission: Admission,
         start_soon: Callable[[Client], None],
         ledger: Ledger,
         replacements: Replacements,
@@ -85,6 +87,7 @@ class Streams:
         self._bus = bus
         self._hub = hub
         self._clock = clock
+        self._admission = admission
         self._start_soon = start_soon
         self.replays = Replays(bus, hub)
         self.opening = 0
@@ -99,8 +102,9 @@ class Streams:
 
         With a socket, which is the client's once this returns, it is to be given to `serve`.
         Raises Unavailable when the bus cannot confirm its channels, and with the reason "user" when
-        its user has all the streams that one may have.
+        its user has all the streams that one may have; TooManyRequests when its address has.
         """
+        self._admission.enter(stream.address)
         resume = stream.resume
         identifier = f"{self._tag}.{secrets.token_urlsafe(CLIENT_ID_BYTES)}"
         user = stream.user if self._limits_users else None
@@ -129,11 +133,13 @@ class Streams:
             added = True
         finally:
             self.opening -= 1
-            if subscribed and not added:
-                self._bus.unsubscribe(stream.channels)
-            if user is not None and not added:
-                self._replacements.abandon(identifier)
-                if leased:
+            if not added:
+                self._admission.leave(stream.address)
+                if subscribed:
+                    self._bus.unsubscribe(stream.channels)
+                if user is not None:
+                    self._replacements.abandon(identifier)
+                if user is not None and leased:
                     self._ledger.release(user, identifier)
         if sock is not None or stream.identity.expires_ms is not None:
             self._clock.schedule(client)
@@ -215,7 +221,7 @@ class Streams:
             async with self.responding(stream) as client, aclosing(self.given(client)) as given:
                 async for data in given:
                     yield data
-        except Unavailable as error:
+        except (TooManyRequests, Unavailable) as error:
             yield self._come_back(str(error.extra.get("reason", Reason.BUS)))
 
     async def given(self, client: Client) -> AsyncGenerator[bytes, None]:

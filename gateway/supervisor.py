@@ -87,11 +87,16 @@ def run(config: Config) -> None:
 
 
 def share(config: Config) -> Config:
-    """What each worker is told: the node's name, and its part of the clients, rounded up."""
+    """What each worker is told: the node's name, and its part of what is the node's: clients and
+    streams, rounded up, and rates."""
+    count = config.worker_count
     return replace(
         config,
         node_id=name_of(config),
-        max_clients=-(-config.max_clients // config.worker_count),
+        max_clients=-(-config.max_clients // count),
+        max_streams_per_address=-(-config.max_streams_per_address // count),
+        open_rate=config.open_rate / count,
+        address_open_rate=config.address_open_rate / count,
     )
 
 

@@ -164,7 +164,7 @@ class NodeProcess(Child):
 
     async def metric(self, name: str) -> float:
         text = (await self.get("/metrics")).text
-        return float(re.findall(rf"(?m)^gateway_{name} (\S+)$", text)[0])
+        return float(re.findall(rf"(?m)^gateway_{re.escape(name)} (\S+)$", text)[0])
 
     async def until_metric(self, name: str, least: float) -> None:
         async def is_reached() -> bool:
@@ -219,13 +219,19 @@ class NodeProcess(Child):
 
 @asynccontextmanager
 async def node(
-    *flags: str, bind: str = "127.0.0.1:0", tls: ssl.SSLContext | None = None
+    *flags: str,
+    bind: str = "127.0.0.1:0",
+    tls: ssl.SSLContext | None = None,
+    descriptors: int | None = None,
 ) -> AsyncIterator[NodeProcess]:
     """A node of the real program, listening; killed unless it has ended by itself.
 
-    ``tls`` is what its clients speak.
+    ``tls`` is what its clients speak. It may have as many ``descriptors`` as this process may, or
+    as are given.
     """
-    command = (GATEWAY, "serve", "--bind", bind, *flags)
+    command: tuple[str, ...] = (GATEWAY, "serve", "--bind", bind, *flags)
+    if descriptors is not None:
+        command = ("sh", "-c", 'ulimit -n "$0"; exec "$@"', str(descriptors), *command)
     async with _start(NodeProcess, command, {}) as started:
         scheme = "https" if tls else "http"
         started.port = int((await started.until(rf", on {scheme}://127\.0\.0\.1:(\d+)/"))[1])

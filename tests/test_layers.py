@@ -29,7 +29,7 @@ LAYERS = (
     ("replacements",),
     ("clock", "cluster", "fanout", "replays"),
     ("hub",),
-    ("lanes", "members", "pending", "replay"),
+    ("admission", "lanes", "members", "pending", "replay"),
     ("client",),
     ("outbox", "bus"),
     ("ledger",),
@@ -42,7 +42,7 @@ LAYERS = (
     ("keys",),
     ("config",),
     ("identity",),
-    ("addresses", "names", "origins", "policy"),
+    ("addresses", "limits", "names", "origins", "policy"),
     ("errors",),
     ("__init__",),
 )

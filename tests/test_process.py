@@ -15,6 +15,8 @@ import pytest
 import trio
 from process import GATEWAY, PATIENCE, NodeProcess, Stream, child, in_parallel, node
 
+from gateway.server import RESERVED_DESCRIPTORS
+
 CROWD = 5000
 
 
@@ -117,6 +119,27 @@ def read_until(sockets: list[socket.socket], text: bytes) -> None:
                 if text in before + data:
                     del waiting[descriptor]
                     epoll.unregister(descriptor)
+
+
+async def test_clients_are_told_to_return_before_descriptors_run_out() -> None:
+    """As many as the system's limit leaves room for, exactly; and the node goes on answering."""
+    descriptors = 200
+    most = descriptors - RESERVED_DESCRIPTORS
+    async with node(descriptors=descriptors) as n:
+        assert await n.metric("clients_max") == most
+        streams = [await n.open_stream("/events/a") for _ in range(most)]
+        one_more = Stream(await n.connect())
+        await one_more.request("/events/a", ("Accept", "text/event-stream"))
+        await one_more.until(b'event: reconnect\ndata: {"reason":"full"}\n\n')
+        assert (await n.get("/healthz")).status_code == 200
+        assert (await n.get("/readyz")).status_code == 503
+        assert await n.metric('refused_total{reason="full"}') == 1
+        assert "no-descriptor" not in (await n.get("/metrics")).text
+        await n.publish("a", "still served")
+        await in_parallel(partial(stream.until, b"data: still served\n") for stream in streams)
+        streams[0].transport.socket.close()
+        await n.until_clients(most - 1)
+        await n.open_stream("/events/a")
 
 
 @pytest.fixture

@@ -6,22 +6,17 @@ whoever has one address there has 2^64.
 
 import hashlib
 from collections.abc import Sequence
-from functools import lru_cache
-from ipaddress import IPv6Address, IPv6Network, ip_address
 
 from gateway.api.request import Request
 from gateway.errors import TooManyRequests
 from gateway.event import Event
 from gateway.identity import Identity
+from gateway.limits import network
 from gateway.node import Node
 from gateway.rates import Bucket
 
 MAX_NAME = 200
 """Characters of a publisher's name that are a key as they are; of longer ones it is a digest."""
-
-IPV6_NETWORK = 64
-
-_ADDRESSES_REMEMBERED = 1024
 
 
 class Meter:
@@ -92,17 +87,3 @@ def _name(publisher: str, address: str) -> str:
     if len(publisher) <= MAX_NAME and publisher.isascii():
         return f"p:{publisher}"
     return f"h:{hashlib.sha256(publisher.encode(errors='surrogatepass')).hexdigest()}"
-
-
-@lru_cache(_ADDRESSES_REMEMBERED)
-def network(address: str) -> str:
-    """What counts as one address: of IPv6 a network of 64 bits."""
-    try:
-        parsed = ip_address(address)
-    except ValueError:  # of a unix socket there is none
-        return address
-    if isinstance(parsed, IPv6Address):
-        if parsed.ipv4_mapped is not None:
-            return str(parsed.ipv4_mapped)
-        return str(IPv6Network((parsed.packed, IPV6_NETWORK), strict=False))
-    return str(parsed)

@@ -2,7 +2,8 @@
 
 An answer is 200 whenever the request was understood and let in, also when nothing came and when
 nothing can come any more: a client asks again with the ``lastEventId`` that it was given, until
-that ends in ``.closed``. A refusal for now is 503: whoever polls reads statuses.
+that ends in ``.closed``. A refusal for now is 503, or 429 where it is the address's own: whoever
+polls reads statuses.
 """
 
 import re
@@ -18,10 +19,16 @@ from gateway.api.subscribe import (
     refuse,
     requested,
     where_it_ended,
-    why_not_now,
+    why_not,
     why_not_opened,
 )
-from gateway.errors import BadRequest, GatewayError, MethodNotAllowed, Unavailable
+from gateway.errors import (
+    BadRequest,
+    GatewayError,
+    MethodNotAllowed,
+    TooManyRequests,
+    Unavailable,
+)
 from gateway.node import Node
 from gateway.poll import poll as poll_stream
 
@@ -44,6 +51,8 @@ async def poll(node: Node, request: Request, patience: trio.CancelScope) -> Answ
     except Unavailable as error:
         node.refuse(why_not_opened(error))
         return problem(error)
+    except TooManyRequests as error:  # others have come before it since it was let in
+        return refuse(node, why_not_opened(error))
     except GatewayError as error:
         return problem(error)
 
@@ -55,8 +64,9 @@ async def _poll(node: Node, request: Request, patience: trio.CancelScope) -> Ans
     stream = requested(node, request, PATH, await identify(node, request))
     if (ended := await where_it_ended(node, stream)) is not None:
         return _answer((), str(ended))
-    if (why := why_not_now(node, stream)) is not None:
-        return refuse(node, why)
+    refusal = await why_not(node, stream, lambda: patience.cancel_called)
+    if refusal is not None:
+        return refuse(node, *refusal)
     patience.deadline = trio.current_time() + wait
     polled = await poll_stream(node.streams, node.hub, stream, patience)
     return _answer(polled.events, polled.last_event_id)

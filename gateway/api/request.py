@@ -18,6 +18,7 @@ from gateway.errors import (
     MethodNotAllowed,
     TooManyRequests,
     Unauthorized,
+    Unavailable,
 )
 
 JSON = "application/json"
@@ -27,9 +28,6 @@ EVENT_STREAM = "text/event-stream"
 
 NOT_STORED = (b"Cache-Control", b"no-store")
 """Of what is true for one asker and one moment."""
-
-RETRY_AFTER_SECONDS = 2
-"""Told to clients that are turned away for now and are no EventSource."""
 
 MAX_QUERY_FIELDS = 1000
 """Ten times the default of channels a stream may have."""
@@ -127,9 +125,7 @@ def answer(status: int, value: object) -> Answer:
 def problem(error: GatewayError) -> Answer:
     """The problem document of an error (RFC 9457)."""
     headers: tuple[tuple[bytes, bytes], ...] = (NOT_STORED,)
-    if error.status == 503:
-        headers += ((b"Retry-After", b"%d" % RETRY_AFTER_SECONDS),)
-    elif isinstance(error, TooManyRequests):
+    if isinstance(error, TooManyRequests | Unavailable):
         headers += ((b"Retry-After", b"%d" % max(1, math.ceil(error.retry_after))),)
     elif isinstance(error, MethodNotAllowed):
         headers += ((b"Allow", error.allow.encode()),)

@@ -5,15 +5,20 @@ Any status but 200 ends an EventSource for good, so a refusal that is worth a re
 accepts ``text/event-stream``, a stream that says ``reconnect`` and ends.
 """
 
+from collections.abc import Callable
+
 from gateway import control
+from gateway.admission import STREAMS_SENTENCE, Refusal, Turn
 from gateway.api.credentials import identify
 from gateway.api.request import EVENT_STREAM, NOT_STORED, Answer, Request, problem
 from gateway.auth import NEEDED, NOBODY
 from gateway.errors import (
+    RETRY_AFTER_SECONDS,
     BadRequest,
     Forbidden,
     GatewayError,
     MethodNotAllowed,
+    TooManyRequests,
     Unauthorized,
     Unavailable,
 )
@@ -33,8 +38,15 @@ REFUSALS = {
     "keys": "The keys that verify tokens are not known yet; come back later.",
     "connections": "The node has all the connections that it can hold.",
     "user": "The user has all the streams that one may have (max_streams_per_user).",
+    "address": STREAMS_SENTENCE,
+    "address-rate": "This address opens streams faster than one may.",
+    "pace": "More streams are being opened than the node can open in time.",
+    "gone": "The connection was given up before its turn came.",
 }
 """Why somebody is turned away for now: one word for the wire and for metrics, and a sentence."""
+
+OF_ADDRESS = frozenset({"address", "address-rate"})
+"""What is nobody's fault but the address's own: 429 for whoever reads statuses."""
 
 STREAM_HEADERS = (
     (b"Content-Type", EVENT_STREAM.encode()),
@@ -43,38 +55,52 @@ STREAM_HEADERS = (
 )
 
 
-async def subscribe(node: Node, request: Request) -> Answer | EventStream:
-    """GET /events: a stream to be opened, or why not."""
+def never() -> bool:
+    """A peer whose end cancels what is done for it need not be asked for."""
+    return False
+
+
+async def subscribe(
+    node: Node, request: Request, is_gone: Callable[[], bool] = never
+) -> Answer | EventStream:
+    """GET /events: a stream to be opened, or why not. ``is_gone`` says whether the peer has ended,
+    while the opening had to wait for its turn."""
     try:
         if request.method != "GET":
             raise MethodNotAllowed("A stream is opened with GET.", allow="GET")
         stream = requested(node, request, PATH, await identify(node, request))
         if await where_it_ended(node, stream) is not None:
             return Answer(204, headers=(NOT_STORED,))
-        why = why_not_now(node, stream)
-        return turn_away(node, request, why) if why is not None else stream
+        refusal = await why_not(node, stream, is_gone)
+        return turn_away(node, request, *refusal) if refusal is not None else stream
     except Unavailable as error:
-        return turn_away(node, request, str(error.extra.get("reason", "bus")))
+        return turn_away(node, request, why_not_opened(error))
     except GatewayError as error:
         return problem(error)
 
 
-def turn_away(node: Node, request: Request, reason: str) -> Answer:
-    """Refuse a stream or a publish for now. ``reason`` is one of `REFUSALS`."""
+def turn_away(node: Node, request: Request, reason: str, retry_after: float = 0.0) -> Answer:
+    """Refuse a stream or a publish for now. ``reason`` is one of `REFUSALS`, ``retry_after`` the
+    seconds after which there may be room, where that is known."""
     if not request.accepts_event_stream:
-        return refuse(node, reason)
+        return refuse(node, reason, retry_after)
     node.refuse(reason)
-    body = control.retry(node.config.retry) + control.reconnect(reason)
+    body = control.retry(max(node.config.retry, retry_after)) + control.reconnect(reason)
     return Answer(200, body, EVENT_STREAM, STREAM_HEADERS[1:])
 
 
-def refuse(node: Node, reason: str) -> Answer:
-    """Refuse for now whoever reads statuses. ``reason`` is one of `REFUSALS`."""
+def refuse(node: Node, reason: str, retry_after: float = 0.0) -> Answer:
+    """Refuse for now whoever reads statuses, as `turn_away` does."""
     node.refuse(reason)
-    return problem(Unavailable(REFUSALS[reason], reason=reason))
+    seconds = max(RETRY_AFTER_SECONDS, control.jittered(retry_after))
+    if reason in OF_ADDRESS:
+        return problem(TooManyRequests(REFUSALS[reason], retry_after=seconds, reason=reason))
+    error = Unavailable(REFUSALS[reason], reason=reason)
+    error.retry_after = seconds
+    return problem(error)
 
 
-def why_not_opened(error: Unavailable) -> str:
+def why_not_opened(error: Unavailable | TooManyRequests) -> str:
     """Which one of `REFUSALS` kept a stream from being opened."""
     reason = str(error.extra.get("reason"))
     return reason if reason in REFUSALS else "bus"
@@ -145,6 +171,26 @@ async def where_it_ended(node: Node, stream: EventStream) -> Closed | None:
         if ended is None or resume < ended:
             return None
     return Closed(resume)
+
+
+async def why_not(node: Node, stream: EventStream, is_gone: Callable[[], bool]) -> Refusal | None:
+    """Why the stream is not to be opened, if it is not: found out at once, or when its turn has
+    come, for which it may stand in line. Whoever is refused has taken no turn from others."""
+    door = node.admission
+    if (why := why_not_now(node, stream)) is not None:
+        return Refusal(why)
+    turn = door.arrive(stream.address)
+    if isinstance(turn, Refusal):
+        return turn
+    if turn is Turn.NOW:
+        return None
+    if (refusal := await door.wait_turn(is_gone)) is not None:
+        return refusal
+    why = why_not_now(node, stream)
+    refusal = Refusal(why) if why is not None else door.no_room(stream.address)
+    if refusal is not None:
+        door.return_turn()
+    return refusal
 
 
 def why_not_now(node: Node, stream: EventStream) -> str | None:
