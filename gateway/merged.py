@@ -12,6 +12,7 @@ from dataclasses import fields, is_dataclass, replace
 from typing import Any, TypeVar
 
 from gateway.auth import AuthStatistics
+from gateway.budget import MemoryStatistics
 from gateway.bus import BusStatistics, LinkStatistics
 from gateway.cluster import ClusterStatistics
 from gateway.hub import HubStatistics
@@ -39,6 +40,7 @@ GAUGES: Mapping[type, frozenset[str]] = {
     AuthStatistics: frozenset({"tokens_remembered"}),
     ClusterStatistics: frozenset({"waiting", "queued"}),
     LedgerStatistics: frozenset({"leases", "releases", "buckets", "revocations"}),
+    MemoryStatistics: frozenset({"bytes", "max_bytes"}),
 }
 """What a worker holds at the moment. All other numbers count."""
 
