@@ -9,23 +9,26 @@ Nothing here awaits, and nothing here knows history or the other clients. Rules:
 3. ``position`` is the last position that was written or staged. While the client is live the hub
    knows better: everything up to its last pass.
 4. A client without a socket is served by a task that awaits its outbox (the response lane).
+5. What is queued is charged to the node's budget, from when it is taken to when it is written or
+   dropped, and so are the copies of frames that are staged.
 """
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from enum import Enum, StrEnum, auto
 from socket import socket
 
 import trio
 
 from gateway import control
+from gateway.charge import Charge
 from gateway.config import ChannelRule
 from gateway.event import Frame
 from gateway.http1_render import chunk
 from gateway.identity import ANYBODY, Identity
 from gateway.outbox import Outbox
 from gateway.policy import Policy
-from gateway.position import Position
+from gateway.position import ZERO, Position
 
 FLUSH_BYTES = 32 * 1024
 """Joined for one call, and staged from the outbox at a time: few calls, most stays droppable."""
@@ -68,15 +71,18 @@ class Reason(StrEnum):
     """History could not be read, as the link to Redis was lost for too long."""
     STALLED = "stalled"
     """Behind for longer than ``max_behind_seconds``."""
+    MEMORY = "memory"
+    """The node's memory was used up, and what waited for it was of the largest."""
     UNEXPECTED_INPUT = "unexpected-input"
 
 
 class Totals:
-    """Counters over all clients of a hub, past ones included."""
+    """Counters over all clients of a hub, past ones included, and what is charged for them."""
 
-    __slots__ = ("delivered", "dropped", "replayed")
+    __slots__ = ("charge", "delivered", "dropped", "replayed")
 
-    def __init__(self) -> None:
+    def __init__(self, charge: Charge) -> None:
+        self.charge = charge
         self.delivered = self.dropped = self.replayed = 0
 
 
@@ -166,8 +172,9 @@ class Client:
 
     @property
     def waits(self) -> bool:
-        """Whether anything waits to be written."""
-        return bool(self.staged or (self.outbox and self.outbox.frames))
+        """Whether anything waits to be written, if only the notice of a hole."""
+        outbox = self.outbox
+        return bool(self.staged or (outbox and (outbox.frames or outbox.hole)))
 
     def has(self, name: str) -> bool:
         return any(channel.name == name for channel in self.channels)
@@ -194,6 +201,7 @@ class Client:
                 self.written += 1
                 self.totals.delivered += 1
             else:
+                self.totals.charge.hold(frame)
                 self.stage(memoryview(frame.chunk)[sent:], frame)
             sent -= size
             done += 1
@@ -202,7 +210,7 @@ class Client:
     def offer(self, frame: Frame, policy: Policy) -> bool:
         """Queue a frame behind what waits; False when its policy forbids to drop and it is full."""
         assert self.outbox is not None
-        if self.sock is None and not self.outbox.frames:
+        if self.sock is None and not (self.outbox.frames or self.outbox.hole):
             self.behind_since = trio.current_time()  # this lane always has an outbox
         dropped = self.outbox.offer(frame, policy)
         if dropped is None:
@@ -213,9 +221,13 @@ class Client:
         return True
 
     def stage(self, data: bytes | memoryview, frame: Frame | None = None) -> None:
-        """Have ``data`` written before anything else that waits; ``frame`` if it completes one."""
+        """Have ``data`` written before anything else that waits; ``frame`` if it completes one,
+        which is held already.
+        """
         if self.staged is None:
             self.staged = deque()
+        if frame is not None:
+            self.totals.charge.add(_copied(data, frame))
         self.staged.append((data, frame))
 
     def stage_control(self, block: bytes) -> None:
@@ -230,6 +242,7 @@ class Client:
         """Stage a frame out of history, without its id if the stream stands later already."""
         self.offered += 1
         self.totals.replayed += 1
+        self.totals.charge.hold(frame)
         if with_id:
             self.stage_frame(frame)
         else:
@@ -288,6 +301,8 @@ class Client:
                 return
             sent -= len(data)
             if frame is not None:
+                self.totals.charge.add(-_copied(data, frame))
+                self.totals.charge.release(frame)
                 self.written += 1
                 self.totals.delivered += 1
 
@@ -304,10 +319,37 @@ class Client:
     def release(self) -> None:
         """The client is closed: what still waits was never given, and is not kept."""
         self.offered -= self.queued
+        if self.staged:
+            self.totals.charge.throw_away(self._staged_frames(self.staged))
         self.staged = None
         if self.outbox is not None:
-            self.outbox.close()
+            self.outbox.throw_away()
             self.outbox = None
+
+    def _staged_frames(
+        self, staged: deque[tuple[bytes | memoryview, Frame | None]]
+    ) -> Iterator[Frame]:
+        while staged:
+            data, frame = staged.popleft()
+            if frame is not None:
+                self.totals.charge.add(-_copied(data, frame))
+                yield frame
+
+    def drop_outbox(self, fresh: Outbox) -> int:
+        """Drop all that waits in the outbox, and have the hole told where it is; how many frames
+        that was. The place of the outbox takes ``fresh``.
+        """
+        assert self.outbox is not None
+        old, self.outbox = self.outbox, fresh
+        dropped = old.frames
+        fresh.hole = fresh.untold = dropped + old.untold
+        fresh.dropped_to = max(old.dropped_to, old.last.position if old.last else ZERO)
+        if self.state is State.ENDING:
+            fresh.close()
+        self.dropped += dropped
+        self.totals.dropped += dropped
+        old.throw_away()
+        return dropped
 
     def abandon_outbox(self) -> None:
         """Throw the outbox away. What waits in it will be replayed, and so will its holes."""
@@ -315,5 +357,14 @@ class Client:
             return
         self.offered -= self.outbox.frames + self.outbox.untold
         self.dropped -= self.outbox.untold  # while `totals` never go down
-        self.outbox.close()
+        self.outbox.throw_away()
         self.outbox = None
+
+
+def _copied(data: bytes | memoryview, frame: Frame) -> int:
+    """Bytes in memory of what is staged of a frame, unless they are the frame's own."""
+    whole = data.obj if isinstance(data, memoryview) else data
+    if whole is frame.chunk:
+        return 0
+    assert isinstance(whole, bytes)
+    return len(whole)

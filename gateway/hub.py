@@ -6,12 +6,13 @@
 3. What must see a client between two passes, never in the middle of one, holds ``turn``.
 """
 
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
 
 import trio
 
 from gateway import control
+from gateway.charge import Charge
 from gateway.client import Client, Reason, State, Totals
 from gateway.config import Config
 from gateway.event import Frame
@@ -57,12 +58,14 @@ class Hub:
         self,
         config: Config,
         *,
+        charge: Charge,
         unsubscribe: Callable[[Collection[str]], None],
         catch_up: Callable[[Client], None],
         watermark: Callable[[], Position],
     ) -> None:
-        """``unsubscribe`` is told of each membership that ends, ``catch_up`` of clients that must
-        replay from their position; ``watermark`` is the position that an idle bus proves.
+        """``charge`` is told what waits for clients, ``unsubscribe`` of each membership that ends,
+        ``catch_up`` of clients that must replay from their position; ``watermark`` is the position
+        that an idle bus proves.
         """
         self._config = config
         self._catch_up = catch_up
@@ -72,7 +75,8 @@ class Hub:
         self._behind: dict[Client, None] = {}
         self.pending = Pending(config)
         self.turn = trio.Lock()
-        self.totals = Totals()
+        self._charge = charge
+        self.totals = Totals(charge)
         self._proven = ZERO
         self.passes = 0
         self.keepalives = self._opened = 0
@@ -233,7 +237,33 @@ class Hub:
             self.end_given_channels(client)
 
     def _outbox(self) -> Outbox:
-        return Outbox(max_frames=self._config.outbox_frames, max_bytes=self._config.outbox_bytes)
+        return Outbox(
+            max_frames=self._config.outbox_frames,
+            max_bytes=self._config.outbox_bytes,
+            charge=self._charge,
+        )
+
+    # -- when memory is used up
+
+    def holders(self) -> Iterator[Client]:
+        """The clients of this moment for which anything may wait."""
+        yield from tuple(self.members.clients.values())
+        yield from [client for client in self._behind if client.state is State.ENDING]
+
+    def throw_out(self, client: Client) -> int:
+        """Free what waits for a client, as the most preserving policy of its channels has it; how
+        many frames were dropped. What is staged, a started frame with it, only goes with the
+        client.
+        """
+        policy = max((c.rule.policy for c in client.channels), key=_RANK.__getitem__, default=None)
+        if not client.outbox or not client.outbox.frames or policy is Policy.DISCONNECT:
+            self.close(client, Reason.MEMORY)
+        elif policy is Policy.CATCH_UP:
+            self.start_replaying(client)
+            self._catch_up(client)
+        else:
+            return client.drop_outbox(self._outbox())
+        return 0
 
     # -- channels that end
 

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 
 from gateway.admission import AdmissionStatistics
 from gateway.auth import AuthStatistics
+from gateway.budget import MemoryStatistics
 from gateway.bus import BusStatistics, LinkStatistics
 from gateway.cluster import ClusterStatistics
 from gateway.hub import HubStatistics
@@ -41,6 +42,7 @@ GAUGES: Mapping[type, frozenset[str]] = {
     ClusterStatistics: frozenset({"waiting", "queued"}),
     LedgerStatistics: frozenset({"leases", "releases", "buckets", "revocations"}),
     AdmissionStatistics: frozenset({"waiting", "addresses", "paced", "longest_wait"}),
+    MemoryStatistics: frozenset({"bytes", "max_bytes"}),
 }
 """What a worker holds at the moment. All other numbers count."""
 

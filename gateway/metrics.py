@@ -20,6 +20,7 @@ class _Snapshot(Collector):
         hub, bus, cluster = self._now.hub, self._now.bus, self._now.cluster
         ledger = self._now.ledger
         admission = self._now.admission
+        memory = self._now.memory
         for name, about, value in (
             ("clients", "Open streams.", hub.clients),
             ("clients_max", "Open streams that the node can hold.", self._now.max_clients),
@@ -32,6 +33,8 @@ class _Snapshot(Collector):
             ("pending_bytes", "Bytes that wait for the fan-out.", hub.pending_bytes),
             ("history_channels", "Channels that the bus remembers.", bus.channels),
             ("history_bytes", "Bytes of events kept for replay.", bus.history_bytes),
+            ("memory_bytes", "Bytes that outboxes and histories are charged.", memory.bytes),
+            ("memory_max_bytes", "Bytes that they may be charged.", memory.max_bytes),
             ("dedupe_entries", "Publishers' ids remembered.", bus.dedupe_entries),
             ("cluster_waiting", "Requests that other workers are answering.", cluster.waiting),
             ("cluster_queued", "Requests of other workers that wait here.", cluster.queued),
@@ -77,6 +80,21 @@ class _Snapshot(Collector):
                 "history_evicted",
                 "Channel histories dropped at the node's bound.",
                 bus.history_evicted,
+            ),
+            (
+                "memory_outboxes_dropped",
+                "Outboxes thrown away at the memory budget.",
+                memory.outboxes_dropped,
+            ),
+            (
+                "memory_frames_dropped",
+                "Events dropped with them; they are among gateway_dropped_total.",
+                memory.frames_dropped,
+            ),
+            (
+                "memory_histories_cut",
+                "Times that a history was cut at the memory budget.",
+                memory.histories_cut,
             ),
             ("dedupe_evicted", "Publishers' ids forgotten before their time.", bus.dedupe_evicted),
             ("replaced", "Streams ended for younger ones of their user.", ledger.replaced),

@@ -11,11 +11,13 @@ import trio
 from gateway.addresses import TrustedProxies, parse_networks
 from gateway.admission import Admission, AdmissionStatistics
 from gateway.auth import Authenticator, AuthStatistics
+from gateway.budget import Budget, MemoryStatistics
 from gateway.bus import Bus, BusStatistics
 from gateway.bus.address import parse_address
 from gateway.bus.ledger import RedisLedger
 from gateway.bus.memory import MemoryBus, wall_clock_ms
 from gateway.bus.redis import RedisBus
+from gateway.charge import Charge
 from gateway.client import Client
 from gateway.clock import Clock
 from gateway.cluster import Cluster, ClusterStatistics
@@ -52,6 +54,7 @@ class NodeStatistics:
     ledger: LedgerStatistics
     auth: AuthStatistics
     admission: AdmissionStatistics
+    memory: MemoryStatistics
     refused: dict[str, int]
     workers: int = 1
     worker_restarts: int = 0
@@ -89,8 +92,10 @@ class Node:
         self._started = time.monotonic()
         self.auth = Authenticator(config, now_ms=now_ms)
         self.revoked = Revoked()
+        self.charge = charge = Charge(config.memory_bytes)
         self.hub = Hub(
             config,
+            charge=charge,
             unsubscribe=lambda names: self.bus.unsubscribe(names),
             catch_up=lambda client: self.streams.catch_up(client),
             watermark=lambda: self.bus.head(),
@@ -110,6 +115,7 @@ class Node:
                 worker=self.tag,
                 tell_gap=self._fanout.tell_gap,
                 receive=lambda message: self.cluster.receive(message),
+                charge=charge,
             )
             self.cluster = Cluster(self.tag, link=bus)
             self.ledger = RedisLedger(
@@ -119,7 +125,7 @@ class Node:
                 replace=lambda ids: self.replacements.end(ids),
             )
         else:
-            self.bus = MemoryBus(config, self.hub.pending, now_ms=now_ms)
+            self.bus = MemoryBus(config, self.hub.pending, charge=charge, now_ms=now_ms)
             self.ledger = MemoryLedger(config, now_ms)
             self.cluster = Cluster(self.tag, link=None)  # there is nobody to ask
         self.replacements = Replacements(self.hub, self.cluster)
@@ -140,6 +146,7 @@ class Node:
         """Whether any publisher or channel may have only so many events a second."""
         if config.max_streams_per_user:
             self.hub.parting.append(self._release)
+        self._budget = Budget(charge, self.hub, self.bus)
         self._nursery: trio.Nursery | None = None
         self.ledger.hear.append(self._hear_revoked)
 
@@ -152,6 +159,7 @@ class Node:
             nursery.start_soon(self.hub.run)
             nursery.start_soon(self._fanout.run)
             nursery.start_soon(self._clock.run)
+            nursery.start_soon(self._budget.run)
             nursery.start_soon(self.cluster.run)
             nursery.start_soon(self.auth.run)
             nursery.start_soon(self.replacements.run)
@@ -197,6 +205,7 @@ class Node:
             auth=self.auth.statistics(),
             ledger=replace(self.ledger.statistics(), unreached=self.replacements.unreached),
             admission=self.admission.statistics(),
+            memory=self._budget.statistics(),
             refused=dict(self.refused),
         )
 

@@ -7,16 +7,23 @@ decides. It is made when a client falls behind and gone when it has caught up.
 2. A hole is told where it is: each entry carries how many frames are missing just before it, and
    ``hole`` counts those missing after the last one.
 3. What goes in comes out, was replaced, or was never taken: ``frames`` counts what still waits.
+4. A frame is charged from when it is taken in. Whoever takes it out has it to release.
 """
+
+from collections.abc import Iterator
 
 import trio
 
+from gateway.charge import KEY_BYTES, Charge
 from gateway.event import Frame
 from gateway.policy import Policy
 from gateway.position import ZERO, Position
 
 LATEST_SLACK = 2
 """Slots per frame, so that clearing out replaced entries costs each frame one move on average."""
+
+REPLACED = 64
+"""Replaced entries that are left where they are, however few frames wait: 4 KiB."""
 
 
 class Entry:
@@ -31,19 +38,23 @@ class Entry:
 
 class Outbox:
     __slots__ = (
+        "_charge",
         "_give",
+        "_is_thrown_away",
         "_newest",
+        "_replaced",
         "_take",
         "bytes",
         "dropped_to",
         "frames",
         "hole",
+        "last",
         "max_bytes",
         "max_frames",
         "untold",
     )
 
-    def __init__(self, *, max_frames: int, max_bytes: int) -> None:
+    def __init__(self, *, max_frames: int, max_bytes: int, charge: Charge) -> None:
         self.max_frames = max_frames
         self.max_bytes = max_bytes
         self.frames = 0
@@ -53,6 +64,11 @@ class Outbox:
         """Frames in all holes that have not been taken out yet."""
         self.dropped_to: Position = ZERO
         """The position of the last frame that was not taken."""
+        self.last: Frame | None = None
+        """The last frame that was taken in, if it still waits."""
+        self._charge = charge
+        self._is_thrown_away = False
+        self._replaced = 0  # entries in the channel that have no frame
         self._give, self._take = trio.open_memory_channel[Entry](max_frames * LATEST_SLACK)
         self._newest: dict[tuple[tuple[str, ...], str | None], Entry] = {}
 
@@ -73,6 +89,8 @@ class Outbox:
             self.untold += 1
             self.dropped_to = frame.position
             return dropped + 1
+        if self._replaced > REPLACED and self._replaced > self.frames:
+            self._compact()
         entry = Entry(frame)
         try:
             self._give.send_nowait(entry)
@@ -82,8 +100,11 @@ class Outbox:
         entry.hole, self.hole = self.hole, 0
         self.frames += 1
         self.bytes += size
+        self.last = frame
+        self._charge.hold(frame)
         if policy is Policy.LATEST:
             self._newest[frame.channels, frame.key] = entry
+            self._charge.add(KEY_BYTES)
         return dropped
 
     def take(self) -> tuple[int, Frame | None] | None:
@@ -101,13 +122,15 @@ class Outbox:
             if entry.frame is not None:
                 self.untold -= hole
                 return hole, self._taken(entry.frame)
+            self._replaced -= 1
         hole += self.hole
         self.hole = 0
         self.untold -= hole
         return (hole, None) if hole else None
 
     async def wait(self) -> tuple[int, Frame | None] | None:
-        """As `take`, but waits for a frame; None once the outbox is closed and empty.
+        """As `take`, but waits for a frame; None once the outbox is closed and empty, or thrown
+        away.
 
         Cancelled while waiting, it has taken nothing.
         """
@@ -116,9 +139,14 @@ class Outbox:
                 entry = await self._take.receive()
             except trio.EndOfChannel:
                 return None
+            if self._is_thrown_away:  # while it was handed over
+                if entry.frame is not None:
+                    self._charge.release(self._taken(entry.frame))
+                return None
             self.untold -= entry.hole
             if entry.frame is not None:
                 return entry.hole, self._taken(entry.frame)
+            self._replaced -= 1
             hole, frame = self.take() or (0, None)  # replaced while it was handed over
             return entry.hole + hole, frame
         return taken
@@ -127,12 +155,27 @@ class Outbox:
         """No frame will follow: `wait` ends once it has given out what is queued."""
         self._give.close()
 
+    def throw_away(self) -> None:
+        """Nothing of it is wanted any more. What waits is freed soon, and charged until then."""
+        self._give.close()
+        self._is_thrown_away = True
+        if self.frames:
+            self._charge.throw_away(self._rest())
+
+    def _rest(self) -> Iterator[Frame]:
+        while (taken := self.take()) is not None:
+            if taken[1] is not None:
+                yield taken[1]
+
     def _taken(self, frame: Frame) -> Frame:
         self.frames -= 1
         self.bytes -= len(frame.chunk)
+        if not self.frames:
+            self.last = None
         newest = self._newest.get((frame.channels, frame.key))
         if newest is not None and newest.frame is frame:
             del self._newest[frame.channels, frame.key]
+            self._charge.add(-KEY_BYTES)
         return frame
 
     def _replace(self, frame: Frame) -> bool:
@@ -142,6 +185,11 @@ class Outbox:
             return False
         self.frames -= 1
         self.bytes -= len(entry.frame.chunk)
+        self._charge.add(-KEY_BYTES)
+        self._charge.release(entry.frame)
+        self._replaced += 1
+        if entry.frame is self.last:
+            self.last = None
         entry.frame = None
         entry.hole += 1
         return True
@@ -156,6 +204,8 @@ class Outbox:
             hole = entry.hole if entry.frame is None else 0
             if entry.frame is not None:
                 kept.append(entry)
+            else:
+                self._replaced -= 1
         for entry in kept:
             self._give.send_nowait(entry)
         self.hole += hole

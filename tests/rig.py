@@ -5,8 +5,8 @@ nothing more will come until the test does something. Nothing here waits for tim
 """
 
 import socket
-from collections.abc import AsyncIterator, Collection, Iterable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Collection, Iterable, Sequence
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
 from unittest.mock import patch
 
@@ -235,6 +235,45 @@ class Rig:
     def check_counters(self) -> None:
         for peer in self.peers:
             peer.check_counters()
+
+
+class BodyReader(Reader):
+    """A writer of the response lane that takes what it is given while it is not stalled."""
+
+    def __init__(self, rig: Rig, *channels: str, resume: Resume | int = Start.NOW) -> None:
+        super().__init__()
+        self.rig = rig
+        self.body: AsyncGenerator[bytes, None] = rig.node.streams.body(
+            EventStream(channels, None, resume)
+        )
+        self.ended = False
+        self.scope = trio.CancelScope()
+        self.go = trio.Event()
+        self.go.set()
+
+    async def run(self) -> None:
+        with self.scope:
+            async with aclosing(self.body) as body:
+                async for data in body:
+                    self.receive_data(data)
+                    await self.go.wait()
+            self.ended = True
+
+    @property
+    def client(self) -> Client:
+        (client,) = self.rig.hub.members.clients.values()
+        return client
+
+    def check_counters(self) -> None:
+        client = self.client
+        assert client.offered == client.written + client.dropped + client.queued
+
+
+async def read_body(rig: Rig, *channels: str, resume: Resume | int = Start.NOW) -> BodyReader:
+    reader = BodyReader(rig, *channels, resume=resume)
+    rig.nursery.start_soon(reader.run)
+    await wait_all_tasks_blocked()
+    return reader
 
 
 @asynccontextmanager

@@ -1,12 +1,14 @@
 """One client alone: what is staged, what is counted, and how it gets to the socket."""
 
 import socket
+import sys
 from collections.abc import AsyncIterator
 
 import pytest
 from rig import SMALLEST_BUFFER, Dechunker, Reader
 
 from gateway import control
+from gateway.charge import Charge
 from gateway.client import FLUSH_BYTES, Client, State, Totals
 from gateway.event import Event, Frame, render
 from gateway.http1_render import chunk
@@ -29,7 +31,7 @@ class Pair(Reader):
         near.setblocking(False)
         self.far.setblocking(False)
         self.near = near
-        self.client = Client("id", None, near, ZERO, Totals())
+        self.client = Client("id", None, near, ZERO, Totals(Charge(sys.maxsize)))
         self.client.state = State.LIVE
         self._chunks = Dechunker()
 
@@ -59,7 +61,7 @@ async def pair() -> AsyncIterator[Pair]:  # a trio fixture, as clients know the 
 
 
 def fall_behind(client: Client, frames: int = 3) -> Outbox:
-    outbox = Outbox(max_frames=frames, max_bytes=1024 * 1024)
+    outbox = Outbox(max_frames=frames, max_bytes=1024 * 1024, charge=client.totals.charge)
     client.fall_behind(outbox)
     return outbox
 
@@ -100,8 +102,7 @@ async def test_nothing_started_means_nothing_kept(pair: Pair) -> None:
 async def test_what_is_staged_goes_before_what_is_queued(pair: Pair) -> None:
     fall_behind(pair.client)
     pair.client.offer(frame(2), Policy.DROP)
-    pair.client.stage_frame(frame(1))
-    pair.client.offered += 1
+    pair.client.stage_replayed(frame(1), with_id=True)
     pair.check_counters()
     assert pair.client.queued == 2
     assert pair.client.flush()
@@ -183,7 +184,7 @@ async def test_the_farewell_is_the_last_to_be_written(pair: Pair) -> None:
 
 async def test_a_broken_connection_is_an_oserror(pair: Pair) -> None:
     pair.far.close()
-    pair.client.stage_frame(frame(1))
+    pair.client.stage_replayed(frame(1), with_id=True)
     with pytest.raises(OSError, match="Broken pipe"):
         pair.client.flush()
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import fields, is_dataclass, replace
 from typing import Any, get_type_hints
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -64,6 +64,7 @@ def numbers(of: object, path: str = "") -> Mapping[str, int]:
     return found
 
 
+@settings(deadline=None)
 @given(st.lists(STATISTICS, min_size=1, max_size=5))
 def test_every_number_is_the_sum_of_the_parts(parts: list[NodeStatistics]) -> None:
     whole = numbers(merge(parts))
@@ -74,6 +75,7 @@ def test_every_number_is_the_sum_of_the_parts(parts: list[NodeStatistics]) -> No
             assert number == sum(part.get(name, 0) for part in told), name
 
 
+@settings(deadline=None)
 @given(st.lists(STATISTICS, min_size=1, max_size=5))
 def test_flags_hold_when_all_do_and_the_longest_uptime_counts(
     parts: list[NodeStatistics],
@@ -87,6 +89,7 @@ def test_flags_hold_when_all_do_and_the_longest_uptime_counts(
     assert whole.bus.link.up == min(part.bus.link.up for part in parts)
 
 
+@settings(deadline=None)
 @given(st.lists(STATISTICS, min_size=1, max_size=4))
 def test_how_the_parts_are_grouped_makes_no_difference(parts: list[NodeStatistics]) -> None:
     one_by_one = parts[0]
@@ -95,6 +98,7 @@ def test_how_the_parts_are_grouped_makes_no_difference(parts: list[NodeStatistic
     assert one_by_one == merge(parts)
 
 
+@settings(deadline=None)
 @given(STATISTICS)
 def test_a_dead_worker_keeps_its_counters_and_nothing_that_it_held(last: NodeStatistics) -> None:
     """By what /metrics calls a counter and a gauge, so that a new one of either is found here."""
@@ -104,6 +108,7 @@ def test_a_dead_worker_keeps_its_counters_and_nothing_that_it_held(last: NodeSta
         assert number == 0 or name.endswith(("_up", "_draining")), name  # the least counts
 
 
+@settings(deadline=None)
 @given(st.lists(STATISTICS, min_size=2, max_size=5), st.data())
 def test_no_counter_goes_down_when_workers_die(
     parts: list[NodeStatistics], data: st.DataObject
@@ -113,6 +118,7 @@ def test_no_counter_goes_down_when_workers_die(
     assert samples(merge(after), "counter") == samples(merge(parts), "counter")
 
 
+@settings(deadline=None)
 @given(STATISTICS)
 def test_a_dead_workers_links_do_not_count(living: NodeStatistics) -> None:
     link = replace(living.bus.link, up=1)
@@ -120,6 +126,7 @@ def test_a_dead_workers_links_do_not_count(living: NodeStatistics) -> None:
     assert merge([living, counted(living)]).bus.link.up == 1
 
 
+@settings(deadline=None)
 @given(STATISTICS, STATISTICS)
 def test_who_leaves_or_is_gone_has_no_say_in_what_the_node_takes(
     serving: NodeStatistics, other: NodeStatistics

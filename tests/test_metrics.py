@@ -8,6 +8,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from running import Gateway, request, running, until
 
 from gateway.client import Reason
+from gateway.config import Config
 from gateway.control import Gap
 from gateway.metrics import MEDIA_TYPE, render
 from gateway.node import Node
@@ -78,6 +79,9 @@ async def test_no_text_of_a_stranger_is_in_the_metrics() -> None:
         assert client not in text
 
 
+SETTINGS = ("gateway_clients_max", "gateway_memory_max_bytes")
+"""What is told of the settings."""
+
 ONES = ("gateway_workers", "gateway_bus_up")
 """What is 1 at the beginning."""
 
@@ -87,11 +91,12 @@ async def test_an_idle_node_has_every_metric_at_its_beginning() -> None:
     async with running(max_clients=7) as gateway:
         found = await scrape(gateway)
         assert value(found, "clients_max") == 7
+        assert value(found, "memory_max_bytes") == Config().memory_bytes
         assert value(found, "uptime_seconds") > 0
         others = {
             key: number
             for key, number in found.items()
-            if key[0] not in ("gateway_clients_max", "gateway_uptime_seconds", *ONES)
+            if key[0] not in (*SETTINGS, "gateway_uptime_seconds", *ONES)
         }
         assert set(others.values()) == {0}
         assert [value(found, name.removeprefix("gateway_")) for name in ONES] == [1, 1]
@@ -212,13 +217,14 @@ async def test_every_figure_of_the_statistics_is_in_the_metrics() -> None:
         node: Node = gateway.node
         names = {name for name, _ in samples(render(node.statistics()).decode())}
         bus = node.statistics().bus
-        for part in (node.statistics().hub, bus, bus.link, node.statistics().admission):
+        now = node.statistics()
+        for part in (now.hub, bus, bus.link, now.admission, now.memory):
             for field in fields(part):
                 if field.name == "link":
                     continue
                 known = {f"gateway_{prefix}{field.name}{suffix}"
                          for prefix in ("", "clients_", "publish_", "outbox_", "history_", "bus_",
-                                        "openings_", "addresses_")
+                                         "openings_", "addresses_", "memory_")
                          for suffix in ("", "_total", "_seconds")}  # fmt: skip
                 renamed = {
                     "queued_frames": "outbox_frames",

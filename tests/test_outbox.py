@@ -1,5 +1,6 @@
 """The bounded queue of a client that is behind, and what each policy does when it is full."""
 
+import sys
 from collections.abc import Iterator
 
 import pytest
@@ -8,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from trio.testing import wait_all_tasks_blocked
 
+from gateway.charge import Charge
 from gateway.event import Event, Frame, render
 from gateway.outbox import LATEST_SLACK, Outbox
 from gateway.policy import Policy
@@ -24,7 +26,7 @@ def frames(count: int, *, channel: str = "a", size: int = 1, key: str | None = N
 
 
 def outbox(max_frames: int = 3, max_bytes: int = 100 * KIB) -> Outbox:
-    return Outbox(max_frames=max_frames, max_bytes=max_bytes)
+    return Outbox(max_frames=max_frames, max_bytes=max_bytes, charge=Charge(sys.maxsize))
 
 
 def taken(box: Outbox) -> Iterator[tuple[int, Frame | None]]:

@@ -361,6 +361,37 @@ async def test_a_channel_that_comes_back_knows_what_it_missed(
     assert await read_pages(node.bus, "a", positions[0], head, 100) == (False, positions[1:])
 
 
+async def test_a_ring_that_is_cut_loses_nothing_and_is_not_charged(nodes: Cluster) -> None:
+    node = await nodes.node("a")
+    positions = await published(node.bus, *[event("a", data=str(number)) for number in range(20)])
+    await node.sink.until(20)
+    (ring,) = node.bus.rings()
+    full = ring.bytes
+    assert node.bus.statistics().history_bytes == full > 0
+    assert ring.cut(full // 2, 3) == 3
+    assert ring.cut(full // 2, 100) in (7, 8)  # as positions are long
+    assert node.bus.statistics().history_bytes == ring.bytes <= full // 2
+    head = await up_to_date(node.bus)
+    found = await read_pages(node.bus, "a", positions[0], head, 100)
+    assert found == (False, positions[1:])
+    (ring,) = node.bus.rings()
+    assert node.bus.statistics().history_bytes == ring.bytes
+
+
+async def test_a_ring_that_nobody_wants_any_more_is_not_charged(
+    nodes: Cluster, autojump_clock: MockClock
+) -> None:
+    autojump_clock.autojump_threshold = 0.05
+    node = await nodes.node("a")
+    await published(node.bus, event("a"))
+    await node.sink.until(1)
+    assert node.bus.statistics().history_bytes > 0
+    node.bus.unsubscribe(["a"])
+    await trio.sleep(LINGER_SECONDS * 1.5)
+    assert not list(node.bus.rings())
+    assert node.bus.statistics().history_bytes == 0
+
+
 async def test_a_subscribe_that_is_given_up_leaves_no_claim(nodes: Cluster) -> None:
     node = await nodes.node("a", config=QUICK)
     node.link.hold_replies(of_subscriber=True)

@@ -1,5 +1,6 @@
 """Parts of the Redis bus that need no Redis: the merge, and what an epoch vouches for."""
 
+import sys
 from contextlib import suppress
 
 import pytest
@@ -12,6 +13,7 @@ from gateway.bus.epoch import Epoch, parse_epoch
 from gateway.bus.history import cut
 from gateway.bus.merge import Round
 from gateway.bus.subscriptions import LINGER_SECONDS, Subscriptions
+from gateway.charge import Charge
 from gateway.event import Event, Frame, render
 from gateway.position import ZERO, Position
 
@@ -92,7 +94,7 @@ def test_what_is_no_message_is_unreadable_and_nothing_else(payload: bytes) -> No
 
 
 async def test_the_longest_unclaimed_go_first(autojump_clock: MockClock) -> None:
-    subscriptions = Subscriptions("p:")
+    subscriptions = Subscriptions("p:", Charge(sys.maxsize))
     subscriptions.claim(["a", "b"])
     subscriptions.release(["a"])
     autojump_clock.jump(LINGER_SECONDS / 2)

@@ -1,8 +1,8 @@
 """How a stream begins and is served: history joined to the live flow, on both lanes."""
 
 from collections import Counter
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
-from contextlib import aclosing, asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
 from socket import socket
 from typing import Any, cast
 from unittest.mock import patch
@@ -11,11 +11,12 @@ import pytest
 import trio
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from rig import EPOCH, AwaitingBus, Peer, Reader, Rig, running
+from rig import EPOCH, AwaitingBus, BodyReader, Peer, Reader, Rig, read_body, running
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from gateway import control, fanout, replay
 from gateway.bus.memory import MemoryBus
+from gateway.charge import Charge
 from gateway.client import Client, Reason, State, Totals
 from gateway.clock import Clock
 from gateway.config import Config
@@ -790,7 +791,7 @@ async def test_keepalives_come_in_time_and_evenly_spread(autojump_clock: MockClo
 
     clock = Clock(Config(keepalive=interval), cast(Hub, NotingHub()), now_ms=now_ms)
     direct = cast(socket, object())  # never touched here
-    clients = [Client(str(n), None, direct, ZERO, Totals()) for n in range(10_000)]
+    clients = [Client(str(n), None, direct, ZERO, Totals(Charge(0))) for n in range(10_000)]
     for client in clients:
         client.state = State.LIVE
         clock.schedule(client)
@@ -885,45 +886,6 @@ async def advance(clock: MockClock, seconds: float) -> None:
 
 
 # -- the response lane
-
-
-class BodyReader(Reader):
-    """A writer of the response lane that takes what it is given while it is not stalled."""
-
-    def __init__(self, rig: Rig, *channels: str, resume: Resume | int = Start.NOW) -> None:
-        super().__init__()
-        self.rig = rig
-        self.body: AsyncGenerator[bytes, None] = rig.node.streams.body(
-            EventStream(channels, None, resume)
-        )
-        self.ended = False
-        self.scope = trio.CancelScope()
-        self.go = trio.Event()
-        self.go.set()
-
-    async def run(self) -> None:
-        with self.scope:
-            async with aclosing(self.body) as body:
-                async for data in body:
-                    self.receive_data(data)
-                    await self.go.wait()
-            self.ended = True
-
-    @property
-    def client(self) -> Client:
-        (client,) = self.rig.hub.members.clients.values()
-        return client
-
-    def check_counters(self) -> None:
-        client = self.client
-        assert client.offered == client.written + client.dropped + client.queued
-
-
-async def read_body(rig: Rig, *channels: str, resume: Resume | int = Start.NOW) -> BodyReader:
-    reader = BodyReader(rig, *channels, resume=resume)
-    rig.nursery.start_soon(reader.run)
-    await wait_all_tasks_blocked()
-    return reader
 
 
 @BUSES

@@ -16,7 +16,7 @@ Every bus keeps these promises, and one set of tests holds each of them to that:
    missed is, before anything later, or the sink is told of a gap where it is.
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -106,6 +106,18 @@ class TellGap(Protocol):
         """
 
 
+class Recent(Protocol):
+    """The recent events of one channel in the memory of this node, charged to its budget."""
+
+    @property
+    def bytes(self) -> int: ...
+
+    def cut(self, keep: int, limit: int) -> int:
+        """Forget the oldest until no more than ``keep`` bytes are held, at most ``limit`` of them;
+        how many that were. Where nothing else holds them, whoever misses them is told of a gap.
+        """
+
+
 class Bus(Protocol):
     """See the module for what is promised."""
 
@@ -143,6 +155,9 @@ class Bus(Protocol):
 
     async def ended(self, channel: str) -> Position | None:
         """The position of the channel's last event for good, if it has ended."""
+
+    def rings(self) -> Iterable[Recent]:
+        """All that is in memory here, of the channels of this moment."""
 
     async def run(self) -> None:
         """What the bus must do meanwhile, until cancelled."""

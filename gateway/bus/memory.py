@@ -10,13 +10,14 @@
 import hashlib
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from itertools import islice
 
 import trio
 
 from gateway.bus import BusStatistics, History, Sink
 from gateway.bus.ring import Ring
+from gateway.charge import Charge
 from gateway.config import ChannelRule, Config
 from gateway.errors import ChannelEnded, GatewayError
 from gateway.event import Event, Frame, render
@@ -52,9 +53,14 @@ class Record:
 
     __slots__ = ("ended", "ring", "rule")
 
-    def __init__(self, rule: ChannelRule, previous: Position) -> None:
+    def __init__(self, rule: ChannelRule, previous: Position, charge: Charge) -> None:
         self.rule = rule
-        self.ring = Ring(previous, max_frames=rule.history_events, max_bytes=rule.history_bytes)
+        self.ring = Ring(
+            previous,
+            max_frames=rule.history_events,
+            max_bytes=rule.history_bytes,
+            charge=charge,
+        )
         self.ended = False
 
 
@@ -62,9 +68,16 @@ class MemoryBus:
     """A `gateway.bus.Bus` for one process. ``now_ms`` is the wall clock in milliseconds."""
 
     def __init__(
-        self, config: Config, sink: Sink, *, now_ms: Callable[[], int] = wall_clock_ms
+        self,
+        config: Config,
+        sink: Sink,
+        *,
+        charge: Charge | None = None,
+        now_ms: Callable[[], int] = wall_clock_ms,
     ) -> None:
+        """``charge`` is the node's, if there is more than the bus in it."""
         self._config = config
+        self._charge = charge or Charge(config.memory_bytes)
         self._sink = sink
         self._now_ms = now_ms
         self._records: OrderedDict[str, Record] = OrderedDict()  # least recently published first
@@ -73,7 +86,7 @@ class MemoryBus:
         self._forgotten = self._origin  # no channel without a record had a later event than this
         self._repeats: OrderedDict[bytes, Position] = OrderedDict()
         self._published = self._repeated = self._refused = 0
-        self._bytes = self._evicted = self._dedupe_evicted = 0
+        self._evicted = self._dedupe_evicted = 0
 
     async def leave(self, worker: str | None = None) -> None:
         """There is nobody to tell."""
@@ -140,12 +153,12 @@ class MemoryBus:
         frame = render(event, self._next())
         for name in event.channels:
             record = self._record(name)
-            self._bytes += record.ring.append(frame)
+            record.ring.append(frame)
             record.ended = event.end
         if token is not None:
             self._remember(token, frame.position)
         self._published += 1
-        if self._bytes > self._config.history_total_bytes:
+        if self._charge.histories > self._config.history_total_bytes:
             self._evict()
         self._sink.deliver(frame)
         return frame.position
@@ -157,7 +170,7 @@ class MemoryBus:
                 self._forget(next(iter(self._records)))
                 self._evicted += 1
             rule = self._config.rule(name)
-            record = self._records[name] = Record(rule, self._vouched(rule))
+            record = self._records[name] = Record(rule, self._vouched(rule), self._charge)
         else:
             self._records.move_to_end(name)
         return record
@@ -177,16 +190,16 @@ class MemoryBus:
 
     def _forget(self, name: str) -> None:
         record = self._records.pop(name)
-        self._bytes -= record.ring.clear()
+        record.ring.let_go()
         self._forgotten = max(self._forgotten, record.ring.last)
 
     def _evict(self) -> None:
         """Forget whole channels, the longest unused first, until the node's bound holds."""
-        while self._bytes > self._config.history_total_bytes:
+        while self._charge.histories > self._config.history_total_bytes:
             name, record = next(iter(self._records.items()))
             self._evicted += 1
             if len(self._records) == 1:
-                self._bytes -= record.ring.clear()
+                record.ring.clear()
             else:
                 self._forget(name)
 
@@ -203,11 +216,12 @@ class MemoryBus:
                 continue
             oldest = _before(now, record.rule.history_seconds)
             while record.ring.has_before(oldest) or work >= SWEEP_FRAMES:
-                self._bytes -= record.ring.expire(oldest, SWEEP_FRAMES)
+                record.ring.expire(oldest, SWEEP_FRAMES)
                 work = 0
                 await trio.lowlevel.checkpoint()
             work += 1
             if record.ring.last < oldest and self._records.get(name) is record:
+                record.ring.let_go()
                 del self._records[name]  # its age alone vouches for it from here on
         too_old = _before(now, self._config.dedupe_seconds)
         while self._repeats and next(iter(self._repeats.values())) < too_old:
@@ -222,7 +236,7 @@ class MemoryBus:
         if record is not None:
             oldest = self._ago(record.rule.history_seconds)
             if record.ring.has_before(oldest):
-                self._bytes -= record.ring.expire(oldest, len(record.ring))
+                record.ring.expire(oldest, len(record.ring))
         return record
 
     # -- reading
@@ -254,13 +268,16 @@ class MemoryBus:
         record = self._found(channel)
         return record.ring.last if record is not None and record.ended else None
 
+    def rings(self) -> Iterator[Ring]:
+        return (record.ring for record in tuple(self._records.values()))
+
     def statistics(self) -> BusStatistics:
         return BusStatistics(
             published=self._published,
             repeated=self._repeated,
             refused=self._refused,
             channels=len(self._records),
-            history_bytes=self._bytes,
+            history_bytes=self._charge.histories,
             history_evicted=self._evicted,
             dedupe_entries=len(self._repeats),
             dedupe_evicted=self._dedupe_evicted,

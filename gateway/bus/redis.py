@@ -13,7 +13,7 @@ Publishing and reading go through `Commands`, everything that is live comes thro
 """
 
 import logging
-from collections.abc import Awaitable, Callable, Collection, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterator, Sequence
 from contextlib import suppress
 from typing import TypeVar
 
@@ -26,7 +26,9 @@ from gateway.bus.inflow import Inflow
 from gateway.bus.link import Link
 from gateway.bus.publisher import Publisher
 from gateway.bus.resp import LinkLost
+from gateway.bus.ring import Ring
 from gateway.bus.subscriptions import Subscription, Subscriptions
+from gateway.charge import Charge
 from gateway.config import ChannelRule, Config
 from gateway.errors import GatewayError, Unavailable
 from gateway.event import Event, Frame
@@ -64,15 +66,19 @@ class RedisBus:
         worker: str,
         tell_gap: TellGap,
         receive: Callable[[bytes], None] = lambda message: None,
+        charge: Charge | None = None,
         now_ms: Callable[[], int] = lambda: 0,
     ) -> None:
-        """``worker`` is a tag of this process alone; ``receive`` is given what others `send`."""
+        """``worker`` is a tag of this process alone; ``receive`` is given what others `send`;
+        ``charge`` is the node's, if there is more than the bus in it.
+        """
         self._config = config
+        self._charge = charge or Charge(config.memory_bytes)
         self._prefix = config.redis_prefix
         self._worker = worker
         self._patience = config.publish_wait + config.redis_timeout
         self._rules: dict[str, ChannelRule] = {}
-        self._subscriptions = Subscriptions(self._prefix)
+        self._subscriptions = Subscriptions(self._prefix, self._charge)
         self._link = Link(config, address, worker, self._seen, now_ms)
         self.commands = self._link.commands
         self._publisher = Publisher(
@@ -105,7 +111,6 @@ class RedisBus:
             receive=receive,
             now_ms=now_ms,
         )
-        self._history_bytes = 0
 
     def rule(self, channel: str) -> ChannelRule:
         rule = self._rules.get(channel)
@@ -187,6 +192,9 @@ class RedisBus:
         record = await self._patiently(lambda: self._reader.record(channel))
         return record.last if record is not None and record.ended else None
 
+    def rings(self) -> Iterator[Ring]:
+        return (subscription.ring for subscription in tuple(self._subscriptions))
+
     def statistics(self) -> BusStatistics:
         publisher, inflow = self._publisher, self._inflow
         return BusStatistics(
@@ -194,7 +202,7 @@ class RedisBus:
             repeated=publisher.repeated,
             refused=publisher.refused,
             channels=len(self._subscriptions),
-            history_bytes=self._history_bytes,
+            history_bytes=self._charge.histories,
             history_evicted=0,
             dedupe_entries=0,
             dedupe_evicted=0,
@@ -312,11 +320,8 @@ class RedisBus:
         while True:
             await trio.sleep(SWEEP_SECONDS)
             self._inflow.unsubscribe_overdue()
-            held = 0
             for turn, subscription in enumerate(list(self._subscriptions), 1):
-                if held + subscription.ring.bytes > self._config.history_total_bytes:
+                if self._charge.histories > self._config.history_total_bytes:
                     subscription.ring.clear()
-                held += subscription.ring.bytes
                 if not turn % RINGS_SLICE:
                     await trio.lowlevel.checkpoint()
-            self._history_bytes = held

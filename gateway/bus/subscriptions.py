@@ -12,6 +12,7 @@ from collections.abc import Collection, Iterator
 import trio
 
 from gateway.bus.ring import Ring
+from gateway.charge import Charge
 from gateway.event import Frame
 from gateway.position import ZERO, Position
 
@@ -26,6 +27,7 @@ RING_BYTES = 1024 * 1024
 
 class Subscription:
     __slots__ = (
+        "_charge",
         "begun",
         "claims",
         "confirmed",
@@ -41,7 +43,8 @@ class Subscription:
         "unclaimed_at",
     )
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, charge: Charge) -> None:
+        self._charge = charge
         self.name = name
         self.names = (name,)
         self.claims = 0
@@ -51,6 +54,7 @@ class Subscription:
         self.ready = trio.Event()
         """It has begun, and whether the channel has ended is known."""
         self.ended: Position | None = None
+        self.ring = self._empty(ZERO)
         self.forget()
 
     def forget(self) -> None:
@@ -64,13 +68,20 @@ class Subscription:
         """Set when whoever reads history into the ring is done."""
         self.too_deep = ZERO
         """What is missed after here does not fit into the ring."""
-        self.ring = Ring(ZERO, max_frames=RING_FRAMES, max_bytes=RING_BYTES)
+        self._begin_anew(ZERO)
 
     def start(self, previous: Position) -> None:
         """The first message came, or H is proven: nothing is known before."""
         self.last = previous
         self.last_text = b""
-        self.ring = Ring(previous, max_frames=RING_FRAMES, max_bytes=RING_BYTES)
+        self._begin_anew(previous)
+
+    def _begin_anew(self, previous: Position) -> None:
+        self.ring.let_go()
+        self.ring = self._empty(previous)
+
+    def _empty(self, previous: Position) -> Ring:
+        return Ring(previous, max_frames=RING_FRAMES, max_bytes=RING_BYTES, charge=self._charge)
 
     def begin(self, head: Position) -> bool:
         """H is proven; False if a message between the confirmation and H is missing."""
@@ -88,7 +99,8 @@ class Subscription:
 
 
 class Subscriptions:
-    def __init__(self, prefix: str) -> None:
+    def __init__(self, prefix: str, charge: Charge) -> None:
+        self._charge = charge
         self._prefix = f"{prefix}c:".encode()
         self._by_name: dict[str, Subscription] = {}
         self.by_channel: dict[bytes, Subscription] = {}
@@ -115,7 +127,7 @@ class Subscriptions:
         for name in names:
             subscription = self._by_name.get(name)
             if subscription is None:
-                subscription = self._by_name[name] = Subscription(name)
+                subscription = self._by_name[name] = Subscription(name, self._charge)
                 self.by_channel[self.channel(subscription)] = subscription
                 self.wanted.append(subscription)
             if not subscription.claims:
@@ -146,4 +158,5 @@ class Subscriptions:
             del self._lingering[subscription]
             del self._by_name[subscription.name]
             del self.by_channel[self.channel(subscription)]
+            subscription.ring.let_go()
         return gone
