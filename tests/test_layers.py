@@ -19,6 +19,7 @@ LAYERS = (
     ("restarts", "server"),
     ("front",),
     ("connection", "edge"),
+    ("openapi",),
     ("api", "control_socket", "merged"),
     ("metrics",),
     ("node",),

@@ -35,6 +35,8 @@ REFUSALS = {
 }
 """Why somebody is turned away for now: one word for the wire and for metrics, and a sentence."""
 
+MAX_REPLAY_DIGITS = 9
+
 STREAM_HEADERS = (
     (b"Content-Type", EVENT_STREAM.encode()),
     (b"Cache-Control", b"no-cache"),
@@ -59,7 +61,7 @@ async def subscribe(node: Node, request: Request) -> Answer | EventStream:
 
 
 def turn_away(node: Node, request: Request, reason: str) -> Answer:
-    """Refuse a stream or a publish for now. ``reason`` is one of `REFUSALS`."""
+    """Refuse a stream for now. ``reason`` is one of `REFUSALS`."""
     if not request.accepts_event_stream:
         return refuse(node, reason)
     node.refuse(reason)
@@ -168,14 +170,14 @@ def _named(request: Request, path: str) -> list[str]:
 
 def _resume(request: Request) -> Resume | int:
     """Where to begin; the header comes first, since an EventSource repeats its URL on return."""
+    newest = request.first("replay")
+    if newest is not None and not (
+        newest.isascii() and newest.isdigit() and len(newest) <= MAX_REPLAY_DIGITS
+    ):
+        raise BadRequest("replay is a whole number of events to begin with, as in replay=10.")
     header = request.header(b"last-event-id")
     text = header.decode("utf-8", "replace") if header else None
     text = text or request.first("lastEventId", "last_event_id")
     if text is not None:
         return parse_resume(text)
-    newest = request.first("replay")
-    if newest is None:
-        return Start.NOW
-    if not (newest.isascii() and newest.isdigit() and len(newest) <= 9):
-        raise BadRequest("replay is a whole number of events to begin with, as in replay=10.")
-    return int(newest)
+    return int(newest) if newest is not None else Start.NOW
