@@ -23,7 +23,7 @@ from gateway.errors import (
     UriTooLong,
     VersionNotSupported,
 )
-from gateway.openapi.schemas import Schema, ref
+from gateway.openapi.schemas import Schema, only, ref
 
 Error = type[GatewayError]
 
@@ -55,7 +55,7 @@ def described_errors() -> Schema:
     return {
         _name(error): {
             "description": error.title,
-            "content": {PROBLEM: {"schema": ref("Problem")}},
+            "content": {PROBLEM: {"schema": ref("Problem"), "example": _example(error)}},
             **({"headers": _HEADERS[error]} if error in _HEADERS else {}),
         }
         for error in (*ANYWHERE, *ACCESS, *_ELSEWHERE)
@@ -97,13 +97,15 @@ def header(name: str, schema: Schema) -> Schema:
     return {name: {"required": True, "schema": schema}}
 
 
-def only(value: str) -> Schema:
-    return {"type": "string", "const": value}
+def _example(error: Error) -> Schema:
+    return {"title": error.title, "status": error.status, "detail": _DETAIL}
 
 
 def _name(error: Error) -> str:
     return error.title.replace(" ", "")
 
+
+_DETAIL = "What is wrong, and what would be right."
 
 _RETRY_AFTER = header("Retry-After", {"type": "integer", "minimum": 1, "description": "Seconds."})
 

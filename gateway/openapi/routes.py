@@ -19,8 +19,8 @@ from gateway.errors import (
 )
 from gateway.openapi import parameters as takes
 from gateway.openapi import security
-from gateway.openapi.responses import TEXT, header, only, responses, stream, text, told
-from gateway.openapi.schemas import Schema, ref
+from gateway.openapi.responses import TEXT, header, responses, stream, text, told
+from gateway.openapi.schemas import Schema, only, ref
 
 PATH = "/openapi.json"
 """Of the description itself."""

@@ -20,6 +20,7 @@ CHANNEL: Schema = {
     "maxLength": MAX_CHANNEL_NAME,
     "pattern": f"^{_SEGMENTS}$",
     "description": "Segments divided by `.`.",
+    "examples": ["news"],
 }
 SUBSCRIBABLE: Schema = CHANNEL | {
     "pattern": f"^(?!{USER_PREFIX}){_SEGMENTS}$",
@@ -117,6 +118,10 @@ def ref(name: str) -> Schema:
 def record(properties: Schema) -> Schema:
     """An object that has all of ``properties``, and later perhaps more."""
     return {"type": "object", "properties": properties, "required": list(properties)}
+
+
+def only(value: str) -> Schema:
+    return {"type": "string", "const": value}
 
 
 def optional(schema: Schema) -> Schema:
