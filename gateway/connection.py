@@ -206,7 +206,7 @@ class Connection:
             await self._end_with(problem(error), parsed)
             return False
         result: Answer | EventStream
-        if self._crowded and polls:
+        if self._crowded and (polls or parsed.method == "POST"):
             result = refuse(self._node, "connections")
         elif self._crowded:
             result = turn_away(self._node, request, "connections")
@@ -296,7 +296,7 @@ class Connection:
     def _rendered(self, answer: Answer, parsed: Parsed | None, *, keep_alive: bool) -> bytes:
         """The answer to ``parsed``, or to what could not be parsed."""
         headers = answer.headers
-        if answer.body:
+        if answer.status != 204:
             headers = ((b"Content-Type", answer.media_type.encode()), *headers)
         if self._node.origins:
             origin = parsed.header(b"origin") if parsed is not None else self._reader.origin

@@ -120,6 +120,9 @@ REFUSED = {
     "somebody's user channel": Case(get("/events/user:42"), 400, "reserved"),
     "a user that is too long": Case(get(f"/events?user={LONG}"), 400, "too long"),
     "replay that is no number": Case(get("/events/a?replay=-1"), 400, "replay is a whole number"),
+    "a broken replay beside a position": Case(
+        get("/events/a?replay=x&lastEventId=now"), 400, "replay is a whole number"
+    ),
     "replay in other digits": Case(get("/events/a?replay=%D9%A1"), 400, "replay is a whole number"),
     # polls
     "a poll of no channel": Case(get("/poll"), 400, "as in /poll?channel=a"),
@@ -129,6 +132,7 @@ REFUSED = {
     "a poll with a broken replay": Case(get("/poll/a?replay=x"), 400, "replay is a whole number"),
     "a wait that is no number": Case(get("/poll/a?wait=soon"), 400, "from 0 to 60"),
     "a wait that is too long": Case(get("/poll/a?wait=61"), 400, "from 0 to 60"),
+    "a wait with a large exponent": Case(get("/poll/a?wait=1e9"), 400, "from 0 to 60"),
     "polling with POST": Case(post("/poll/a", TEXT, b""), 405, "use GET"),
     "a path below a poll's": Case(get("/pollx"), 404, "nothing at /pollx"),
     # publishing one event
@@ -187,6 +191,13 @@ REFUSED = {
     "too long a retry": Case(
         described(channel="a", data="x", retry=MAX_RETRY_MS + 1), 400, str(MAX_RETRY_MS)
     ),
+    "half a millisecond": Case(described(channel="a", data="x", retry=0.5), 400, "whole number"),
+    "a retry beyond integers": Case(
+        event(b'{"channel":"a","data":1,"retry":1e300}'), 400, "from 0 to"
+    ),
+    "a retry beyond numbers": Case(
+        event(b'{"channel":"a","data":1,"retry":1e999}'), 400, "out of range"
+    ),
     "an endless retry": Case(described(channel="a", data="x", retry=2**64 - 1), 400, "from 0 to"),
     "a retry that is no number": Case(described(channel="a", data="x", retry="1"), 400, "$.retry"),
     "a string that is not UTF-8": Case(event(b'{"channel":"a","data":"\xff"}'), 400, "UTF-8"),
@@ -226,6 +237,9 @@ REFUSED = {
         post("/publish/a?retry=2147483648", TEXT, b"x"), 400, "from 0 to 2147483647"
     ),
     "raw data with a broken end": Case(post("/publish/a?end=1", TEXT, b"x"), 400, "true or false"),
+    # users
+    "a user that nobody can be": Case(request("DELETE", f"/users/{LONG}"), 400, "too long"),
+    "no user": Case(request("DELETE", "/users/"), 400, "at least one character"),
     # either
     "a body that is too large": Case(post("/publish/a", TEXT, b"x" * 2049), 413, "at most 2048"),
     "an unknown path": Case(get("/nothing"), 404, "nothing at /nothing"),
@@ -288,8 +302,9 @@ async def test_a_slow_head_and_a_slow_body_are_told_so() -> None:
 
 
 async def test_a_silent_connection_is_closed_without_a_word() -> None:
-    async with running(idle_timeout=0.1) as gateway:
+    async with running(head_timeout=0.1) as gateway:
         assert await (await gateway.connect()).to_end() == b""
+        assert gateway.node.refused["silent"] == 1
 
 
 # --- publishing -----------------------------------------------------------------------------------
@@ -323,6 +338,7 @@ PUBLISHED = {
         "t",
         "x",
     ),
+    "a retry with a point": (described(channel="a", data="x", retry=5.0), "5", "message", "x"),
     "the longest retry": (
         described(channel="a", data="x", retry=MAX_RETRY_MS),
         str(MAX_RETRY_MS),
@@ -401,8 +417,10 @@ async def test_ndjson_takes_the_good_lines_and_says_what_is_wrong_with_the_other
 @pytest.mark.parametrize("body", [b"", b"\n\n \n"])
 async def test_ndjson_of_no_lines_is_answered_with_none(body: bytes) -> None:
     async with running() as gateway:
-        answer = await gateway.ask(post("/publish", NDJSON, body))
-        assert (answer.status, answer.body) == (200, b"")
+        for version in VERSIONS:
+            answer = await gateway.ask(as_version(post("/publish", NDJSON, body), version))
+            assert (answer.status, answer.body) == (200, b"")
+            assert answer.header("content-type") == "application/x-ndjson"
 
 
 @pytest.mark.parametrize("version", VERSIONS)

@@ -21,6 +21,7 @@ LAYERS = (
     ("front", "tls_connection"),
     ("admin_connection", "arriving"),
     ("connection", "edge"),
+    ("openapi",),
     ("api", "control_socket", "merged"),
     ("metrics",),
     ("node",),

@@ -773,6 +773,16 @@ async def test_a_crowded_node_turns_polls_away_with_a_status() -> None:
         assert response.json["reason"] == "connections"
 
 
+async def test_a_crowded_node_turns_publishers_away_with_a_status() -> None:
+    """Also one that accepts event streams: 200 would mean that its event was taken."""
+    async with serving(max_connections=1) as gateway:
+        await gateway.connect()
+        await until(lambda: bool(gateway.front._connections))
+        response = await gateway.ask(request("POST", "/publish/a", ACCEPT, body=b"x"))
+        assert response.status == 503
+        assert response.json["reason"] == "connections"
+
+
 @VERSIONS
 @pytest.mark.parametrize("wait", ["-1", "60.1", "1e1", "x", "1.", "%D9%A1", "9" * 30, "nan"])
 async def test_a_wait_that_is_none_is_refused(wait: str, version: str) -> None:
@@ -783,6 +793,14 @@ async def test_a_wait_that_is_none_is_refused(wait: str, version: str) -> None:
             f"wait is a number of seconds from 0 to {MAX_WAIT}, as in wait=0.5."
         )
         assert gateway.node.hub.statistics().opened == 0
+
+
+@VERSIONS
+async def test_a_wait_is_taken_as_programs_write_it(version: str) -> None:
+    async with serving() as gateway:
+        for wait in ("0.010000000000000002", "1e-06", "5E-324", "00.01"):
+            answer = whole(await gateway.ask(get(f"/poll/a?wait={wait}", version=version)))
+            assert answer.events == [], wait
 
 
 @VERSIONS

@@ -34,11 +34,13 @@ from gateway.cluster import Gathered
 from gateway.errors import BadRequest, Forbidden, GatewayError, Unauthorized, Unavailable
 from gateway.identity import Identity
 from gateway.messages import Command, Told
-from gateway.names import check_channel, check_subscribable, is_reserved
+from gateway.names import check_channel, check_subscribable, is_reserved, user_channel
 from gateway.node import TAG_BYTES, Node
 from gateway.revocation import Kind, Revocation
 
-_SECONDS = re.compile(r"[0-9]{1,12}")
+MAX_SECONDS_DIGITS = 12
+
+_SECONDS = re.compile(f"[0-9]{{1,{MAX_SECONDS_DIGITS}}}")
 
 Asked = TypeVar("Asked", OfClient, OfToken)
 
@@ -109,6 +111,7 @@ async def close_user(node: Node, request: Request, user: str) -> Answer:
     """
     try:
         _check_admin(await identify(node, request))
+        user_channel(user)
         revoke = request.first("revoke") or "false"
         if revoke not in ("true", "false"):
             raise BadRequest("revoke is true or false.")

@@ -40,7 +40,8 @@ DEFAULT_WAIT = 25.0
 MAX_WAIT = 60
 """Seconds; nginx gives up on an answer (proxy_read_timeout) after as many."""
 
-_WAIT = re.compile(r"[0-9]{1,9}(\.[0-9]{1,9})?")
+_WAIT = re.compile(r"[0-9]{1,9}(\.[0-9]{1,30})?([eE]-[0-9]{1,3})?")
+"""As programs write a number: 0.1 + 0.2 has 17 decimals, and a millionth is 1e-06."""
 
 
 async def poll(node: Node, request: Request, patience: trio.CancelScope) -> Answer:

@@ -54,7 +54,7 @@ class Document(Struct, forbid_unknown_fields=True):
     broadcast: bool = False
     event: str | None = None
     data: Raw | UnsetType = UNSET
-    retry: int | None = None
+    retry: int | float | None = None
     key: str | None = None
     id: str | None = None
     end: bool = False
@@ -167,7 +167,7 @@ def _event(node: Node, text: bytes) -> Event:
             _targets(node, document),
             data,
             document.event,
-            document.retry,
+            _whole(document.retry),
             document.key,
             document.id,
             document.end,
@@ -249,6 +249,15 @@ def _data(document: Document) -> str:
         raise BadRequest("An event has data; this one has none.")
     text = bytes(document.data)
     return _decode_string(text) if text.startswith(b'"') else text.decode()
+
+
+def _whole(retry: int | float | None) -> int | None:
+    """A whole number is one in JSON however it is written, as 500.0 too."""
+    if isinstance(retry, float):
+        if not retry.is_integer():
+            raise BadRequest("retry is a whole number of milliseconds.")
+        return int(retry)
+    return retry
 
 
 def _checked(node: Node, event: Event) -> Event:

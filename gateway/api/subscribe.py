@@ -48,6 +48,8 @@ REFUSALS = {
 OF_ADDRESS = frozenset({"address", "address-rate"})
 """What is nobody's fault but the address's own: 429 for whoever reads statuses."""
 
+MAX_REPLAY_DIGITS = 9
+
 STREAM_HEADERS = (
     (b"Content-Type", EVENT_STREAM.encode()),
     (b"Cache-Control", b"no-cache"),
@@ -80,8 +82,8 @@ async def subscribe(
 
 
 def turn_away(node: Node, request: Request, reason: str, retry_after: float = 0.0) -> Answer:
-    """Refuse a stream or a publish for now. ``reason`` is one of `REFUSALS`, ``retry_after`` the
-    seconds after which there may be room, where that is known."""
+    """Refuse a stream for now. ``reason`` is one of `REFUSALS`, ``retry_after`` the seconds after
+    which there may be room, where that is known."""
     if not request.accepts_event_stream:
         return refuse(node, reason, retry_after)
     node.refuse(reason)
@@ -221,14 +223,14 @@ def _named(request: Request, path: str) -> list[str]:
 
 def _resume(request: Request) -> Resume | int:
     """Where to begin; the header comes first, since an EventSource repeats its URL on return."""
+    newest = request.first("replay")
+    if newest is not None and not (
+        newest.isascii() and newest.isdigit() and len(newest) <= MAX_REPLAY_DIGITS
+    ):
+        raise BadRequest("replay is a whole number of events to begin with, as in replay=10.")
     header = request.header(b"last-event-id")
     text = header.decode("utf-8", "replace") if header else None
     text = text or request.first("lastEventId", "last_event_id")
     if text is not None:
         return parse_resume(text)
-    newest = request.first("replay")
-    if newest is None:
-        return Start.NOW
-    if not (newest.isascii() and newest.isdigit() and len(newest) <= 9):
-        raise BadRequest("replay is a whole number of events to begin with, as in replay=10.")
-    return int(newest)
+    return int(newest) if newest is not None else Start.NOW

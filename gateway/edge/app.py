@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
+import msgspec
 import trio
 from quart import Response, request
 from quart.globals import request_ctx
@@ -14,6 +15,7 @@ from quart_trio import QuartTrio
 from werkzeug.exceptions import HTTPException, InternalServerError
 from werkzeug.routing import BaseConverter
 
+from gateway import openapi
 from gateway.api import admin
 from gateway.api.commands import serve_cluster
 from gateway.api.cors import cors_headers, options
@@ -50,6 +52,7 @@ def make_app(node: Node) -> QuartTrio:
     async def prometheus() -> Response:
         return _response(await admin.metrics(node, await _request()))
 
+    _add_description(app, node)
     serve_cluster(node)
     if node.config.demo:
         _add_demo(app)
@@ -175,6 +178,18 @@ def _add_probes(app: QuartTrio, node: Node) -> None:
         return _response(await admin.readiness(node))
 
 
+def _add_description(app: QuartTrio, node: Node) -> None:
+    document = msgspec.json.encode(openapi.describe(node.config)) + b"\n"
+    tag = hashlib.sha256(document).hexdigest()
+    headers = ((b"ETag", f'"{tag}"'.encode()), (b"Cache-Control", b"no-cache"))
+    whole = Answer(200, document, headers=headers)
+    same = Answer(304, headers=headers)
+
+    @app.get(openapi.PATH)
+    async def description() -> Response:
+        return _response(same if request.if_none_match.contains_weak(tag) else whole)
+
+
 def _add_demo(app: QuartTrio) -> None:
     page = (STATIC / "demo.html").read_text("utf-8")
     style, script = (_hash(page, tag) for tag in ("style", "script"))
@@ -219,9 +234,8 @@ def _methods(found: Iterable[str]) -> set[str]:
 
 def _response(answer: Answer) -> Response:
     response = Response(answer.body, answer.status, content_type=answer.media_type)
-    if not answer.body:
+    if answer.status in (204, 304):
         del response.headers["Content-Type"]
-    if answer.status == 204:
         del response.headers["Content-Length"]  # RFC 9110 8.6
     for name, value in answer.headers:
         response.headers[name.decode()] = value.decode()

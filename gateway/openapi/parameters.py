@@ -1,0 +1,114 @@
+"""What an operation takes beside its body."""
+
+from gateway.api.admin import MAX_SECONDS_DIGITS
+from gateway.api.poll import DEFAULT_WAIT, MAX_WAIT
+from gateway.api.subscribe import MAX_REPLAY_DIGITS
+from gateway.config import Config
+from gateway.openapi.schemas import (
+    CHANNEL,
+    EVENT_TYPE,
+    LABEL,
+    PUBLISHABLE,
+    RETRY,
+    SUBSCRIBABLE,
+    USER,
+    Schema,
+)
+from gateway.replay import MAX_NEWEST
+from gateway.revocation import MAX_ID_BYTES
+
+
+def in_path(name: str, schema: Schema, description: str) -> Schema:
+    return {
+        "name": name,
+        "in": "path",
+        "required": True,
+        "schema": schema,
+        "description": description,
+    }
+
+
+def in_query(name: str, schema: Schema, description: str, **more: object) -> Schema:
+    return {"name": name, "in": "query", "schema": schema, "description": description, **more}
+
+
+def _in_header(name: str, description: str) -> Schema:
+    return {"name": name, "in": "header", "schema": {"type": "string"}, "description": description}
+
+
+def where(config: Config) -> list[Schema]:
+    """Which channels a stream or a poll has, for whom, and where it begins."""
+    names: Schema = {"type": "array", "items": SUBSCRIBABLE, "minItems": 1}
+    most = f"All named together are at most {config.max_channels_per_client}."
+    found = [
+        in_query("channel", names, f"A channel, as often as wanted. {most}"),
+        in_query("channels", names, "Channels, divided by commas.", style="form", explode=False),
+    ]
+    if not config.has_keys:
+        found.append(in_query("user", USER, "Who asks, which nothing proves.", **_EMPTY))
+    return [
+        *found,
+        _in_header("Last-Event-ID", "The position to begin after; before those of the query."),
+        in_query("lastEventId", _RESUME, "The position to begin after.", **_EMPTY),
+        in_query("last_event_id", _RESUME, "The same.", **_EMPTY),
+        in_query(
+            "replay",
+            {"type": "integer", "minimum": 0, "maximum": 10**MAX_REPLAY_DIGITS - 1},
+            f"Where no position is given: with how many of the last events to begin, {MAX_NEWEST} "
+            "at most.",
+            **_EMPTY,
+        ),
+    ]
+
+
+_EMPTY = {"allowEmptyValue": True}
+"""An empty value counts as none."""
+
+_RESUME: Schema = {
+    "type": "string",
+    "description": "A position, `earliest` or `now`; a `gap` is told of anything else.",
+}
+
+WAIT = in_query(
+    "wait",
+    {"type": "number", "minimum": 0, "maximum": MAX_WAIT, "default": DEFAULT_WAIT},
+    "Seconds to wait for an event.",
+    **_EMPTY,
+)
+
+OF_EVENT = [
+    in_query("event", EVENT_TYPE, "The type of the event.", **_EMPTY),
+    in_query("retry", RETRY, "Milliseconds.", **_EMPTY),
+    in_query("key", LABEL, "For the policy `latest`.", **_EMPTY),
+    in_query("id", LABEL, "A repeat gets the first one's position.", **_EMPTY),
+    in_query("end", {"type": "boolean"}, "Whether it is the channel's last event.", **_EMPTY),
+]
+"""The members of an event whose data is the body."""
+
+CHANNEL_TO_READ = in_path("channel", SUBSCRIBABLE, "One more channel.")
+CHANNEL_TO_WRITE = in_path("channel", PUBLISHABLE, "Where the event goes.")
+CHANNEL_TO_COUNT = in_path("channel", CHANNEL, "The channel.")
+CHANNEL_OF_CLIENT = in_path("channel", SUBSCRIBABLE, "The channel to add or to take away.")
+CLIENT = in_path("client", {"type": "string", "minLength": 1}, "`clientId` of `connected`.")
+OF_USER = in_path("user", USER, "Whose streams.")
+TOKEN_ID = in_path(
+    "token_id",
+    {"type": "string", "minLength": 1, "maxLength": MAX_ID_BYTES, "format": "token-id"},
+    f"`jti` of a token, at most {MAX_ID_BYTES} bytes.",
+)
+EXPIRES = in_query(
+    "exp",
+    {"type": "integer", "minimum": 0, "maximum": 10**MAX_SECONDS_DIGITS - 1},
+    "Seconds since 1970, as in the token; then it is forgotten.",
+    **_EMPTY,
+)
+REVOKE = in_query(
+    "revoke",
+    {"type": "boolean", "default": False},
+    "Whether to revoke the tokens that the user has so far, too.",
+    **_EMPTY,
+)
+SINCE = in_query(
+    "since", _RESUME, "The position after which the channel's events are given.", **_EMPTY
+)
+IF_NONE_MATCH = _in_header("If-None-Match", "The `ETag` of the description that is known.")

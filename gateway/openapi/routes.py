@@ -1,0 +1,288 @@
+"""The operations of every route, as a node with this configuration serves them."""
+
+from collections.abc import Sequence
+
+from gateway import metrics
+from gateway.api.poll import PATH as POLL
+from gateway.api.publish import MAX_LINES
+from gateway.api.publish import PATH as PUBLISH
+from gateway.api.request import JSON, NDJSON
+from gateway.api.subscribe import PATH as EVENTS
+from gateway.config import Config
+from gateway.errors import (
+    ChannelEnded,
+    Forbidden,
+    GatewayError,
+    NotFound,
+    TooManyRequests,
+    UnsupportedMediaType,
+)
+from gateway.openapi import parameters as takes
+from gateway.openapi import security
+from gateway.openapi.responses import TEXT, header, responses, stream, text, told
+from gateway.openapi.schemas import Schema, only, ref
+
+PATH = "/openapi.json"
+"""Of the description itself."""
+
+STREAMING, PUBLISHING = "Streaming", "Publishing"
+ADMINISTRATION, OPERATION = "Administration", "Operation"
+
+TAGS = {
+    STREAMING: "Getting events.",
+    PUBLISHING: "Sending events.",
+    ADMINISTRATION: "Clients, users and channels, at whichever node they are.",
+    OPERATION: "The nodes themselves.",
+}
+
+
+class Routes:
+    """``paths``, from `all`."""
+
+    def __init__(self, config: Config) -> None:
+        self._config = config
+        self._guarded = security.required(config)
+
+    def all(self) -> Schema:
+        return {
+            **self._streaming(),
+            **self._publishing(),
+            **self._clients(),
+            **self._node(),
+            **({"/": {"get": self._demo()}} if self._config.demo else {}),
+        }
+
+    def _operation(
+        self,
+        name: str,
+        tag: str,
+        summary: str,
+        given: dict[int, Schema],
+        *errors: type[GatewayError],
+        parameters: Sequence[Schema] = (),
+        guard: list[Schema] | None = None,
+        **more: object,
+    ) -> Schema:
+        """``given`` are the responses that are no refusal. ``guard`` is who may ask: whoever shows
+        a token, unless it says otherwise."""
+        guard = self._guarded if guard is None else guard
+        return {
+            "operationId": name,
+            "tags": [tag],
+            "summary": summary,
+            "parameters": list(parameters),
+            "security": guard,
+            **more,
+            "responses": responses(given, *errors, guarded=bool(guard)),
+        }
+
+    def _streaming(self) -> Schema:
+        where = takes.where(self._config)
+        below = [takes.CHANNEL_TO_READ, *where]
+        return {
+            EVENTS: {"get": self._events("openStream", where)},
+            f"{EVENTS}/{{channel}}": {"get": self._events("openStreamOfChannel", below)},
+            POLL: {"get": self._poll("poll", [*where, takes.WAIT])},
+            f"{POLL}/{{channel}}": {"get": self._poll("pollChannel", [*below, takes.WAIT])},
+        }
+
+    def _events(self, name: str, parameters: list[Schema]) -> Schema:
+        return self._operation(
+            name,
+            STREAMING,
+            "Open a stream",
+            {
+                200: stream("Events as they come, without end; or such a refusal."),
+                204: {"description": "The stream has ended for good; an EventSource stays away."},
+            },
+            TooManyRequests,
+            parameters=parameters,
+            guard=security.to_subscribe(self._config),
+            description="At least one channel or a user is named. A refusal that is worth a retry "
+            "is, to whoever accepts `text/event-stream`, a stream that says `reconnect` and ends: "
+            "any status but 200 ends an EventSource for good.",
+        )
+
+    def _poll(self, name: str, parameters: list[Schema]) -> Schema:
+        return self._operation(
+            name,
+            STREAMING,
+            "Wait for events",
+            {
+                200: told("What came within `wait`, or nothing.", "Polled")
+                | {"headers": header("Cache-Control", only("no-store"))}
+            },
+            TooManyRequests,
+            parameters=parameters,
+            guard=security.to_subscribe(self._config),
+            description="At least one channel or a user is named. Ask again with the `lastEventId` "
+            "of the answer, until that ends in `.closed`.",
+        )
+
+    def _publishing(self) -> Schema:
+        taken = told("The event is taken.", "Published")
+        lines = text(
+            "For each line that is not blank one of the answer, with `id`; or with `line`, "
+            "`status`, `detail` and what else a problem document would say.",
+            NDJSON,
+        )
+        most = {"type": "string", "description": f"An Event a line, in at most {MAX_LINES} lines."}
+        one = self._operation(
+            "publish",
+            PUBLISHING,
+            "Publish an event, or one a line",
+            {200: lines, 202: taken},
+            Forbidden,
+            ChannelEnded,
+            UnsupportedMediaType,
+            TooManyRequests,
+            requestBody={
+                "required": True,
+                "content": {JSON: {"schema": ref("Event")}, NDJSON: {"schema": most}},
+            },
+        )
+        raw = self._operation(
+            "publishRaw",
+            PUBLISHING,
+            "Publish an event whose data is the body",
+            {202: taken},
+            Forbidden,
+            ChannelEnded,
+            TooManyRequests,
+            parameters=[takes.CHANNEL_TO_WRITE, *takes.OF_EVENT],
+            requestBody={
+                "description": "Text in UTF-8, of whatever media type.",
+                "content": {"text/plain": TEXT, "*/*": {}},
+            },
+        )
+        return {PUBLISH: {"post": one}, f"{PUBLISH}/{{channel}}": {"post": raw}}
+
+    def _clients(self) -> Schema:
+        channels = told("The client's channels, and from where on it has them.", "Channels")
+        closed = told("How many streams were ended.", "Closed")
+        of_client = (takes.CLIENT, takes.CHANNEL_OF_CLIENT)
+        return {
+            "/clients/{client}/channels/{channel}": {
+                "put": self._operation(
+                    "addChannel",
+                    ADMINISTRATION,
+                    "Add a channel to a stream",
+                    {200: channels},
+                    Forbidden,
+                    NotFound,
+                    ChannelEnded,
+                    parameters=(*of_client, takes.SINCE),
+                ),
+                "delete": self._operation(
+                    "removeChannel",
+                    ADMINISTRATION,
+                    "Take a channel from a stream",
+                    {200: channels},
+                    Forbidden,
+                    NotFound,
+                    parameters=of_client,
+                    description="What waits for the client may still come.",
+                ),
+            },
+            "/clients/{client}": {
+                "delete": self._operation(
+                    "closeClient",
+                    ADMINISTRATION,
+                    "End a stream for good",
+                    {200: closed},
+                    Forbidden,
+                    NotFound,
+                    parameters=(takes.CLIENT,),
+                )
+            },
+            "/clients/{client}/token": {
+                "put": self._operation(
+                    "renewToken",
+                    ADMINISTRATION,
+                    "Give a stream the token of this request",
+                    {200: told("Until when it has that, in seconds since 1970.", "Renewed")},
+                    Forbidden,
+                    NotFound,
+                    parameters=(takes.CLIENT,),
+                    description="For its own user. Channels that the token does not grant are "
+                    "taken away.",
+                )
+            },
+            "/users/{user}": {
+                "delete": self._operation(
+                    "closeUser",
+                    ADMINISTRATION,
+                    "End all streams of a user for good",
+                    {200: told("How many streams were ended.", "Closed", "Revoked")},
+                    Forbidden,
+                    parameters=(takes.OF_USER, takes.REVOKE),
+                )
+            },
+            "/tokens/{token_id}": {
+                "delete": self._operation(
+                    "revokeToken",
+                    ADMINISTRATION,
+                    "Revoke a token, and end its streams for good",
+                    {200: told("How many streams were ended.", "Revoked")},
+                    Forbidden,
+                    parameters=(takes.TOKEN_ID, takes.EXPIRES),
+                )
+            },
+            "/channels/{channel}": {
+                "get": self._operation(
+                    "channel",
+                    ADMINISTRATION,
+                    "A channel's clients and last event",
+                    {200: told("Nobody there is no error.", "Channel")},
+                    parameters=(takes.CHANNEL_TO_COUNT,),
+                )
+            },
+        }
+
+    def _node(self) -> Schema:
+        prometheus = text("Prometheus text.", metrics.MEDIA_TYPE)
+        conditional = (takes.IF_NONE_MATCH,)
+        tagged = header("ETag", {"type": "string"}) | header("Cache-Control", only("no-cache"))
+        return {
+            "/stats": {
+                "get": self._operation(
+                    "stats", OPERATION, "Counts", {200: told("Of all nodes.", "Statistics")}
+                )
+            },
+            "/metrics": {
+                "get": self._operation("metrics", OPERATION, "Metrics", {200: prometheus})
+            },
+            "/healthz": {"get": self._open("health", "Whether the process answers", "ok")},
+            "/readyz": {"get": self._open("readiness", "Whether to send clients here", "ready")},
+            PATH: {
+                "get": self._operation(
+                    "description",
+                    OPERATION,
+                    "This description",
+                    {
+                        200: {
+                            "description": "As this node serves it.",
+                            "content": {JSON: {"schema": {"type": "object"}}},
+                            "headers": tagged,
+                        },
+                        304: {"description": "It is the one that is known.", "headers": tagged},
+                    },
+                    parameters=conditional,
+                    guard=[],
+                )
+            },
+        }
+
+    def _open(self, name: str, summary: str, status: str) -> Schema:
+        """An operation for whoever watches the node, which says ``status`` and no counts."""
+        schema = {
+            "type": "object",
+            "properties": {"status": only(status)},
+            "required": ["status"],
+        }
+        told: Schema = {"description": "Yes.", "content": {JSON: {"schema": schema}}}
+        return self._operation(name, OPERATION, summary, {200: told}, guard=[])
+
+    def _demo(self) -> Schema:
+        page = text("HTML.", "text/html; charset=utf-8")
+        return self._operation("demo", OPERATION, "The demo page", {200: page}, guard=[])

@@ -1,0 +1,210 @@
+"""The shapes of what is taken and given, as JSON Schema (2020-12, which OpenAPI 3.1 uses)."""
+
+import msgspec
+
+from gateway import control
+from gateway.api.commands import Channels, ClosedStreams, NodeStatus, Renewed
+from gateway.api.subscribe import REFUSALS
+from gateway.config import Config
+from gateway.event import MAX_LABEL
+from gateway.names import GLOBAL, MAX_CHANNEL_NAME, USER_PREFIX
+from gateway.sse import MAX_RETRY_MS
+
+Schema = dict[str, object]
+
+_SEGMENTS = r"[A-Za-z0-9_:/@~%+-]+(\.[A-Za-z0-9_:/@~%+-]+)*"
+_MAX_USER = MAX_CHANNEL_NAME - len(USER_PREFIX)
+
+CHANNEL: Schema = {
+    "type": "string",
+    "maxLength": MAX_CHANNEL_NAME,
+    "pattern": f"^{_SEGMENTS}$",
+    "description": "Segments divided by `.`.",
+    "examples": ["news"],
+}
+SUBSCRIBABLE: Schema = CHANNEL | {
+    "pattern": f"^(?!{USER_PREFIX}){_SEGMENTS}$",
+    "description": f"Segments divided by `.`; `{USER_PREFIX}` is reserved.",
+}
+PUBLISHABLE: Schema = CHANNEL | {
+    "pattern": f"^(?!{USER_PREFIX}|{GLOBAL}$){_SEGMENTS}$",
+    "description": f"Segments divided by `.`; `{GLOBAL}` and `{USER_PREFIX}` are reserved.",
+}
+USER: Schema = {
+    "type": "string",
+    "minLength": 1,
+    "maxLength": _MAX_USER,
+    "format": "user-id",
+    "description": f"At most {_MAX_USER} bytes, of which a character beyond the alphabet of "
+    "channel names takes three for each of its bytes in UTF-8.",
+}
+LABEL: Schema = {
+    "type": "string",
+    "minLength": 1,
+    "maxLength": MAX_LABEL,
+    "pattern": "^[^\\r\\n\\u0000]*$",
+}
+EVENT_TYPE: Schema = LABEL | {"not": {"enum": sorted(control.TYPES)}}
+RETRY: Schema = {"type": "integer", "minimum": 0, "maximum": MAX_RETRY_MS}
+COUNT: Schema = {"type": "integer", "minimum": 0}
+POSITION: Schema = {
+    "type": "string",
+    "minLength": 1,
+    "maxLength": 127,
+    "description": "Opaque; ASCII.",
+    "examples": ["1795197409144-0"],
+}
+_CLIENTS: Schema = {"id": {"type": "string"}, "clients": COUNT}
+
+
+def schemas(config: Config) -> Schema:
+    """``components.schemas``."""
+    return {
+        "Event": _event(config.max_channels_per_client),
+        "Published": record({"id": POSITION}),
+        "Polled": record(
+            {
+                "events": {
+                    "type": "array",
+                    "items": record(
+                        {
+                            "id": optional(POSITION),
+                            "event": {"type": "string"},
+                            "data": {"type": "string"},
+                            "channel": optional(CHANNEL),
+                        }
+                    ),
+                },
+                "lastEventId": POSITION,
+            }
+        ),
+        "Channels": _told(Channels),
+        "Renewed": _told(Renewed),
+        "Closed": _told(ClosedStreams),
+        "Revoked": record(
+            {
+                "closed": COUNT,
+                "durable": {"type": "boolean", "description": "Whether a restart keeps it."},
+            }
+        ),
+        "Channel": record(
+            {
+                "channel": CHANNEL,
+                "clients": COUNT,
+                "lastEventId": optional(POSITION),
+                "missing": COUNT,
+                "nodes": {"type": "array", "items": record(_CLIENTS)},
+            }
+        ),
+        "Statistics": record(
+            {
+                "clients": COUNT,
+                "channels": COUNT,
+                "published": COUNT,
+                "delivered": COUNT,
+                "dropped": COUNT,
+                "missing": COUNT,
+                "nodes": {"type": "array", "items": _told(NodeStatus)},
+            }
+        ),
+        "Problem": _PROBLEM,
+    }
+
+
+def ref(name: str) -> Schema:
+    return {"$ref": f"#/components/schemas/{name}"}
+
+
+def record(properties: Schema) -> Schema:
+    """An object that has all of ``properties``, and later perhaps more."""
+    return {"type": "object", "properties": properties, "required": list(properties)}
+
+
+def only(value: str) -> Schema:
+    return {"type": "string", "const": value}
+
+
+def optional(schema: Schema) -> Schema:
+    return {"anyOf": [schema, {"type": "null"}]}
+
+
+def _event(most_channels: int) -> Schema:
+    return {
+        "type": "object",
+        "properties": {
+            "channel": PUBLISHABLE,
+            "channels": {
+                "type": "array",
+                "items": PUBLISHABLE,
+                "minItems": 1,
+                "maxItems": most_channels,
+            },
+            "user": USER,
+            "broadcast": {"type": "boolean", "default": False},
+            "event": optional(EVENT_TYPE) | {"description": "Its type."},
+            "data": {"description": "A string goes as it is, anything else as the JSON it is."},
+            "retry": optional(RETRY) | {"description": "Milliseconds."},
+            "key": optional(LABEL) | {"description": "For the policy `latest`."},
+            "id": optional(LABEL) | {"description": "A repeat gets the first one's position."},
+            "end": {
+                "type": "boolean",
+                "default": False,
+                "description": "Whether it is the last event of its channels.",
+            },
+        },
+        "additionalProperties": False,
+        "oneOf": [
+            {"required": ["channel"]},
+            {"required": ["channels"]},
+            {"required": ["user"]},
+            _is_true("broadcast"),
+        ],
+        "if": _is_true("end"),
+        "then": {"anyOf": [{"required": ["channel"]}, {"required": ["channels"]}]},
+        "else": {"required": ["data"]},
+        "examples": [
+            {"channel": "news", "data": "Hello"},
+            {"channels": ["news", "sports"], "event": "score", "data": {"home": 2, "away": 1}},
+            {"user": "7", "data": None, "retry": 500, "id": "order-7"},
+            {"broadcast": True, "data": "Good night"},
+            {"channel": "news", "end": True},
+        ],
+    }
+
+
+def _is_true(name: str) -> Schema:
+    return {"properties": {name: {"const": True}}, "required": [name]}
+
+
+def _told(shape: type[msgspec.Struct]) -> Schema:
+    """The shape of an answer: every member is always told, whether or not it has a default."""
+    schema = msgspec.json.schema_components([shape])[1][shape.__name__]
+    properties: Schema = schema["properties"]
+    for member in properties.values():
+        assert isinstance(member, dict)
+        member.pop("default", None)
+    return record(properties)
+
+
+_PROBLEM: Schema = {
+    "description": "RFC 9457: what is wrong, and what would be right.",
+    "type": "object",
+    "properties": {
+        "title": {"type": "string"},
+        "status": {"type": "integer", "minimum": 400, "maximum": 599},
+        "detail": {"type": "string", "description": "A sentence for a person."},
+        "reason": {
+            "type": "string",
+            "description": "Of a 503, in one word.",
+            "examples": sorted(REFUSALS),
+        },
+        "outcome": {
+            "enum": ["refused", "unknown"],
+            "description": "Of a 503: `refused`, nothing was done and never will be by this "
+            "request; `unknown`, it may have been.",
+        },
+        "closed": COUNT | {"description": "Streams that were ended nevertheless."},
+        "missing": COUNT | {"description": "Workers that did not answer."},
+    },
+    "required": ["title", "status", "detail"],
+}

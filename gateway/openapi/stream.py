@@ -1,0 +1,54 @@
+"""What comes on a stream: the fields of a block, and what the control events say.
+
+OpenAPI 3.1 has no word for the items of a stream; as tools have it, the schema of
+``text/event-stream`` is that of one event.
+"""
+
+from gateway import control
+from gateway.api.request import JSON
+from gateway.openapi.schemas import CHANNEL, COUNT, POSITION, RETRY, Schema, only, record
+
+_CHANNELS: Schema = {"type": "array", "items": CHANNEL}
+
+_TOLD: dict[str, Schema | None] = {
+    "connected": {
+        "clientId": {"type": "string"},
+        "serverTime": COUNT | {"description": "Milliseconds since 1970."},
+        "channels": _CHANNELS,
+    },
+    "dropped": {"count": COUNT},
+    "gap": {"channels": _CHANNELS, "reason": {"enum": [str(reason) for reason in control.Gap]}},
+    "keepalive": None,
+    "reconnect": {"reason": {"type": "string"}},
+}
+"""The members of the data of each control event; None where there is no data."""
+
+
+def _block(title: str, event: Schema, data: Schema, *required: str) -> Schema:
+    properties: Schema = {"id": POSITION, "event": event, "data": data, "retry": RETRY}
+    return {
+        "title": title,
+        "type": "object",
+        "properties": properties,
+        "required": list(required),
+    }
+
+
+def _control(name: str, members: Schema | None) -> Schema:
+    if members is None:
+        return _block(name, only(name), {"type": "string", "maxLength": 0}, "id", "event")
+    data: Schema = {"type": "string", "contentMediaType": JSON, "contentSchema": record(members)}
+    return _block(name, only(name), data, "event", "data")
+
+
+BLOCK: Schema = {
+    "description": "One event of the stream, by its fields.",
+    "oneOf": [
+        _block(
+            "published",
+            {"type": "string", "not": {"enum": sorted(control.TYPES)}},
+            {"type": "string"},
+        ),
+        *(_control(name, members) for name, members in _TOLD.items()),
+    ],
+}
