@@ -43,7 +43,7 @@ LAYERS = (
     ("config",),
     ("identity",),
     ("addresses", "names", "origins", "policy"),
-    ("errors",),
+    ("errors", "logs"),
     ("__init__",),
 )
 """From top to bottom. Modules of one layer know nothing of each other."""
