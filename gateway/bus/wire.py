@@ -15,7 +15,13 @@ VERSION = b"1"
 KNOWN_EMPTY = b"~"
 """Before ``previous``: no event is known there, only that none has been since."""
 
+_END = b"\n\n"
+"""Of a block: what has lost it would take the next event into its own."""
+
 _new = tuple.__new__  # of a Position: half the price
+
+_ZERO = ord("0")
+"""With which no number of a position begins, but for a whole ``seq``."""
 
 MOST_TEXT = 28
 """Bytes of a position: what the scripts count with has 13 digits on either side."""
@@ -51,10 +57,12 @@ def decode(payload: bytes, own: tuple[str, ...]) -> tuple[Frame, bytes, bytes]:
     head, _, body = payload.partition(b"\n")
     try:
         version, identifier, before, _, ended, channels, key = head.split(b" ", 6)
-        if version != VERSION:
+        if version != VERSION or not body.endswith(_END):
             raise _unreadable(head)
         ms, _, seq = identifier.partition(b"-")
         if not (ms.isdigit() and seq.isdigit()) or len(identifier) > MOST_TEXT:
+            raise Unreadable(None, None)
+        if ms[0] == _ZERO or (seq[0] == _ZERO and len(seq) > 1):  # a position has one text
             raise Unreadable(None, None)
         position = _new(Position, (int(ms), int(seq)))
         if channels != b"-":
