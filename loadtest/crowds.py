@@ -6,7 +6,7 @@ Whoever imports this has imported `measuring` before.
 import subprocess
 from bisect import bisect_right
 from collections import defaultdict
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, field
 from signal import SIGUSR1, SIGUSR2
@@ -181,7 +181,12 @@ class Crowds:
 
 @asynccontextmanager
 async def crowds(
-    crowd: str, node: NodeProcess, clients: int, *options: str, processes: int = 1, network: int = 10
+    crowd: str,
+    node: NodeProcess,
+    clients: int,
+    *options: str,
+    processes: int = 1,
+    network: int = 10,
 ) -> AsyncIterator[Crowds]:
     """``clients`` that wait for "go"; each process has source addresses of its own."""
     shares = [clients * n // processes for n in range(processes + 1)]
@@ -297,7 +302,7 @@ class Ledger:
                     self.positions[0].append(position)
 
 
-async def _answers(stream: trio.SocketStream) -> "AsyncIterator[str]":
+async def _answers(stream: trio.SocketStream) -> AsyncGenerator[str, None]:
     """Whole answers, one for each request."""
     have = b""
     while True:

@@ -6,7 +6,7 @@ Whoever imports this has imported `measuring` before.
 import hashlib
 import secrets
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -26,6 +26,12 @@ UNLIMITED = (
 
 PrivateKey = rsa.RSAPrivateKey | ec.EllipticCurvePrivateKey | ed25519.Ed25519PrivateKey
 
+_MADE: dict[str, Callable[[], PrivateKey]] = {
+    "RS256": lambda: rsa.generate_private_key(65537, 2048),
+    "ES256": lambda: ec.generate_private_key(ec.SECP256R1()),
+    "EdDSA": ed25519.Ed25519PrivateKey.generate,
+}
+
 
 class Signer:
     """A key of one algorithm, with its ``[[issuer]]`` table, and tokens signed with it."""
@@ -39,16 +45,11 @@ class Signer:
             self._key = secret.encode()
             issuer += f'secret = "{secret}"\n'
         else:
-            self._key = {
-                "RS256": lambda: rsa.generate_private_key(65537, 2048),
-                "ES256": lambda: ec.generate_private_key(ec.SECP256R1()),
-                "EdDSA": ed25519.Ed25519PrivateKey.generate,
-            }[algorithm]()
-            pem = self._key.public_key().public_bytes(
-                Encoding.PEM, PublicFormat.SubjectPublicKeyInfo
-            )
+            self._key = private = _MADE[algorithm]()
             public = directory / f"{algorithm}.pem"
-            public.write_bytes(pem)
+            public.write_bytes(
+                private.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
+            )
             issuer += f'public_key_file = "{public}"\n'
         self.config = directory / f"{algorithm}.toml"
         self.config.write_text(issuer)
@@ -64,7 +65,10 @@ class Signer:
 
     def _token(self, user: str) -> str:
         claims = {
-            **{"sub": user, "exp": time.time() + 3600, "iss": ISSUER, "aud": AUDIENCE},
+            "sub": user,
+            "exp": time.time() + 3600,
+            "iss": ISSUER,
+            "aud": AUDIENCE,
             "gateway": {"subscribe": ["**"], "publish": ["**"]},
         }
         return jwt.encode(claims, self._key, algorithm=self._algorithm)
@@ -74,10 +78,7 @@ class Keys:
     """A signer for each algorithm, and an API key."""
 
     def __init__(self, directory: Path, tokens: int) -> None:
-        self.signers = {
-            algorithm: Signer(algorithm, directory)
-            for algorithm in ("HS256", "RS256", "ES256", "EdDSA")
-        }
+        self.signers = {algorithm: Signer(algorithm, directory) for algorithm in ("HS256", *_MADE)}
         for signer in self.signers.values():
             signer.sign(tokens)
         self.api_key = f"sgk_{secrets.token_urlsafe(32)}"
