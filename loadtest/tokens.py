@@ -77,8 +77,8 @@ class Signer:
 class Keys:
     """A signer for each algorithm, and an API key."""
 
-    def __init__(self, directory: Path, tokens: int) -> None:
-        self.signers = {algorithm: Signer(algorithm, directory) for algorithm in ("HS256", *_MADE)}
+    def __init__(self, directory: Path, algorithms: Sequence[str], tokens: int) -> None:
+        self.signers = {algorithm: Signer(algorithm, directory) for algorithm in algorithms}
         for signer in self.signers.values():
             signer.sign(tokens)
         self.api_key = f"sgk_{secrets.token_urlsafe(32)}"
