@@ -176,9 +176,11 @@ class Fanout:
         """The careful way: only the frames that this client is owed, whatever its state."""
         if client.state is not State.LIVE and client.state is not State.BEHIND:
             return
-        owed = [frame for frame in frames if _is_owed(client, frame)]
-        if not owed:
-            return
+        first, owed = frames[0].position, frames
+        if client.joined >= first or client.given >= first:
+            owed = [frame for frame in frames if _is_owed(client, frame)]
+            if not owed:
+                return
         if client.state is State.BEHIND:
             self._hub.offer(client, owed)
         else:

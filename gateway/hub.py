@@ -206,8 +206,11 @@ class Hub:
         self.offer(client, frames[started:])
 
     def offer(self, client: Client, frames: Iterable[Frame]) -> None:
+        names: tuple[str, ...] = ()
+        policy = Policy.DROP
         for frame in frames:
-            policy = self._policy(client, frame)
+            if frame.channels != names or policy is Policy.LATEST:  # it costs as much as the rest
+                names, policy = frame.channels, self._policy(client, frame)
             if client.offer(frame, policy):
                 continue
             if policy is Policy.DISCONNECT:
@@ -220,8 +223,10 @@ class Hub:
     @staticmethod
     def _policy(client: Client, frame: Frame) -> Policy:
         """Of the channels through which the client gets the frame, the most preserving policy."""
-        through = [c.rule.policy for c in client.channels if c.name in frame.channels]
-        policy = max(through, key=_RANK.__getitem__, default=Policy.DROP)
+        policy = Policy.DROP
+        for channel in client.channels:
+            if channel.name in frame.channels and _RANK[channel.rule.policy] > _RANK[policy]:
+                policy = channel.rule.policy
         if policy is Policy.LATEST and not frame.id_line:  # the notice of a gap replaces nothing
             return Policy.DROP
         return policy

@@ -21,6 +21,7 @@
 #include <netinet/in.h>
 #include <netinet/tcp.h>
 #include <pthread.h>
+#include <signal.h>
 #include <stdarg.h>
 #include <stdatomic.h>
 #include <stdbool.h>
@@ -45,10 +46,12 @@ enum {
 };
 
 static struct {
-  const char *host, *path, *storm_path, *pub_path, *body, *type;
+  const char *host, *path, *storm_path, *pub_path, *body, *type, *tokens;
   long port, pub_port, clients, count, rate, size, channels, pubs, batch, spread, readers, src_ips, settle, deadline,
     stalled, storm, storm_expect;
   char headers[4096];
+  char **token;  // of the file `tokens`, one a line
+  int token_count;
   int pids[PIDS_MAX], pid_count;
 } opt = {
   .host = "127.0.0.1", .path = "/events?channel=bench", .pub_path = "/publish/bench", .body = "%s",
@@ -211,9 +214,10 @@ static int open_stream(int index, int receive_buffer) {
   char path[2048], request[HEAD_MAX];
   bool stormy = index >= opt.clients && index < opt.clients + opt.storm && opt.storm_path;
   expand(path, stormy ? opt.storm_path : opt.path, "", 0, index % opt.channels);
+  const char *token = opt.token_count ? opt.token[index % opt.token_count] : "";
   int length = snprintf(
-    request, sizeof request, "GET %s HTTP/1.1\r\nHost: %s:%ld\r\nAccept: text/event-stream\r\n%s\r\n",
-    path, opt.host, opt.port, opt.headers);
+    request, sizeof request, "GET %s HTTP/1.1\r\nHost: %s:%ld\r\nAccept: text/event-stream\r\n%s%s%s%s\r\n",
+    path, opt.host, opt.port, opt.headers, *token ? "Authorization: Bearer " : "", token, *token ? "\r\n" : "");
   int fd = dial(index, opt.port, receive_buffer);
   if (fd >= 0)
     send(fd, request, length, MSG_NOSIGNAL);  // whole or not at all: the send buffer is empty; a broken one ends in read()
@@ -240,7 +244,7 @@ static void __attribute__((format(printf, 2, 3))) fail(_Atomic long *errors, con
 // The periods of a storm, by when an event was sent; without a storm all is BEFORE.
 enum { BEFORE, DURING, AFTER, PERIODS };
 static _Atomic int64_t storm_began_ns = INT64_MAX, storm_ended_ns = INT64_MAX;
-static _Atomic bool stop;
+static _Atomic bool stop, enough;
 
 struct tally {
   _Atomic long connected, closed, errors, delivered, replayed, disordered;
@@ -490,11 +494,11 @@ static void *publish(void *argument) {
   p->request = malloc(HEAD_MAX + body_max());
   p->reply = malloc(REPLY_MAX);
   int64_t start = now_ns();
-  for (long done = 0; done < p->count;) {
+  for (long done = 0; done < p->count && !enough;) {
     long events = p->count - done < opt.batch ? p->count - done : opt.batch;
     if (opt.rate)  // publishers take turns, so that together they are evenly spaced
       sleep_until(start + (int64_t)((double)(done * opt.pubs + p->id * opt.batch) / opt.rate * SECOND));
-    if (!past_deadline())
+    if (!past_deadline() && !enough)
       publish_request(p, p->first + done, events);
     done += events;
     attempted += events;
@@ -547,12 +551,39 @@ static void storm_phase(void) {
   storm_ended_ns = now_ns();
 }
 
-static void report_storm(const struct histogram *before, const struct histogram *during) {
+// A storm that others make: they say by SIGUSR1 when it begins and, by another one, when it has ended, and by SIGUSR2
+// when nothing more is to be published.
+static void *heed_signals(void *signals) {
+  for (int number; !sigwait(signals, &number);)
+    if (number == SIGUSR2)
+      enough = true;
+    else if (storm_began_ns == INT64_MAX)
+      storm_began_ns = now_ns();
+    else
+      storm_ended_ns = now_ns();
+  return NULL;
+}
+
+// All threads that are started later leave these signals to that one.
+static void await_signals(void) {
+  static sigset_t signals;
+  pthread_t thread;
+  sigemptyset(&signals);
+  sigaddset(&signals, SIGUSR1);
+  sigaddset(&signals, SIGUSR2);
+  pthread_sigmask(SIG_BLOCK, &signals, NULL);
+  pthread_create(&thread, NULL, heed_signals, &signals);
+}
+
+static void report_storm(void) {
   double seconds = (storm_connected_ns - storm_began_ns) / 1e9;
-  printf("storm_connected=%ld storm_errors=%ld storm_closed=%ld storm_s=%.2f storm_connects_per_s=%.0f "
-         "before_deliveries=%ld before_p50_ms=%.2f before_p99_ms=%.2f before_max_ms=%.2f "
+  printf("storm_connected=%ld storm_errors=%ld storm_closed=%ld storm_s=%.2f storm_connects_per_s=%.0f\n",
+         storm_tally.connected, storm_tally.errors, storm_tally.closed, seconds, storm_tally.connected / seconds);
+}
+
+static void report_periods(const struct histogram *before, const struct histogram *during) {
+  printf("before_deliveries=%ld before_p50_ms=%.2f before_p99_ms=%.2f before_max_ms=%.2f "
          "during_deliveries=%ld during_p50_ms=%.2f during_p99_ms=%.2f during_max_ms=%.2f\n",
-         storm_tally.connected, storm_tally.errors, storm_tally.closed, seconds, storm_tally.connected / seconds,
          before->total, quantile_ms(before, 0.5), quantile_ms(before, 0.99), quantile_ms(before, 1),
          during->total, quantile_ms(during, 0.5), quantile_ms(during, 0.99), quantile_ms(during, 1));
 }
@@ -645,7 +676,9 @@ static long publish_phase(void) {
     printf(" cpu_s_%d=%.2f", opt.pids[i], cpu_of[i]);
   putchar('\n');
   if (opt.storm)
-    report_storm(&latency[BEFORE], &latency[DURING]);
+    report_storm();
+  if (storm_began_ns != INT64_MAX)
+    report_periods(&latency[BEFORE], &latency[DURING]);
   if (opt.storm_expect)
     lost += report_replay();
   return lost;
@@ -654,7 +687,7 @@ static long publish_phase(void) {
 // ---------------------------------------------------------------- the command line
 
 static const char HELP[] =
-  "--host --port --pub-port --path --storm-path --pub-path (%d: channel index) --body (%s: payload, %d) --type --header 'Name: value'\n"
+  "--host --port --pub-port --path --storm-path --pub-path (%d: channel index) --body (%s: payload, %d) --type --header 'Name: value' --tokens FILE\n"
   "--clients N --count EVENTS --rate EVENTS_PER_S --size BYTES --channels N --pubs THREADS --batch EVENTS --spread 0|1\n"
   "--readers THREADS --src-ips N --pids PID,PID --settle SECONDS --deadline SECONDS --stalled N --storm N --storm-expect EVENTS\n";
 
@@ -680,6 +713,7 @@ static const struct number { const char *name; long *value, least, most; } numbe
 };
 static const struct text { const char *name, **value; } texts[] = {
   {"host", &opt.host}, {"path", &opt.path}, {"storm-path", &opt.storm_path}, {"pub-path", &opt.pub_path}, {"body", &opt.body}, {"type", &opt.type},
+  {"tokens", &opt.tokens},
 };
 #define LENGTH(array) (sizeof array / sizeof *array)
 
@@ -742,6 +776,19 @@ static void check_options(void) {
     usage("--storm needs --rate: it is measured against an even flow");
 }
 
+static void read_tokens(void) {
+  char line[4096];
+  FILE *file = fopen(opt.tokens, "r");
+  if (!file)
+    usage("--tokens: cannot read '%s'", opt.tokens);
+  while (fgets(line, sizeof line, file) && opt.token_count < CLIENTS_MAX) {
+    line[strcspn(line, "\r\n")] = 0;
+    opt.token = realloc(opt.token, (opt.token_count + 1) * sizeof *opt.token);
+    opt.token[opt.token_count++] = strdup(line);
+  }
+  fclose(file);
+}
+
 static void raise_descriptor_limit(void) {
   struct rlimit limit;
   rlim_t needed = opt.clients + opt.storm + opt.stalled + opt.pubs + READERS_MAX + 16;
@@ -755,9 +802,12 @@ static void raise_descriptor_limit(void) {
 int main(int argc, char **argv) {
   parse_options(argc, argv);
   check_options();
+  if (opt.tokens)
+    read_tokens();
   raise_descriptor_limit();
   began_ns = now_ns();
   deadline_ns = began_ns + opt.deadline * SECOND;
+  await_signals();
   connect_phase();
   long lost = opt.count ? publish_phase() : 0;
   fflush(stdout);

@@ -93,7 +93,7 @@ class Fanout:
     """The load generator, built. ``failed`` says whether any run lost deliveries or had errors."""
 
     def __init__(self, program: str) -> None:
-        self._program = program
+        self.program = program
         self.failed = False
 
     async def __call__(self, site: Site, *load: str, of: Sequence[str] = ()) -> Figures:
@@ -104,7 +104,7 @@ class Fanout:
         """
         pids = [pid for name in of for pid in site.processes[name]] or site.pids
         command = (
-            *(self._program, "--port", str(site.port), "--pub-port", str(site.pub_port)),
+            *(self.program, "--port", str(site.port), "--pub-port", str(site.pub_port)),
             *("--pids", ",".join(map(str, pids)), *load),
         )
         done = await trio.run_process(command, capture_stdout=True, check=False)
@@ -137,13 +137,20 @@ def _shares(figures: Mapping[str, float], site: Site) -> Figures:
 
 @asynccontextmanager
 async def built_fanout() -> AsyncIterator[Fanout]:
+    async with built("fanout") as program:
+        yield Fanout(program)
+
+
+@asynccontextmanager
+async def built(name: str) -> AsyncIterator[str]:
+    """The program made of ``<name>.c``; whatever is started may open as much as is allowed."""
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    with TemporaryDirectory(prefix="fanout-") as directory:
-        program = f"{directory}/fanout"
-        source = str(HERE / "fanout.c")
+    with TemporaryDirectory(prefix=f"{name}-") as directory:
+        program = f"{directory}/{name}"
+        source = str(HERE / f"{name}.c")
         await trio.run_process(["cc", "-O2", "-pthread", "-o", program, source])
-        yield Fanout(program)
+        yield program
 
 
 def table(title: str, names: Sequence[str], runs: Mapping[str, Sequence[Figures]]) -> str:

@@ -27,7 +27,9 @@ from running import (
 from gateway import connection
 from gateway.client import Reason
 from gateway.connection import CROWD
+from gateway.front import BEGUN_PER_TURN
 from gateway.http1_render import CONTINUE
+from gateway.server import listen
 
 PUBLISH = request("POST", "/publish/a", body=b"x")
 STATS = request("GET", "/stats")
@@ -466,6 +468,69 @@ async def test_far_over_the_bound_of_connections_they_are_closed_at_once() -> No
         await until(lambda: len(gateway.front._connections) == len(crowd))
         assert await (await gateway.connect()).ended()
         assert gateway.node.refused["connections"] == 1
+
+
+def storm(port: int, count: int) -> list[socket.socket]:
+    """So many connections, each with a publish, before the node has had a turn."""
+    crowd = [socket.create_connection(("127.0.0.1", port)) for _ in range(count)]
+    for each in crowd:
+        each.sendall(PUBLISH)
+        each.setblocking(False)
+    return crowd
+
+
+async def answers(crowd: list[socket.socket]) -> list[bytes]:
+    """The first line of what each is answered."""
+    with trio.fail_after(10):
+        for each in crowd:
+            await trio.lowlevel.wait_readable(each)
+    lines = [each.recv(65_536).partition(b"\r\n")[0] for each in crowd]
+    for each in crowd:
+        each.close()
+    return lines
+
+
+async def until_some_wait(gateway: Gateway) -> None:
+    with trio.fail_after(10):
+        while not gateway.front._waiting:
+            await trio.lowlevel.checkpoint()
+
+
+async def test_a_storm_is_taken_from_the_kernel_at_once_and_begun_in_turns() -> None:
+    """What the kernel's queue does not hold would be forgotten."""
+    async with running() as gateway, nothing_left(gateway):
+        crowd = storm(gateway.port, 100)
+        await until_some_wait(gateway)
+        begun = 100 - gateway.front._waiting
+        assert begun in (BEGUN_PER_TURN, 2 * BEGUN_PER_TURN)  # of one turn, or of the next one too
+        assert gateway.front.serving
+        assert set(await answers(crowd)) == {b"HTTP/1.1 202 Accepted"}
+
+
+async def test_no_more_wait_than_there_are_descriptors_for() -> None:
+    """The others wait in the kernel; it is when those have their turn that they may be too many."""
+    async with running(max_connections=40) as gateway, nothing_left(gateway):
+        crowd = storm(gateway.port, 100)
+        await until_some_wait(gateway)
+        assert gateway.front._waiting + len(gateway.front._connections) <= 40
+        for each in crowd:
+            each.close()
+
+
+async def test_whoever_waits_when_accepting_ends_is_served() -> None:
+    async with running() as gateway, nothing_left(gateway), trio.open_nursery() as nursery:
+        scope = trio.CancelScope()
+        with listen(gateway.node.config) as listener:
+
+            async def accept() -> None:
+                with scope:
+                    await gateway.front.accept(listener, nursery)
+
+            nursery.start_soon(accept)
+            crowd = storm(listener.getsockname()[1], 100)
+            await until_some_wait(gateway)
+            scope.cancel()
+            assert set(await answers(crowd)) == {b"HTTP/1.1 202 Accepted"}
 
 
 async def test_hundreds_of_connections_leave_nothing_behind() -> None:
