@@ -12,6 +12,7 @@ import trio
 
 from gateway.config import Config
 from gateway.errors import ConfigError
+from gateway.transport import TlsStream
 
 ALPN = ["http/1.1"]
 """No HTTP/2: a balancer in front speaks it to browsers."""
@@ -26,6 +27,14 @@ class Certificate:
         """Raises ConfigError when they cannot be used."""
         self._config = config
         self.context = load(config)
+        self._turn = trio.Lock()
+
+    async def handshake(self, stream: TlsStream) -> None:
+        """As `TlsStream.do_handshake`. Each waits for its turn: the first step is a millisecond of
+        arithmetic, and a crowd of them at once would stand in the way of everything else."""
+        async with self._turn:
+            pass  # whoever waits next runs when everybody else has run once more
+        await stream.do_handshake()
 
     async def reload(self) -> None:
         """Read the files again; if they cannot be used, say so and keep what there is."""

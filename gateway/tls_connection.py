@@ -41,7 +41,7 @@ class TlsConnection(ArrivingConnection):
         assert self._sock is not None
         self._tls = TlsStream(self._sock, self._certificate.context)
         self._sock = self._tls.socket
-        await self._tls.do_handshake()
+        await self._certificate.handshake(self._tls)
         return True
 
     async def _stream(self, stream: EventStream, head: bytes) -> None:

@@ -5,7 +5,8 @@ alert by which a peer learns why it was refused, and carries everything through 
 
 1. One task receives and one sends, at most. Both may be at it at once.
 2. Who is cancelled while sending leaves a record cut, after which nothing can be sent.
-3. Every call lets others have a turn, also where nothing has to be waited for.
+3. Receiving lets others have a turn also where nothing has to be waited for. Sending does not: a
+   turn costs more than a small record, and what one has to send is bounded.
 """
 
 import socket
@@ -41,7 +42,6 @@ class TlsStream(trio.abc.HalfCloseableStream):
         return await self._retry(partial(self._receive, max_bytes or READ_BYTES))
 
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
-        await trio.lowlevel.checkpoint()
         if self._is_cut:
             raise trio.BrokenResourceError
         self._is_cut = True

@@ -305,6 +305,11 @@ async def test_a_silent_connection_is_closed_without_a_word() -> None:
     async with running(head_timeout=0.1) as gateway:
         assert await (await gateway.connect()).to_end() == b""
         assert gateway.node.refused["silent"] == 1
+    async with running(idle_timeout=0.1) as gateway:
+        wire = await gateway.connect()
+        await wire.send(request("POST", "/publish/a", body=b"x"))
+        assert (await wire.response()).status == 202
+        assert await wire.to_end() == b""
 
 
 # --- publishing -----------------------------------------------------------------------------------

@@ -389,6 +389,42 @@ async def test_a_handshake_has_a_deadline_and_so_has_silence_before_and_after_it
         assert handshakes_refused(gateway) == 1
 
 
+class Ticks(trio.abc.Instrument):
+    """How often trio's scheduler has gone round: each time every task that can has one turn."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def after_io_wait(self, timeout: float) -> None:
+        self.count += 1
+
+
+async def test_a_crowd_of_handshakes_takes_turns_with_everybody_else(
+    certificate: certificates.Files, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All hellos are there when the first one is looked at; the costly step of each is the one that
+    comes first."""
+    count, ticks = 30, Ticks()
+    begun: dict[ssl.SSLSocket, int] = {}
+    do_handshake = ssl.SSLSocket.do_handshake
+
+    def spy(self: ssl.SSLSocket) -> None:
+        begun.setdefault(self, ticks.count)
+        do_handshake(self)
+
+    monkeypatch.setattr(ssl.SSLSocket, "do_handshake", spy)
+    async with running_over_tls(certificate) as gateway:
+        assert gateway.certificate is not None
+        turn = gateway.certificate._turn
+        trio.lowlevel.add_instrument(ticks)
+        async with trio.open_nursery() as nursery, turn:  # which holds them all up
+            for _ in range(count):
+                nursery.start_soon(gateway.connect)
+            await until(lambda: turn.statistics().tasks_waiting == count)
+        trio.lowlevel.remove_instrument(ticks)
+        assert len(set(begun.values())) == len(begun) == count
+
+
 async def test_who_only_tries_whether_somebody_listens_is_not_counted(
     certificate: certificates.Files,
 ) -> None:
