@@ -14,7 +14,7 @@ from typing import Protocol, TypeAlias
 import trio
 
 from gateway.bus.commands import Backoff, reason
-from gateway.bus.resp import LINK_ERRORS, Connection, LinkLost, Reply, pack
+from gateway.bus.resp import LINK_ERRORS, SHOWN, Connection, LinkLost, Reply, pack
 from gateway.bus.subscriptions import Subscription, Subscriptions
 
 _log = logging.getLogger(__name__)
@@ -25,7 +25,7 @@ SUBSCRIBE_SLICE = 1000
 HELD_BYTES = 32 * 1024 * 1024
 """Of messages that come while channels are still being subscribed to again."""
 
-MESSAGE, SUBSCRIBED = b"message", b"subscribe"
+MESSAGE, MESSAGE_PARTS = b"message", 3
 
 Message: TypeAlias = list[bytes]
 """Its kind, the Redis channel and the payload, as Redis sends them."""
@@ -200,18 +200,24 @@ class Listener:
         messages: list[Message] = []
         by_channel = self._subscriptions.by_channel
         for reply in replies:
-            if not isinstance(reply, list):
-                raise LinkLost(f"Redis says: {reply}")
-            if reply[0] == MESSAGE:
-                messages.append(reply)
-            elif reply[0] == SUBSCRIBED:
-                self._unconfirmed.discard(reply[1])
-                if subscription := by_channel.get(reply[1]):
-                    subscription.confirmed = True
-                    self._waiting.discard(subscription)
-                    self._owner.confirmed(subscription)
+            match reply:
+                case [b"message", bytes(), bytes()]:
+                    messages.append(reply)
+                case [b"subscribe", bytes(channel), *_]:
+                    self._unconfirmed.discard(channel)
+                    if subscription := by_channel.get(channel):
+                        subscription.confirmed = True
+                        self._waiting.discard(subscription)
+                        self._owner.confirmed(subscription)
+                case [b"unsubscribe", bytes(), *_]:
+                    pass
+                case _:
+                    raise LinkLost(f"Redis says: {str(reply)[:SHOWN]}")
         return messages
 
 
 def _is_message(reply: Reply) -> bool:
-    return type(reply) is list and reply[0] == MESSAGE
+    if type(reply) is not list or len(reply) != MESSAGE_PARTS:
+        return False
+    kind, channel, payload = reply
+    return kind == MESSAGE and type(channel) is type(payload) is bytes

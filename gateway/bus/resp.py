@@ -2,6 +2,7 @@
 
 1. At most READ_BYTES are fed at a time: what is held of unread replies is bounded by the largest.
 2. Error replies are values (`hiredis.ReplyError`); only a broken connection raises.
+3. Replies that were whole before it broke are given out first, however they arrived.
 """
 
 from collections.abc import Sequence
@@ -12,6 +13,9 @@ import trio
 
 READ_BYTES = 64 * 1024
 
+SHOWN = 200
+"""Characters of what should not have come, where that is told."""
+
 Reply: TypeAlias = Any
 """bytes, int, None, a list of replies, or a `hiredis.ReplyError`."""
 
@@ -19,6 +23,14 @@ Argument: TypeAlias = str | bytes | int | float
 
 LINK_ERRORS = (OSError, trio.BrokenResourceError, trio.ClosedResourceError, trio.TooSlowError)
 """What a connection that cannot be made or kept raises, LinkLost among it."""
+
+
+_UNREADABLE = (hiredis.ProtocolError, TypeError, MemoryError)
+"""What hiredis raises: the last two for a map whose key is a map, of a protocol that we do not ask
+for, and for a length beyond all memory."""
+
+_NOT_YET = object()
+"""What hiredis gives for a reply that is not whole; its default, False, can be a reply."""
 
 
 class LinkLost(ConnectionError):
@@ -45,8 +57,9 @@ def must(reply: Reply) -> Reply:
 class Connection:
     def __init__(self, stream: trio.abc.Stream) -> None:
         self._stream = stream
-        self._reader = hiredis.Reader()
+        self._reader = hiredis.Reader(notEnoughData=_NOT_YET)
         self._read: list[Reply] = []
+        self._broken: str | None = None
 
     async def send(self, data: bytes) -> None:
         """Raises one of LINK_ERRORS."""
@@ -59,15 +72,17 @@ class Connection:
             return read
         replies: list[Reply] = []
         while not replies:
+            if self._broken is not None:
+                raise LinkLost(f"what came is not of Redis: {self._broken}")
             data = await self._stream.receive_some(READ_BYTES)
             if not data:
                 raise LinkLost("Redis has closed the connection")
             try:
                 self._reader.feed(bytes(data))
-                while (reply := self._reader.gets()) is not False:
+                while (reply := self._reader.gets()) is not _NOT_YET:
                     replies.append(reply)
-            except hiredis.ProtocolError as error:
-                raise LinkLost(f"what came is not of Redis: {error}") from None
+            except _UNREADABLE as error:
+                self._broken = str(error)[:SHOWN]
         return replies
 
     async def call(self, *arguments: Argument) -> Reply:

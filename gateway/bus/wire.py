@@ -15,6 +15,9 @@ VERSION = b"1"
 KNOWN_EMPTY = b"~"
 """Before ``previous``: no event is known there, only that none has been since."""
 
+_END = b"\n\n"
+"""Of a block: what has lost it would take the next event into its own."""
+
 _new = tuple.__new__  # of a Position: half the price
 
 MOST_TEXT = 28
@@ -51,7 +54,7 @@ def decode(payload: bytes, own: tuple[str, ...]) -> tuple[Frame, bytes, bytes]:
     head, _, body = payload.partition(b"\n")
     try:
         version, identifier, before, _, ended, channels, key = head.split(b" ", 6)
-        if version != VERSION:
+        if version != VERSION or not body.endswith(_END):
             raise _unreadable(head)
         ms, _, seq = identifier.partition(b"-")
         if not (ms.isdigit() and seq.isdigit()) or len(identifier) > MOST_TEXT:

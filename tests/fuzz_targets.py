@@ -1,0 +1,665 @@
+"""What must hold of whatever comes from outside, as functions of bytes: the targets of fuzzing.
+
+1. A target takes any bytes, raises nothing but AssertionError, and keeps nothing between two calls.
+2. Input that is a stream of bytes is given whole, byte by byte, and in pieces that the input itself
+   decides: the same input always fails in the same way.
+3. ``seeds`` are inputs from which others are made, ``words`` what such input is made of. Hypothesis
+   (test_fuzz) and atheris (fuzz.py) are both driven by them, and what has been found is among them.
+"""
+
+import re
+import zlib
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from random import Random
+from typing import Any, cast
+from urllib.parse import unquote
+
+import h11
+import hiredis
+import msgspec
+import trio
+
+from gateway import messages, sse
+from gateway.api import commands
+from gateway.api.publish import PATH as PUBLISH
+from gateway.api.publish import publish
+from gateway.api.request import JSON, NDJSON, Answer, Request, parse_target
+from gateway.bus import wire
+from gateway.bus.history import Record, _entry, parse_record
+from gateway.bus.listener import Listener
+from gateway.bus.prover import parse_told
+from gateway.bus.resp import Connection, LinkLost, Reply
+from gateway.bus.subscriptions import Subscription, Subscriptions
+from gateway.config import Config
+from gateway.errors import BadRequest, GatewayError
+from gateway.event import MAX_LABEL, Event, Frame, render
+from gateway.http1 import Parsed, RequestReader
+from gateway.http1_render import render_request
+from gateway.names import (
+    MAX_CHANNEL_NAME,
+    USER_PATTERN,
+    USER_PREFIX,
+    check_channel,
+    check_subscribable,
+    compile_pattern,
+    is_reserved,
+    user_channel,
+)
+from gateway.node import Node
+from gateway.position import ZERO, Closed, Position, Start, parse_resume
+
+BYTE_BY_BYTE = 512
+"""Input up to this long is also given byte by byte."""
+
+MOST_CUTS = 6
+
+DIVIDER = b"\n--\n"
+"""Between the parts of an input that has several."""
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    check: Callable[[bytes], None]
+    seeds: Sequence[bytes]
+    words: Sequence[bytes]
+
+
+def ways(data: bytes) -> Iterator[list[bytes]]:
+    """The ways in which ``data`` may arrive, the first one whole."""
+    yield [data]
+    if len(data) <= BYTE_BY_BYTE:
+        yield [data[at : at + 1] for at in range(len(data))]
+    random = Random(zlib.crc32(data))
+    cuts = sorted(random.randint(0, len(data)) for _ in range(MOST_CUTS))
+    yield [data[start:end] for start, end in zip([0, *cuts], [*cuts, len(data)], strict=True)]
+
+
+def same_however_it_comes(data: bytes, read: Callable[[list[bytes]], object]) -> None:
+    whole, *others = [read(pieces) for pieces in ways(data)]
+    for other in others:
+        assert other == whole
+
+
+def is_one_sentence(detail: str) -> bool:
+    """Whether a refusal can stand in a log line and in a terminal, and is no flood."""
+    return detail.isprintable() and len(detail) < 2000
+
+
+# --- the SSE parser, and what is written for one -----------------------------------------------------
+
+MAX_LINE, MAX_EVENT = 64, 160
+
+
+def parse_stream(data: bytes) -> None:
+    same_however_it_comes(data, _parsed_stream)
+    parser = sse.Parser()
+    events = parser.receive_data(data)
+    assert events == interpret(data)
+    assert parser.retry is None or 0 <= parser.retry <= sse.MAX_RETRY_MS
+    for event in events:
+        with suppress(BadRequest):  # a type may hold NUL, which we do not write
+            again = sse.encode(event.data, event=event.event, id=event.last_event_id)
+            assert sse.Parser().receive_data(again) == [event]
+
+
+def _parsed_stream(pieces: list[bytes]) -> object:
+    parser = sse.Parser(max_line_bytes=MAX_LINE, max_event_bytes=MAX_EVENT)
+    events: list[sse.ServerSentEvent] = []
+    limited = False
+    for piece in [*pieces, b""]:
+        try:
+            events += parser.receive_data(piece)
+        except sse.ParseLimit:
+            limited = True
+    assert all(len(event.data) <= MAX_EVENT for event in events)
+    return events, limited, parser.last_event_id, parser.retry
+
+
+def interpret(stream: bytes) -> list[sse.ServerSentEvent]:
+    """WHATWG HTML 9.2.6 as it is written, over a whole stream: decode, divide, interpret."""
+    *lines, _ = re.split(
+        "\r\n|\n|\r", stream.removeprefix(b"\xef\xbb\xbf").decode(errors="replace")
+    )
+    data = event_type = event_id = ""
+    events = []
+    for line in lines:
+        if line == "":
+            if data != "":
+                events.append(sse.ServerSentEvent(event_type or "message", data[:-1], event_id))
+            data = event_type = ""
+        elif not line.startswith(":"):
+            field, _, value = line.partition(":")
+            value = value[1:] if value[:1] == " " else value
+            if field == "event":
+                event_type = value
+            elif field == "data":
+                data += value + "\n"
+            elif field == "id" and "\0" not in value:
+                event_id = value
+    return events
+
+
+def write_event(data: bytes) -> None:
+    """Whatever an event holds, it arrives as one event that holds that, here and over Redis."""
+    texts = [part.decode("utf-8", "surrogatepass") for part in _decodable(data).split(DIVIDER)]
+    content, kind, key, retry, *_ = [*texts, "", "", "", ""]
+    event = Event(
+        ("a", "b") if len(texts) % 2 else ("a",),
+        content,
+        kind or None,
+        int(retry) if re.fullmatch("[0-9]{1,12}", retry, re.ASCII) else None,
+        None if not key or set(key) & set("\r\n\0") else key,
+        end=len(data) % 3 == 0,
+    )
+    try:
+        frame = render(event, Position(7, 3))
+    except BadRequest as error:
+        assert is_one_sentence(error.detail)
+        return
+    assert_arrives(event, frame)
+    try:
+        sent = wire.encode(event)
+    except UnicodeEncodeError:
+        assert key.encode("utf-8", "replace") != key.encode("utf-8", "surrogatepass")
+        return
+    read, identifier, before = wire.decode(b"1 7-3 7-2 99 " + sent, event.channels)
+    assert (identifier, before) == (b"7-3", b"7-2")
+    for name in Frame.__struct_fields__:
+        assert getattr(read, name) == getattr(frame, name), name
+    assert sse.Parser().receive_data(sse.comment(content)) == []
+
+
+def _decodable(data: bytes) -> bytes:
+    """``data`` as UTF-8 that may hold lone surrogates, which JSON can spell."""
+    return data.decode("utf-8", "surrogateescape").encode("utf-8", "surrogatepass")
+
+
+def assert_arrives(event: Event, frame: Frame) -> None:
+    """One chunk, in it one block, in it the event as it was published, and nothing else."""
+    size, _, rest = frame.chunk.partition(b"\r\n")
+    assert int(size, 16) == len(rest) - 2
+    assert rest == frame.block + b"\r\n"
+    parser = sse.Parser(max_line_bytes=2**30, max_event_bytes=2**30)
+    content = event.data.replace("\r\n", "\n").replace("\r", "\n")
+    told = sse.ServerSentEvent(event.type or "message", content, str(frame.position))
+    assert parser.receive_data(frame.block) == [told]
+    assert parser.retry == event.retry
+    assert frame.block.endswith(b"\n\n")
+    assert frame.block.count(b"\n\n") == 1
+    assert frame.without_id() == frame.block.partition(b"\n")[2]
+
+
+# --- names, patterns, positions ------------------------------------------------------------------------
+
+
+def match_pattern(data: bytes) -> None:
+    """A pattern, a line break, a name: only BadRequest, and a match by the definition."""
+    pattern, _, name = data.decode("utf-8", "surrogateescape").partition("\n")
+    for check in (check_channel, check_subscribable, compile_pattern, user_channel):
+        for text in (pattern, name):
+            try:
+                check(text)
+            except BadRequest as error:
+                assert is_one_sentence(error.detail)
+    with suppress(BadRequest):
+        assert check_channel(name) == name
+        assert re.fullmatch(r"[\w\-.:/@~%+]{1,200}", name, re.ASCII)
+        compiled = compile_pattern(pattern)
+        expected = matches(pattern.split("."), name.split("."))
+        if pattern == USER_PATTERN:
+            expected = len(name) > len(USER_PREFIX) and name.startswith(USER_PREFIX)
+        assert compiled.matches(name) == expected
+    with suppress(BadRequest):
+        channel = check_channel(user_channel(name))
+        assert is_reserved(channel)
+        assert len(channel) <= MAX_CHANNEL_NAME
+        assert unquote(channel.removeprefix(USER_PREFIX)) == name
+
+
+def matches(pattern: list[str], name: list[str]) -> bool:
+    """What a pattern matches, as the definition says it."""
+    if not pattern or pattern == ["**"]:
+        return pattern == ["**"] or not name
+    return bool(name) and pattern[0] in ("*", name[0]) and matches(pattern[1:], name[1:])
+
+
+def read_position(data: bytes) -> None:
+    text = data.decode("utf-8", "surrogateescape")
+    meaning = parse_resume(text)
+    if isinstance(meaning, Start):
+        assert meaning is Start.UNKNOWN or meaning.value == text
+    else:
+        assert str(meaning) == text
+        position = meaning.position if isinstance(meaning, Closed) else meaning
+        assert len(str(Closed(position))) < 128
+        assert position.before() < position or position == ZERO
+        assert Position.parse(str(position)) == position
+    with suppress(wire.Unreadable):
+        assert min(wire.position_of(data)) >= 0
+
+
+# --- what comes from Redis ---------------------------------------------------------------------------
+
+
+def read_redis(data: bytes) -> None:
+    """Replies, or a lost link; and of those on the pub/sub connection only whole messages."""
+    same_however_it_comes(data, _replies)
+    subscriptions = Subscriptions("p:")
+    subscriptions.claim(["a"])
+    owner = cast(Any, _Owner())
+    listener = Listener(cast(Any, None), owner, subscriptions, ("p:p:w",), timeout=1)
+    replies, _ = _replies([data])
+    with suppress(LinkLost):
+        for kind, channel, payload in listener._sorted(replies):
+            assert kind == b"message"
+            assert type(channel) is type(payload) is bytes
+            with suppress(wire.Unreadable):
+                wire.decode(payload, ("a",))
+            parse_told(payload)
+
+
+class _Owner:
+    def confirmed(self, subscription: Subscription) -> None:
+        assert subscription.confirmed
+
+
+@dataclass
+class _Pieces:
+    """A stream that has these and then ends."""
+
+    pieces: list[bytes]
+
+    async def receive_some(self, max_bytes: int) -> bytes:
+        return self.pieces.pop(0) if self.pieces else b""
+
+
+def _replies(pieces: list[bytes]) -> tuple[list[Reply], str]:
+    connection = Connection(cast(Any, _Pieces([piece for piece in pieces if piece])))
+    replies: list[Reply] = []
+    while True:
+        try:
+            replies += _finish(connection.receive())
+        except LinkLost as lost:
+            return [_comparable(reply) for reply in replies], str(lost)
+
+
+def _comparable(reply: Reply) -> Reply:
+    """Errors are values, but not equal by themselves; nan is not even equal to itself."""
+    if isinstance(reply, list):
+        return [_comparable(part) for part in reply]
+    if isinstance(reply, hiredis.ReplyError | float | dict | set):
+        return repr(reply)
+    return reply
+
+
+def _finish(waiting: Awaitable[Any]) -> Any:
+    """The result of what never really waits."""
+    try:
+        waiting.__await__().send(None)  # type: ignore[attr-defined]  # a generator
+    except StopIteration as stop:
+        return stop.value
+    raise AssertionError("this waits")
+
+
+def read_message(data: bytes) -> None:
+    """A message, an entry of history, a record, a proof: all as bytes under somebody's key."""
+    with suppress(wire.Unreadable):
+        frame, identifier, before = wire.decode(data, ("a",))
+        assert str(frame.position).encode() == identifier
+        assert frame.block.startswith(b"id: %b\n" % identifier)
+        assert frame.block.endswith(b"\n\n")
+        size, _, rest = frame.chunk.partition(b"\r\n")
+        assert int(size, 16) == len(rest) - 2
+        with suppress(wire.Unreadable):
+            wire.position_of(before)
+        assert _entry(identifier, [b"e", data], ("a",))[0].position == frame.position
+    with suppress(wire.Unreadable):
+        _entry(b"1-1", data.split(b"\0"), ("a",))
+    record = parse_record(data)
+    assert record is None or isinstance(record, Record)
+    told = parse_told(data)
+    assert told is None or told.head >= ZERO
+
+
+COMMANDS = (
+    commands.ADD_CHANNEL,
+    commands.REMOVE_CHANNEL,
+    commands.CLOSE_CLIENT,
+    commands.CLOSE_USER,
+    commands.COUNT_CHANNEL,
+    commands.STATUS,
+)
+
+
+def read_word(data: bytes) -> None:
+    """What another worker says: a message or none, and in it what fits or an error of ours."""
+    head = messages.decode(data)
+    for command in cast("tuple[messages.Command[Any, Any], ...]", COMMANDS):
+        if isinstance(head, messages.Request):
+            asked = head.read(command)
+            assert asked is None or isinstance(asked, command.asked)
+        elif isinstance(head, messages.Answer):
+            with suppress(GatewayError):
+                assert isinstance(head.read(command), command.told)
+    if isinstance(head, messages.Answer):
+        again = messages.decode(messages.encode(head))
+        assert isinstance(again, messages.Answer)
+        assert messages.encode(again) == messages.encode(head)
+
+
+# --- what publishers send ----------------------------------------------------------------------------
+
+LIMITED = replace(Config(), max_event_bytes=400, max_channels_per_client=3)
+
+
+@dataclass
+class _Bus:
+    """Takes everything, and remembers it."""
+
+    batch: int = 4
+    events: list[Event] = field(default_factory=list)
+
+    async def publish(self, events: Sequence[Event]) -> list[Position]:
+        assert len(events) <= self.batch
+        self.events += events
+        first = len(self.events) - len(events)
+        return [Position(1, first + number) for number in range(len(events))]
+
+    async def passed_on(self) -> None:
+        pass
+
+
+@dataclass
+class _Hub:
+    pending: _Bus
+
+
+@dataclass
+class _Node:
+    bus: _Bus
+    hub: _Hub
+    config: Config = LIMITED
+
+
+def _published(path: str, query: Any, media_type: str, body: bytes) -> tuple[Answer, list[Event]]:
+    """What is answered and what the bus is given, each event seen to be one that it may have."""
+    bus = _Bus()
+    node = cast(Node, _Node(bus, _Hub(bus)))
+    headers = {b"content-type": media_type.encode()}
+    answer = trio.run(publish, node, Request("POST", path, query, headers.get, body, "::1"))
+    assert answer.status in (200, 202, 400, 413)
+    if answer.status >= 400:
+        problem = msgspec.json.decode(answer.body)
+        assert problem["status"] == answer.status
+        assert problem["detail"].endswith(".")
+    for number, event in enumerate(bus.events):
+        frame = render(event, Position(1, number))
+        assert_arrives(event, frame)
+        assert len(frame.block) <= LIMITED.max_event_bytes + len(f"id: {frame.position}\n\n") + (
+            2 * MAX_LABEL * 4 + 100
+        )
+        assert wire.decode(b"1 1-%d 0-0 9 " % number + wire.encode(event), event.channels)
+        assert all(map(check_channel, event.channels))
+        for label in (event.type, event.key, event.id):
+            assert label is None or len(label) <= MAX_LABEL
+    return answer, bus.events
+
+
+def publish_json(data: bytes) -> None:
+    answer, events = _published(PUBLISH, (), JSON, data)
+    assert (answer.status == 202) == bool(events)
+    assert len(events) <= 1
+    if events:
+        told = msgspec.json.decode(data)["data"] if b"data" in data else ""
+        if isinstance(told, str):
+            assert events[0].data == told
+
+
+def publish_lines(data: bytes) -> None:
+    """A line stands for itself: the same alone as among others."""
+    answer, events = _published(PUBLISH, (), NDJSON, data)
+    assert answer.status == 200
+    lines = [line for line in data.split(b"\n") if line and not line.isspace()]
+    answers = [msgspec.json.decode(line) for line in answer.body.splitlines()]
+    assert len(answers) == len(lines)
+    assert len(events) == sum("id" in answer for answer in answers)
+    for line, told in list(zip(lines, answers, strict=True))[:3]:
+        alone, _ = _published(PUBLISH, (), JSON, line)
+        assert alone.status == told.get("status", 202)
+
+
+def publish_raw(data: bytes) -> None:
+    """A target in its line, then the body."""
+    target, _, body = data.partition(b"\n")
+    try:
+        path, query = parse_target(b"%b/%b" % (PUBLISH.encode(), target))
+    except BadRequest as error:
+        assert is_one_sentence(error.detail)
+        return
+    answer, events = _published(path, query, "text/plain", body)
+    assert (answer.status == 202) == bool(events)
+    for event in events:
+        assert event.data.encode() == body
+        assert event.channels == (path.removeprefix(f"{PUBLISH}/"),)
+
+
+# --- requests as the node sees them on the wire ----------------------------------------------------
+
+MAX_HEAD_BYTES, MAX_BODY_BYTES = 2048, 1024
+
+HOP_BY_HOP = {
+    b"keep-alive",
+    b"proxy-connection",
+    b"te",
+    b"trailer",
+    b"transfer-encoding",
+    b"upgrade",
+    b"http2-settings",
+    b"expect",
+}
+
+
+def read_requests(data: bytes) -> None:
+    """Only errors of ours, within bounds; and whoever is given a request reads the same one."""
+    same_however_it_comes(data, lambda pieces: _seen(*_requests(pieces)))
+    for parsed in _requests([data])[0]:
+        assert len(parsed.body) <= MAX_BODY_BYTES
+        assert_rendered_is_the_same_request(parsed)
+
+
+def _requests(pieces: list[bytes]) -> tuple[list[Parsed], GatewayError | None]:
+    reader = RequestReader(max_head_bytes=MAX_HEAD_BYTES, max_body_bytes=MAX_BODY_BYTES)
+    requests: list[Parsed] = []
+    try:
+        for piece in pieces:
+            reader.receive_data(piece)
+            while (request := reader.next_request()) is not None:
+                requests.append(request)
+    except GatewayError as error:
+        assert 400 <= error.status <= 505
+        assert is_one_sentence(error.detail)
+        return requests, error
+    return requests, None
+
+
+def _seen(requests: list[Parsed], error: GatewayError | None) -> object:
+    fields = [(r.method, r.target, r.version, r.headers, r.body, r.keep_alive) for r in requests]
+    return fields, error and error.status
+
+
+def assert_rendered_is_the_same_request(parsed: Parsed) -> None:
+    """h11, which reads it behind, sees this one request; so do we, and would write it so again."""
+    rendered = render_request(parsed)
+    request, body, rest = reread(rendered)
+    assert (request.method.decode(), request.target, body) == (
+        parsed.method,
+        parsed.target,
+        parsed.body,
+    )
+    assert request.http_version.decode() == parsed.version
+    assert rest == b""
+    names = [name for name, _ in request.headers]
+    assert not HOP_BY_HOP & set(names)
+    assert [value for name, value in request.headers if name == b"connection"] == [b"close"]
+    assert [value for name, value in request.headers if name == b"host"] == [
+        value for name, value in parsed.headers if name == b"host"
+    ]
+    assert names.count(b"content-length") <= 1
+    reader = RequestReader(max_head_bytes=2 * len(rendered), max_body_bytes=len(rendered))
+    reader.receive_data(rendered + b"GET / HTTP/1.1\r\n\r\n")
+    again = reader.next_request()
+    assert again is not None
+    assert not again.keep_alive
+    assert not reader.buffered
+    assert (again.method, again.target, again.version, again.body) == (
+        parsed.method,
+        parsed.target,
+        parsed.version,
+        parsed.body,
+    )
+    assert render_request(again) == rendered
+
+
+def reread(raw: bytes) -> tuple[h11.Request, bytes, bytes]:
+    """What h11 reads in ``raw``: the request, its body, and what is left over."""
+    connection = h11.Connection(h11.SERVER, max_incomplete_event_size=len(raw) + 1)
+    connection.receive_data(raw)
+    request = connection.next_event()
+    assert isinstance(request, h11.Request)
+    body = b""
+    while isinstance(event := connection.next_event(), h11.Data):
+        body += event.data
+    assert isinstance(event, h11.EndOfMessage)
+    return request, body, connection.trailing_data[0]
+
+
+# --- all of them -------------------------------------------------------------------------------------
+
+
+def _word(command: messages.Command[Any, Any], asked: msgspec.Struct) -> bytes:
+    return messages.request("0123abcd", 7, command, asked)
+
+
+_SENT = wire.encode(Event(("a", "b"), "some\ndata", "t", 5, "key", end=True))
+_GET = b"GET /events/a?b HTTP/1.1\r\nHost: x\r\nAccept: text/event-stream\r\n\r\n"
+_POST = b"POST http://y:1/publish/a HTTP/1.1\r\nHost: x\r\n"
+_TOLD = b"7-3 1 " + b"f" * 40 + b" 1-0 2-0 - -"
+
+TARGETS = {
+    "sse-parser": Target(
+        parse_stream,
+        [
+            b"\xef\xbb\xbfid: 1\nevent: t\nretry: 10\ndata: a\ndata:b\n\n: c\r\rdata\r\n\r\n",
+            "data: \u20ac\U0001f600\n\nid: \0\ndata:  x\n\n".encode(),
+            b"data: " + b"x" * MAX_LINE + b"\n\n",
+            b"data: 12345678901234567890\n" * 7 + b"\n",
+        ],
+        [*(b"data", b"event", b"id", b"retry", b":", b": ", b"\r", b"\n", b"\r\n", b"\0", b"7")]
+        + [b"\xef\xbb\xbf", b"\xe2\x82", b"\xac", b"99999999999", b"\n\n"],
+    ),
+    "event": Target(
+        write_event,
+        [
+            DIVIDER.join([b"a\r\nb\rc\n\ndata: d\n\nid: 1", b"type", b"key", b"100"]),
+            DIVIDER.join([b"\xed\xa0\x80", b"a\nid: 1"]),
+            DIVIDER.join(["\u2028\x85\x0b\ufeff".encode(), b" t", b" two words ", b"0"]),
+        ],
+        [DIVIDER, b"\r", b"\n", b"\r\n", b"\n\n", b"data: ", b"id: 1\n", b"\0", b"\xed\xa0\x80"]
+        + [b"event: ", b"retry: 0\n", b"\xef\xbb\xbf", b"0\r\n\r\n", b"99999999999"],
+    ),
+    "pattern": Target(
+        match_pattern,
+        [b"org.*.b\norg.7.b", b"**\nuser:1", b"user:*\nuser:a.b", b"a.**\na", b"\na%20.b"],
+        [b"*", b"**", b".", b"..", b"user:", b"user:*", b"global", b"\n", b"a", b"%2E", b"\xc3\xa9"]
+        + [b"x" * 199, b"/", b"\xff"],
+    ),
+    "position": Target(
+        read_position,
+        [b"1700000000000-12", b"0-0.closed", b"earliest", b"now", b"18446744073709551615-0", b"~7-2"],
+        [b"-", b".closed", b"0", b"1", b"18446744073709551615", b"earliest", b"now", b"~", b" "]
+        + ["\u0661".encode(), "\u00b2".encode(), b"1" * 5000],
+    ),
+    "redis-replies": Target(
+        read_redis,
+        [
+            b"*3\r\n$7\r\nmessage\r\n$5\r\np:c:a\r\n$" + b"%d\r\n" % (len(_SENT) + 13)
+            + b"1 7-3 7-2 99 " + _SENT + b"\r\n",
+            b"*3\r\n$9\r\nsubscribe\r\n$5\r\np:c:a\r\n:1\r\n+OK\r\n-ERR no\r\n$-1\r\n*-1\r\n",
+            b"*0\r\n", b"*3\r\n*0\r\n*0\r\n*0\r\n", b"*1\r\n$9\r\nsubscribe\r\n",
+            b"%1\r\n+a\r\n:1\r\n,1.5\r\n#t\r\n_\r\n(12345\r\n~1\r\n+a\r\n>1\r\n+x\r\n=5\r\ntxt:a\r\n",
+        ],
+        [b"*3\r\n", b"*0\r\n", b"*-1\r\n", b"$-1\r\n", b"$7\r\nmessage\r\n", b"$5\r\np:c:a\r\n"]
+        + [b"$9\r\nsubscribe\r\n", b":1\r\n", b"+OK\r\n", b"-ERR a\r\n", b"\r\n", b"*", b"$", b"%1\r\n"]
+        + [b"~1\r\n", b",nan\r\n", b"_\r\n", b"9999999999", b"$0\r\n\r\n", b">3\r\n", b"|1\r\n"],
+    ),
+    "redis-messages": Target(
+        read_message,
+        [
+            b"1 7-3 ~7-2 99 " + _SENT,
+            b"1 7-3 7-2 99 0 - \ndata: x\n\n",
+            b"2 7-3 7-2 something else\n\n",
+            b"1 7-3 7-2 99 0 - \ndata: x\n\nid: 1\ndata: y\n\n",
+            b"1 7-3 7-2 99 0 - \ndata: x",
+            b"7-3 10 0 5 1",
+            _TOLD,
+        ],
+        [b"1 ", b"2 ", b"7-3 ", b"~7-2 ", b"0 - ", b"1 a,b k", b"\n", b"data: x\n\n", b"id: 1\n", b"\r"]
+        + [b"-", b"\xff", b"\0", b"9" * 30, b"f" * 40],
+    ),
+    "workers": Target(
+        read_word,
+        [
+            _word(commands.ADD_CHANNEL, commands.OfClient("c", "a", "now")),
+            _word(commands.STATUS, commands.OfAll()),
+            messages.encode(messages.told("0123abcd", 7, commands.ClosedStreams(3))),
+            messages.encode(messages.told("0123abcd", 7, commands.NodeStatus("n"))),
+            messages.encode(messages.refused("0123abcd", 7, BadRequest("No.", missing=3))),
+            messages.encode(messages.not_understood("0123abcd", 7)),
+        ],
+        [b"\x81\xa1v\x01", b"\xa4kind\xa7request", b"\xa4kind\xa6answer", b"\xa2id\x07", b"\xc0", b"\xff"]
+        + [b"\xa6worker\xa80123abcd", b"\xa6status", b"\xcc\xc8", b"\xa5asked\x80", b"\x91" * 99, b"\x80"],
+    ),
+    "publish-json": Target(
+        publish_json,
+        [
+            b'{"channel":"a","data":"x","event":"t","retry":1,"key":"k","id":"1"}',
+            b'{"channels":["a","b","a"],"data":{"b":[1,2.50,null]}}',
+            b'{"user":"\\u00e9 x","data":"\\ud83d\\ude00"}',
+            b'{"broadcast":true,"data":""}',
+            b'{"channel":"a","end":true}',
+            b'{"channel":"a","data":"\\ud800"}',
+            b'{"channel":"a","data":"' + b"\\r" * 60 + b'"}',
+        ],
+        [b'{"channel":"a",', b'"data":', b'"x"', b"}", b'"channels":[', b'"a",', b'"user":"u",']
+        + [b'"broadcast":true,', b'"event":"gap",', b'"event":"', b"\\n", b"\\u0000", b"\\ud800", b"["]
+        + [b"null", b"1e999", b'"end":true', b'"retry":-1', b'"id":"1",', b'"key":"', b" ", b"," , b"\xff"],
+    ),
+    "publish-lines": Target(
+        publish_lines,
+        [b'{"channel":"a","data":1}\n\n{"channel":"b c","data":1}\n{"channel":"b","data":"2"}\r\n' * 2],
+        [b'{"channel":"a","data":"x"}', b"\n", b"\r", b"\n\n", b" ", b"{", b"}", b'"data":', b"\x0b", b"\xff"],
+    ),
+    "publish-raw": Target(
+        publish_raw,
+        [b"a?event=t&retry=5&id=1&key=k&end=true\nx\r\ny", b"a%2fb\n\xe2\x82\xac", b"%0a?event=%0d\nx", b"a\n\xff"],
+        [b"a", b"?", b"&", b"event=", b"retry=", b"end=", b"id=", b"key=", b"%00", b"%0a", b"%e2%82%ac", b"%ff"]
+        + [b"\n", b"\r", b"gap", b"true", b"+", b"=", b"global", b"user:1"],
+    ),
+    "requests": Target(
+        read_requests,
+        [
+            _GET * 2,
+            _POST + b"Content-Length: 5\r\nConnection: x-a\r\nX-A: b\r\n\r\nhello" + _GET,
+            _POST + b"Transfer-Encoding: chunked\r\n\r\n5;a=b\r\nhello\r\n0\r\nA: b\r\n\r\n" + _GET,
+            b"\r\nPUT / HTTP/1.0\r\nConnection: keep-alive\r\nContent-Length: 0\r\n\r\n",
+            _POST + b"Connection: Upgrade\r\nUpgrade: h2c\r\nExpect: 100-continue\r\n\r\n",
+            _POST + b"Content-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+        ],
+        [b"GET ", b"POST ", b"/", b"http://x", b" HTTP/1.1\r\n", b" HTTP/1.0\r\n", b"Host: x\r\n", b"\r\n"]
+        + [b"Content-Length: ", b"5\r\n", b"Transfer-Encoding: chunked\r\n", b"0\r\n\r\n", b"\n", b"\r", b"\0"]
+        + [b"Connection: close\r\n", b"Upgrade: h2c\r\n", b"Connection: upgrade\r\n", b" x", b"\t", b"\x85"]
+        + [b"Expect: 100-continue\r\n", b"5\r\nhello\r\n", b";a=b", b"Connection: host\r\n", b":", b","],
+    ),
+}  # fmt: skip
