@@ -140,10 +140,12 @@ class Page:
 
     def _take_frame(self, block: bytes, frame: Frame) -> bool:
         """Take an event with the notices before it, if there is room for them."""
-        (event,) = Parser(max_line_bytes=len(block), max_event_bytes=len(block)).receive_data(block)
+        parser = Parser(max_line_bytes=len(block), max_event_bytes=len(block))
         through = [name for name in frame.channels if name in self._channels]
-        channel = through[0] if event.event not in _NOTICES else None  # a gap came as a frame
-        more = [*self._notices, _json(event, channel)]
+        more = list(self._notices)
+        for event in parser.receive_data(block):  # one, unless somebody else writes into Redis
+            channel = through[0] if event.event not in _NOTICES else None  # a gap came as a frame
+            more.append(_json(event, channel))
         size = self._bytes + sum(len(text) + 1 for text in more)
         if self._frames and (self._frames == PAGE_FRAMES or size > PAGE_BYTES):
             self.full = True

@@ -26,6 +26,7 @@ from gateway.config import Config, is_loopback, split_address
 from gateway.connection import Connection
 from gateway.errors import ConfigError
 from gateway.front import Begin, Front
+from gateway.logs import OneLine
 from gateway.node import Node
 from gateway.reception import Reception
 from gateway.tls import Certificate
@@ -86,10 +87,9 @@ def run(config: Config) -> None:
 def start_logging(config: Config, process: str = "") -> None:
     """Log to stderr; ``process`` tells the lines of one of several apart."""
     process = f" {process}" if process else ""
-    logging.basicConfig(
-        level=config.log_level.upper(),
-        format=f"%(asctime)s %(levelname)s{process} %(name)s: %(message)s",
-    )
+    handler = logging.StreamHandler()
+    handler.setFormatter(OneLine(f"%(asctime)s %(levelname)s{process} %(name)s: %(message)s"))
+    logging.basicConfig(level=config.log_level.upper(), handlers=[handler])
 
 
 def listen(config: Config) -> socket.socket:

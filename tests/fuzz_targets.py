@@ -7,6 +7,7 @@
    (test_fuzz) and atheris (fuzz.py) are both driven by them, and what has been found is among them.
 """
 
+import json
 import re
 import zlib
 from collections.abc import Awaitable, Callable, Iterator, Sequence
@@ -82,12 +83,15 @@ def same_however_it_comes(data: bytes, read: Callable[[list[bytes]], object]) ->
         assert other == whole
 
 
-def is_one_sentence(detail: str) -> bool:
-    """Whether a refusal can stand in a log line and in a terminal, and is no flood."""
-    return detail.isprintable() and len(detail) < 2000
+def check_sentence(error: GatewayError) -> None:
+    """A refusal can stand in an answer, a log line and a terminal, and is no flood."""
+    assert 400 <= error.status <= 505
+    assert error.detail.isprintable()
+    assert error.detail.endswith(".")
+    assert len(error.detail) < 2000
 
 
-# --- the SSE parser, and what is written for one -----------------------------------------------------
+# --- the SSE parser, and what is written for one --------------------------------------------------
 
 MAX_LINE, MAX_EVENT = 64, 160
 
@@ -156,7 +160,7 @@ def write_event(data: bytes) -> None:
     try:
         frame = render(event, Position(7, 3))
     except BadRequest as error:
-        assert is_one_sentence(error.detail)
+        check_sentence(error)
         return
     assert_arrives(event, frame)
     try:
@@ -191,7 +195,7 @@ def assert_arrives(event: Event, frame: Frame) -> None:
     assert frame.without_id() == frame.block.partition(b"\n")[2]
 
 
-# --- names, patterns, positions ------------------------------------------------------------------------
+# --- names, patterns, positions -------------------------------------------------------------------
 
 
 def match_pattern(data: bytes) -> None:
@@ -202,7 +206,7 @@ def match_pattern(data: bytes) -> None:
             try:
                 check(text)
             except BadRequest as error:
-                assert is_one_sentence(error.detail)
+                check_sentence(error)
     with suppress(BadRequest):
         assert check_channel(name) == name
         assert re.fullmatch(r"[\w\-.:/@~%+]{1,200}", name, re.ASCII)
@@ -240,7 +244,7 @@ def read_position(data: bytes) -> None:
         assert min(wire.position_of(data)) >= 0
 
 
-# --- what comes from Redis ---------------------------------------------------------------------------
+# --- what comes from Redis ------------------------------------------------------------------------
 
 
 def read_redis(data: bytes) -> None:
@@ -297,7 +301,7 @@ def _comparable(reply: Reply) -> Reply:
 def _finish(waiting: Awaitable[Any]) -> Any:
     """The result of what never really waits."""
     try:
-        waiting.__await__().send(None)  # type: ignore[attr-defined]  # a generator
+        waiting.__await__().send(None)
     except StopIteration as stop:
         return stop.value
     raise AssertionError("this waits")
@@ -349,7 +353,7 @@ def read_word(data: bytes) -> None:
         assert messages.encode(again) == messages.encode(head)
 
 
-# --- what publishers send ----------------------------------------------------------------------------
+# --- what publishers send -------------------------------------------------------------------------
 
 LIMITED = replace(Config(), max_event_bytes=400, max_channels_per_client=3)
 
@@ -412,9 +416,12 @@ def publish_json(data: bytes) -> None:
     assert (answer.status == 202) == bool(events)
     assert len(events) <= 1
     if events:
-        told = msgspec.json.decode(data)["data"] if b"data" in data else ""
-        if isinstance(told, str):
-            assert events[0].data == told
+        with suppress(RecursionError):  # the bound of json is not that of msgspec
+            told = json.loads(data).get("data", "")
+            if isinstance(told, str):
+                assert events[0].data == told
+            else:
+                assert repr(json.loads(events[0].data)) == repr(told)  # nan is not equal to itself
 
 
 def publish_lines(data: bytes) -> None:
@@ -436,7 +443,7 @@ def publish_raw(data: bytes) -> None:
     try:
         path, query = parse_target(b"%b/%b" % (PUBLISH.encode(), target))
     except BadRequest as error:
-        assert is_one_sentence(error.detail)
+        check_sentence(error)
         return
     answer, events = _published(path, query, "text/plain", body)
     assert (answer.status == 202) == bool(events)
@@ -445,7 +452,7 @@ def publish_raw(data: bytes) -> None:
         assert event.channels == (path.removeprefix(f"{PUBLISH}/"),)
 
 
-# --- requests as the node sees them on the wire ----------------------------------------------------
+# --- requests as the node sees them on the wire ---------------------------------------------------
 
 MAX_HEAD_BYTES, MAX_BODY_BYTES = 2048, 1024
 
@@ -478,8 +485,7 @@ def _requests(pieces: list[bytes]) -> tuple[list[Parsed], GatewayError | None]:
             while (request := reader.next_request()) is not None:
                 requests.append(request)
     except GatewayError as error:
-        assert 400 <= error.status <= 505
-        assert is_one_sentence(error.detail)
+        check_sentence(error)
         return requests, error
     return requests, None
 
@@ -535,7 +541,11 @@ def reread(raw: bytes) -> tuple[h11.Request, bytes, bytes]:
     return request, body, connection.trailing_data[0]
 
 
-# --- all of them -------------------------------------------------------------------------------------
+# --- all of them ----------------------------------------------------------------------------------
+
+
+def _words(text: bytes) -> list[bytes]:
+    return text.split(b"|")
 
 
 def _word(command: messages.Command[Any, Any], asked: msgspec.Struct) -> bytes:
@@ -556,8 +566,9 @@ TARGETS = {
             b"data: " + b"x" * MAX_LINE + b"\n\n",
             b"data: 12345678901234567890\n" * 7 + b"\n",
         ],
-        [*(b"data", b"event", b"id", b"retry", b":", b": ", b"\r", b"\n", b"\r\n", b"\0", b"7")]
-        + [b"\xef\xbb\xbf", b"\xe2\x82", b"\xac", b"99999999999", b"\n\n"],
+        _words(
+            b"data|event|id|retry|:|: |\r|\n|\r\n|\0|7|\xef\xbb\xbf|\xe2\x82|\xac|99999999999|\n\n"
+        ),
     ),
     "event": Target(
         write_event,
@@ -566,33 +577,54 @@ TARGETS = {
             DIVIDER.join([b"\xed\xa0\x80", b"a\nid: 1"]),
             DIVIDER.join(["\u2028\x85\x0b\ufeff".encode(), b" t", b" two words ", b"0"]),
         ],
-        [DIVIDER, b"\r", b"\n", b"\r\n", b"\n\n", b"data: ", b"id: 1\n", b"\0", b"\xed\xa0\x80"]
-        + [b"event: ", b"retry: 0\n", b"\xef\xbb\xbf", b"0\r\n\r\n", b"99999999999"],
+        _words(
+            b"\n--\n|\r|\n|\r\n|\n\n|data: |id: 1\n|\0|\xed\xa0\x80|event: |retry: 0\n|"
+            b"\xef\xbb\xbf|0\r\n\r\n|99999999999"
+        ),
     ),
     "pattern": Target(
         match_pattern,
         [b"org.*.b\norg.7.b", b"**\nuser:1", b"user:*\nuser:a.b", b"a.**\na", b"\na%20.b"],
-        [b"*", b"**", b".", b"..", b"user:", b"user:*", b"global", b"\n", b"a", b"%2E", b"\xc3\xa9"]
-        + [b"x" * 199, b"/", b"\xff"],
+        [*_words(b"*|**|.|..|user:|user:*|global|\n|a|%2E|\xc3\xa9|/|\xff"), b"x" * 199],
     ),
     "position": Target(
         read_position,
-        [b"1700000000000-12", b"0-0.closed", b"earliest", b"now", b"18446744073709551615-0", b"~7-2"],
-        [b"-", b".closed", b"0", b"1", b"18446744073709551615", b"earliest", b"now", b"~", b" "]
-        + ["\u0661".encode(), "\u00b2".encode(), b"1" * 5000],
+        [
+            b"1700000000000-12",
+            b"0-0.closed",
+            b"earliest",
+            b"now",
+            b"18446744073709551615-0",
+            b"~7-2",
+        ],
+        [
+            *_words(b"-|.closed|0|1|18446744073709551615|earliest|now|~| |\xd9\xa1|\xc2\xb2"),
+            b"1" * 5000,
+        ],
     ),
     "redis-replies": Target(
         read_redis,
         [
-            b"*3\r\n$7\r\nmessage\r\n$5\r\np:c:a\r\n$" + b"%d\r\n" % (len(_SENT) + 13)
-            + b"1 7-3 7-2 99 " + _SENT + b"\r\n",
+            b"*3\r\n$7\r\nmessage\r\n$5\r\np:c:a\r\n$"
+            + b"%d\r\n" % (len(_SENT) + 13)
+            + b"1 7-3 7-2 99 "
+            + _SENT
+            + b"\r\n",
             b"*3\r\n$9\r\nsubscribe\r\n$5\r\np:c:a\r\n:1\r\n+OK\r\n-ERR no\r\n$-1\r\n*-1\r\n",
-            b"*0\r\n", b"*3\r\n*0\r\n*0\r\n*0\r\n", b"*1\r\n$9\r\nsubscribe\r\n",
-            b"%1\r\n+a\r\n:1\r\n,1.5\r\n#t\r\n_\r\n(12345\r\n~1\r\n+a\r\n>1\r\n+x\r\n=5\r\ntxt:a\r\n",
+            b"*0\r\n\0",
+            b"%1\r\n%1\r\n+a\r\n:1\r\n:1\r\n",
+            b"*4294967295\r\n",
+            b"#f\r\n:1\r\n",
+            b"*0\r\n",
+            b"*3\r\n*0\r\n*0\r\n*0\r\n",
+            b"*1\r\n$9\r\nsubscribe\r\n",
+            b"%1\r\n+a\r\n:1\r\n,1.5\r\n#t\r\n_\r\n(12345\r\n~1\r\n+a\r\n>1\r\n+x\r\n",
         ],
-        [b"*3\r\n", b"*0\r\n", b"*-1\r\n", b"$-1\r\n", b"$7\r\nmessage\r\n", b"$5\r\np:c:a\r\n"]
-        + [b"$9\r\nsubscribe\r\n", b":1\r\n", b"+OK\r\n", b"-ERR a\r\n", b"\r\n", b"*", b"$", b"%1\r\n"]
-        + [b"~1\r\n", b",nan\r\n", b"_\r\n", b"9999999999", b"$0\r\n\r\n", b">3\r\n", b"|1\r\n"],
+        _words(
+            b"*3\r\n|*0\r\n|*-1\r\n|$-1\r\n|$7\r\nmessage\r\n|$5\r\np:c:a\r\n|"
+            b"$9\r\nsubscribe\r\n|:1\r\n|+OK\r\n|-ERR a\r\n|\r\n|*|$|%1\r\n|~1\r\n|,nan\r\n|"
+            b"_\r\n|9999999999|$0\r\n\r\n|>3\r\n"
+        ),
     ),
     "redis-messages": Target(
         read_message,
@@ -605,8 +637,11 @@ TARGETS = {
             b"7-3 10 0 5 1",
             _TOLD,
         ],
-        [b"1 ", b"2 ", b"7-3 ", b"~7-2 ", b"0 - ", b"1 a,b k", b"\n", b"data: x\n\n", b"id: 1\n", b"\r"]
-        + [b"-", b"\xff", b"\0", b"9" * 30, b"f" * 40],
+        [
+            *_words(b"1 |2 |7-3 |~7-2 |0 - |1 a,b k|\n|data: x\n\n|id: 1\n|\r|-|\xff|\x00"),
+            b"9" * 30,
+            b"f" * 40,
+        ],
     ),
     "workers": Target(
         read_word,
@@ -618,8 +653,13 @@ TARGETS = {
             messages.encode(messages.refused("0123abcd", 7, BadRequest("No.", missing=3))),
             messages.encode(messages.not_understood("0123abcd", 7)),
         ],
-        [b"\x81\xa1v\x01", b"\xa4kind\xa7request", b"\xa4kind\xa6answer", b"\xa2id\x07", b"\xc0", b"\xff"]
-        + [b"\xa6worker\xa80123abcd", b"\xa6status", b"\xcc\xc8", b"\xa5asked\x80", b"\x91" * 99, b"\x80"],
+        [
+            *_words(
+                b"\x81\xa1v\x01|\xa4kind\xa7request|\xa4kind\xa6answer|\xa2id\x07|\xc0|\xff|"
+                b"\xa6worker\xa80123abcd|\xa6status|\xcc\xc8|\xa5asked\x80|\x80"
+            ),
+            b"\x91" * 99,
+        ],
     ),
     "publish-json": Target(
         publish_json,
@@ -629,23 +669,36 @@ TARGETS = {
             b'{"user":"\\u00e9 x","data":"\\ud83d\\ude00"}',
             b'{"broadcast":true,"data":""}',
             b'{"channel":"a","end":true}',
+            b'{"channel":"a","data":[21e999]}',
             b'{"channel":"a","data":"\\ud800"}',
             b'{"channel":"a","data":"' + b"\\r" * 60 + b'"}',
         ],
-        [b'{"channel":"a",', b'"data":', b'"x"', b"}", b'"channels":[', b'"a",', b'"user":"u",']
-        + [b'"broadcast":true,', b'"event":"gap",', b'"event":"', b"\\n", b"\\u0000", b"\\ud800", b"["]
-        + [b"null", b"1e999", b'"end":true', b'"retry":-1', b'"id":"1",', b'"key":"', b" ", b"," , b"\xff"],
+        _words(
+            b'{"channel":"a",|"data":|"x"|}|"channels":[|"a",|"user":"u",|'
+            b'"broadcast":true,|"event":"gap",|"event":"|\\n|\\u0000|\\ud800|[|null|'
+            b'1e999|"end":true|"retry":-1|"id":"1",|"key":"| |,|\xff'
+        ),
     ),
     "publish-lines": Target(
         publish_lines,
-        [b'{"channel":"a","data":1}\n\n{"channel":"b c","data":1}\n{"channel":"b","data":"2"}\r\n' * 2],
-        [b'{"channel":"a","data":"x"}', b"\n", b"\r", b"\n\n", b" ", b"{", b"}", b'"data":', b"\x0b", b"\xff"],
+        [
+            b'{"channel":"a","data":1}\n\n{"channel":"b c","data":1}\n{"channel":"b","data":"2"}\r\n'
+            * 2
+        ],
+        _words(b'{"channel":"a","data":"x"}|\n|\r|\n\n| |{|}|"data":|\x0b|\xff'),
     ),
     "publish-raw": Target(
         publish_raw,
-        [b"a?event=t&retry=5&id=1&key=k&end=true\nx\r\ny", b"a%2fb\n\xe2\x82\xac", b"%0a?event=%0d\nx", b"a\n\xff"],
-        [b"a", b"?", b"&", b"event=", b"retry=", b"end=", b"id=", b"key=", b"%00", b"%0a", b"%e2%82%ac", b"%ff"]
-        + [b"\n", b"\r", b"gap", b"true", b"+", b"=", b"global", b"user:1"],
+        [
+            b"a?event=t&retry=5&id=1&key=k&end=true\nx\r\ny",
+            b"a%2fb\n\xe2\x82\xac",
+            b"%0a?event=%0d\nx",
+            b"a\n\xff",
+        ],
+        _words(
+            b"a|?|&|event=|retry=|end=|id=|key=|%00|%0a|%e2%82%ac|%ff|\n|\r|gap|true|+|=|"
+            b"global|user:1"
+        ),
     ),
     "requests": Target(
         read_requests,
@@ -657,9 +710,11 @@ TARGETS = {
             _POST + b"Connection: Upgrade\r\nUpgrade: h2c\r\nExpect: 100-continue\r\n\r\n",
             _POST + b"Content-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
         ],
-        [b"GET ", b"POST ", b"/", b"http://x", b" HTTP/1.1\r\n", b" HTTP/1.0\r\n", b"Host: x\r\n", b"\r\n"]
-        + [b"Content-Length: ", b"5\r\n", b"Transfer-Encoding: chunked\r\n", b"0\r\n\r\n", b"\n", b"\r", b"\0"]
-        + [b"Connection: close\r\n", b"Upgrade: h2c\r\n", b"Connection: upgrade\r\n", b" x", b"\t", b"\x85"]
-        + [b"Expect: 100-continue\r\n", b"5\r\nhello\r\n", b";a=b", b"Connection: host\r\n", b":", b","],
+        _words(
+            b"GET |POST |/|http://x| HTTP/1.1\r\n| HTTP/1.0\r\n|Host: x\r\n|\r\n|"
+            b"Content-Length: |5\r\n|Transfer-Encoding: chunked\r\n|0\r\n\r\n|\n|\r|\0|"
+            b"Connection: close\r\n|Upgrade: h2c\r\n|Connection: upgrade\r\n| x|\t|\x85|"
+            b"Expect: 100-continue\r\n|5\r\nhello\r\n|;a=b|Connection: host\r\n|:|,"
+        ),
     ),
-}  # fmt: skip
+}

@@ -1,4 +1,4 @@
-"""Hostile bytes at every reader of bytes: made by hypothesis, and by atheris from what they reach."""
+"""Hostile bytes at every reader of bytes: by hypothesis, and by atheris from what they reach."""
 
 import subprocess
 import sys

@@ -7,6 +7,7 @@ from unittest.mock import Mock
 
 import h11
 import pytest
+from fuzz_targets import HOP_BY_HOP, assert_rendered_is_the_same_request
 from hypothesis import example, given
 from hypothesis import strategies as st
 
@@ -658,49 +659,6 @@ def test_any_bytes_in_any_split_mean_the_same_and_raise_only_gateway_errors(
     raw: bytes, cuts: list[int]
 ) -> None:
     assert seen(split(raw, cuts)) == seen([raw])
-
-
-def reread(raw: bytes) -> tuple[h11.Request, bytes, bytes]:
-    """What h11 reads in ``raw``: the request, its body, and what is left over."""
-    connection = h11.Connection(h11.SERVER, max_incomplete_event_size=len(raw) + 1)
-    connection.receive_data(raw)
-    request = connection.next_event()
-    assert isinstance(request, h11.Request)
-    body = b""
-    while isinstance(event := connection.next_event(), h11.Data):
-        body += event.data
-    assert isinstance(event, h11.EndOfMessage)
-    return request, body, connection.trailing_data[0]
-
-
-HOP_BY_HOP = {
-    b"keep-alive",
-    b"proxy-connection",
-    b"te",
-    b"trailer",
-    b"transfer-encoding",
-    b"upgrade",
-    b"http2-settings",
-    b"expect",
-}
-
-
-def assert_rendered_is_the_same_request(parsed: Parsed) -> None:
-    request, body, rest = reread(render_request(parsed))
-    assert (request.method.decode(), request.target, body) == (
-        parsed.method,
-        parsed.target,
-        parsed.body,
-    )
-    assert request.http_version.decode() == parsed.version
-    assert rest == b""
-    names = [name for name, _ in request.headers]
-    assert not HOP_BY_HOP & set(names)
-    assert [value for name, value in request.headers if name == b"connection"] == [b"close"]
-    assert [value for name, value in request.headers if name == b"host"] == [
-        value for name, value in parsed.headers if name == b"host"
-    ]
-    assert names.count(b"content-length") <= 1
 
 
 fields = st.tuples(

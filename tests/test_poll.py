@@ -28,6 +28,7 @@ from gateway.bus.memory import MemoryBus
 from gateway.client import Reason
 from gateway.config import Config
 from gateway.errors import Unavailable
+from gateway.event import Frame
 from gateway.policy import Policy
 from gateway.position import ZERO, Closed, Position, Resume, Start, parse_resume
 from gateway.streams import EventStream
@@ -376,6 +377,21 @@ async def test_a_gap_before_an_event_larger_than_a_page_does_not_repeat() -> Non
             second = await ask(rig, "a", resume=first.resume)
         assert first.types == ["gap", "message"]
         assert second.types == ["message"]
+
+
+@pytest.mark.parametrize(
+    ("block", "data"),
+    [(b"data: x\n\ndata: y\n\n", ["x", "y"]), (b"event: t\n\n", []), (b"\n\n", [])],
+)
+def test_a_frame_that_is_not_one_event_is_given_as_what_it_is(
+    block: bytes, data: list[str]
+) -> None:
+    """No node makes one; who may write into Redis can."""
+    page = poll.Page(("a",), ZERO)
+    frame = Frame(Position(1, 0), ("a",), b"", 0, 0)
+    assert page._take_frame(block, frame)
+    assert [msgspec.json.decode(given)["data"] for given in page.events] == data
+    assert page.reached == frame.position
 
 
 async def test_dropped_events_are_told_where_they_are_missing() -> None:

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Iterator
 from itertools import pairwise
 
 import pytest
+from fuzz_targets import interpret
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -250,30 +251,6 @@ def outcome(pieces: list[bytes]) -> tuple[list[ServerSentEvent], bool, str, int 
 @given(STREAMS)
 def test_the_parser_agrees_with_the_standards_steps_on_the_whole_text(stream: bytes) -> None:
     assert Parser().receive_data(stream) == interpret(stream)
-
-
-def interpret(stream: bytes) -> list[ServerSentEvent]:
-    """Section 9.2.6 as it is written, over a whole stream: decode, divide into lines, interpret."""
-    *lines, _ = re.split(
-        "\r\n|\n|\r", stream.removeprefix(b"\xef\xbb\xbf").decode(errors="replace")
-    )
-    data = event_type = event_id = ""
-    events = []
-    for line in lines:
-        if line == "":
-            if data != "":
-                events.append(ServerSentEvent(event_type or "message", data[:-1], event_id))
-            data = event_type = ""
-        elif not line.startswith(":"):
-            field, _, value = line.partition(":")
-            value = value[1:] if value[:1] == " " else value
-            if field == "event":
-                event_type = value
-            elif field == "data":
-                data += value + "\n"
-            elif field == "id" and "\0" not in value:
-                event_id = value
-    return events
 
 
 class CountedBytes(bytearray):

@@ -13,6 +13,7 @@ C. quart-trio cancels the handler inside hypercorn's recycle step, so a connecti
 Delete each with the release that mends it; the tests of each say when.
 """
 
+import logging
 from typing import Any, cast
 
 import trio
@@ -37,6 +38,8 @@ READ_BYTES = 4096
 HALF_CLOSED_SECONDS = 0.5
 """How long an answer may still take when its asker has ended its side: some end it to say that this
 was all (``nc -N``), and hypercorn would drop the answer."""
+
+_log = logging.getLogger(__name__)
 
 
 class Connection(TrioASGIHTTPConnection):
@@ -122,6 +125,7 @@ class Edge:
         self._write_timeout = write_timeout
         self._config = HypercornConfig()
         self._config.include_server_header = False
+        self._config.errorlog = _log  # else it writes to stderr itself, and not line by line
         self._config.h11_max_incomplete_size = 2 * MIB  # heads are bounded in front already
         self._context = WorkerContext(None)
         self._open: set[OneRequest] = set()
