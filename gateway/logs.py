@@ -11,14 +11,16 @@ _INDENT = "    "
 
 
 class OneLine(logging.Formatter):
-    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802  # logging's own name
-        return escaped(super().formatMessage(record))
-
-    def formatException(self, ei: object) -> str:  # noqa: N802
-        return _indented(super().formatException(ei))  # type: ignore[arg-type]  # as typeshed has it
-
-    def formatStack(self, stack_info: str) -> str:  # noqa: N802
-        return _indented(super().formatStack(stack_info))
+    def format(self, record: logging.LogRecord) -> str:
+        """Without the traceback that another formatter may have left in the record."""
+        record.message = record.getMessage()
+        record.asctime = self.formatTime(record, self.datefmt)
+        text = escaped(self.formatMessage(record))
+        if record.exc_info:
+            text += _indented(self.formatException(record.exc_info))
+        if record.stack_info:
+            text += _indented(self.formatStack(record.stack_info))
+        return text
 
 
 def escaped(text: str) -> str:
@@ -29,4 +31,4 @@ def escaped(text: str) -> str:
 
 
 def _indented(text: str) -> str:
-    return "\n".join(_INDENT + escaped(line) for line in text.split("\n"))
+    return "".join(f"\n{_INDENT}{escaped(line)}" for line in text.split("\n"))

@@ -682,8 +682,8 @@ TARGETS = {
     "publish-lines": Target(
         publish_lines,
         [
-            b'{"channel":"a","data":1}\n\n{"channel":"b c","data":1}\n{"channel":"b","data":"2"}\r\n'
-            * 2
+            b'{"channel":"a","data":1}\n\n{"channel":"b c","data":1}\n' * 2,
+            b'{"channel":"b","data":"2"}\r\n\x0b\n{}\n\xff\n' * 3,
         ],
         _words(b'{"channel":"a","data":"x"}|\n|\r|\n\n| |{|}|"data":|\x0b|\xff'),
     ),

@@ -100,4 +100,4 @@ class Scripts:
     def dump(self) -> dict[bytes, Any]:
         """All that is stored, but the clock."""
         keys: Any = self.client.keys(f"{self.prefix}*")
-        return {key: self.client.dump(key) for key in keys if not key.endswith(b":clock")}
+        return {key: self.client.dump(key) for key in keys if key != self.key("clock").encode()}
