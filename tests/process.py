@@ -191,6 +191,13 @@ class NodeProcess(Child):
         assert len(ids) == len(data), answer.text
         return ids
 
+    async def publish_raw(self, channel: str, data: str, **query: str) -> None:
+        """Publish ``data`` as it is."""
+        async with httpx.AsyncClient(trust_env=False, timeout=PATIENCE) as client:
+            url = f"{self.url}/publish/{channel}"
+            answer = await client.post(url, content=data.encode(), params=query)
+        assert answer.status_code == 202, answer.text
+
     def resident_bytes(self) -> int:
         return int(re.findall(r"VmRSS:\s+(\d+) kB", self.status())[0]) * 1024
 

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 import signal
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -154,6 +155,71 @@ async def test_what_others_publish_arrives_and_keepalives_do_not_show() -> None:
             ("message", "second", ids[1]),
         ]
         assert await page.errors() == []
+
+
+SCRIPT = "document.documentElement.dataset.pwned = 1"
+
+HOSTILE = [
+    f"<script>{SCRIPT}</script>",
+    f'<img src="x" onerror="{SCRIPT}">',
+    f"<svg onload={SCRIPT.replace(' ', '')}>",
+    f"<iframe srcdoc='<script>top.{SCRIPT}</script>'></iframe>",
+    f'<a href="javascript:{SCRIPT}">x</a>',
+    f"</pre></li></ol><script>{SCRIPT}</script>",
+    f"</script><script>{SCRIPT}</script>",
+    "<style>*{display:none}</style><base href='//x.test/'><meta http-equiv=refresh content=0>",
+    f"javascript:{SCRIPT}",
+    f"`${{{SCRIPT}}}` '; {SCRIPT}; // \" $(touch x)",
+    "&lt;b&gt; &amp; <b>\u202ereversed\u202c</b> \u2028",
+]
+SHAPE = """return ["script", "img", "svg", "iframe", "a", "style", "base", "meta", "b", "i"].map(
+    tag => document.querySelectorAll(tag).length)"""
+"""How many elements there are of each kind."""
+
+TYPES = [
+    HOSTILE[0][:200],
+    HOSTILE[1],
+    "constructor",
+    "__proto__",
+    "toString",
+    "error",
+    "open",
+    "x y",
+]
+
+
+async def test_what_strangers_publish_is_shown_as_text_and_nothing_of_it_runs() -> None:
+    """As data, as types, and as the name of a channel and of a user in the page's own form."""
+    async with node() as n, browser() as page:
+        await page.open(f"{n.url}/")
+        await page.fill("#types", ",".join(kind for kind in TYPES if "," not in kind))
+        await page.click("#connect")
+        await page.until('#events > [data-type="connected"]')
+        before = await page.run(SHAPE)
+        for data in HOSTILE:
+            await n.publish_raw("demo", data)
+        for kind in TYPES:
+            await n.publish_raw("demo", f"<b>{kind}</b>", event=kind, id=f"<i>{kind}</i>")
+        await n.publish_raw("demo", "last")
+        await page.until(".data", "^last$")
+        shown = [(kind, data) for kind, data, _ in await page.events() if kind != "connected"]
+        assert shown == [
+            *(("message", data) for data in HOSTILE),
+            *((kind, f"<b>{kind}</b>") for kind in TYPES),
+            ("message", "last"),
+        ]
+        assert await page.run(SHAPE) == before
+        for field in ("#channels", "#user", "#publish-channel", "#publish-event", "#publish-data"):
+            await page.fill(field, HOSTILE[1])
+        await page.click("#publish-send")
+        assert await page.until("#result[data-outcome=refused]", "^400: ") != ""
+        await page.fill("#publish-data", HOSTILE[9])
+        assert HOSTILE[9] in shlex.split(await page.until("#curl-publish"))
+        assert await page.run(SHAPE) == before
+        assert await page.run("return document.documentElement.dataset.pwned ?? null") is None
+        assert await page.run("return location.pathname") == "/"
+        refused = [message for message in await page.errors() if "400 (Bad Request)" not in message]
+        assert refused == []
 
 
 async def test_a_refused_publish_says_why() -> None:
