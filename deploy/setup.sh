@@ -18,13 +18,23 @@ require_packages() {
     DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${missing[@]}" >&2
 }
 
+# find_python: the name of a Python that is new enough, or one sentence and the end.
+find_python() {
+    local python
+    for python in python3 python3.13 python3.12 python3.11; do
+        if "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
+            echo "$python"
+            return
+        fi
+    done
+    echo "Python 3.11 or newer is needed." >&2
+    exit 1
+}
+
 # setup_venv ROOT EXTRAS: the project, editable, in ROOT/.venv; nothing if that is up to date.
 setup_venv() {
     local root=$1 extras=$2 python stamp
-    for python in python3 python3.13 python3.12 python3.11 ""; do
-        [ -n "$python" ] || { echo "Python 3.11 or newer is needed." >&2; exit 1; }
-        ! "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || break
-    done
+    python=$(find_python)
     stamp=$(cat "$root/pyproject.toml" <(echo "$extras") | sha256sum | cut -d' ' -f1)
     [ "$(cat "$root/.venv/.stamp-${extras:-run}" 2>/dev/null)" != "$stamp" ] || return 0
     "$python" -c 'import ensurepip' 2>/dev/null || require_packages "no-such-program=python3-venv"

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Set everything up and run all checks: ruff, mypy and pytest; arguments go to pytest.
+# Set everything up and run all checks: ruff, mypy, pip-audit and pytest; arguments go to pytest.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 # shellcheck source=deploy/setup.sh
@@ -10,4 +10,5 @@ ulimit -n "$(ulimit -Hn)"
 .venv/bin/ruff check .
 .venv/bin/ruff format --check .
 .venv/bin/mypy
+.venv/bin/python tests/audit.py deploy/requirements.lock
 .venv/bin/pytest "$@"
