@@ -634,6 +634,7 @@ TARGETS = {
             b"2 7-3 7-2 something else\n\n",
             b"1 7-3 7-2 99 0 - \ndata: x\n\nid: 1\ndata: y\n\n",
             b"1 7-3 7-2 99 0 - \ndata: x",
+            b"1 7-03 7-2 99 0 - \ndata: x\n\n",
             b"7-3 10 0 5 1",
             _TOLD,
         ],

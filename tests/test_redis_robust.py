@@ -151,6 +151,7 @@ GARBAGE: dict[str, bytes] = {
     "only the mark of a quiet channel": b"1 %(near)b ~ 0 0 - \ndata: x\n\n",
     "many marks": b"1 %(near)b ~~1-0 0 0 - \ndata: x\n\n",
     "a sign": b"1 +1-0 -1-0 0 0 - \ndata: x\n\n",
+    "a position with another text": b"1 0%(near)b %(last)b 0 0 - \ndata: x\n\n",
     "too many digits to read": b"1 " + b"9" * 5000 + b"-0 0-0 0 0 - \ndata: x\n\n",
     "too many digits before": b"1 %(near)b " + b"9" * 5000 + b"-0 0 0 - \ndata: x\n\n",
     "a key that is no text": b"1 %(near)b %(last)b 0 0 - \xff\xfe\ndata: x\n\n",

@@ -20,6 +20,9 @@ _END = b"\n\n"
 
 _new = tuple.__new__  # of a Position: half the price
 
+_ZERO = ord("0")
+"""With which no number of a position begins, but for a whole ``seq``."""
+
 MOST_TEXT = 28
 """Bytes of a position: what the scripts count with has 13 digits on either side."""
 
@@ -58,6 +61,8 @@ def decode(payload: bytes, own: tuple[str, ...]) -> tuple[Frame, bytes, bytes]:
             raise _unreadable(head)
         ms, _, seq = identifier.partition(b"-")
         if not (ms.isdigit() and seq.isdigit()) or len(identifier) > MOST_TEXT:
+            raise Unreadable(None, None)
+        if ms[0] == _ZERO or (seq[0] == _ZERO and len(seq) > 1):  # a position has one text
             raise Unreadable(None, None)
         position = _new(Position, (int(ms), int(seq)))
         if channels != b"-":
