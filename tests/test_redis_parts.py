@@ -3,15 +3,17 @@
 import sys
 from contextlib import suppress
 
+import hiredis
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from trio.testing import MockClock
+from trio.testing import MockClock, memory_stream_pair
 
 from gateway.bus import History, merge, wire
 from gateway.bus.epoch import Epoch, parse_epoch
 from gateway.bus.history import cut
 from gateway.bus.merge import Round
+from gateway.bus.resp import Connection, LinkLost
 from gateway.bus.subscriptions import LINGER_SECONDS, Subscriptions
 from gateway.charge import Charge
 from gateway.event import Event, Frame, render
@@ -91,6 +93,34 @@ def test_a_message_is_read_as_the_frame_that_a_node_renders(
 def test_what_is_no_message_is_unreadable_and_nothing_else(payload: bytes) -> None:
     with suppress(wire.Unreadable):
         wire.decode(payload, ("a",))
+
+
+class Replies:
+    """A reader of replies that has one and then fails."""
+
+    def __init__(self, error: Exception) -> None:
+        self._replies: list[object] = [b"whole", error]
+
+    def feed(self, data: bytes) -> None:
+        pass
+
+    def gets(self) -> object:
+        reply = self._replies.pop(0)
+        if isinstance(reply, Exception):
+            raise reply
+        return reply
+
+
+@pytest.mark.parametrize("error", [hiredis.ProtocolError("no"), MemoryError(), TypeError("no")])
+async def test_what_is_not_of_redis_ends_the_link_behind_what_was_whole(error: Exception) -> None:
+    ours, theirs = memory_stream_pair()
+    connection = Connection(ours)
+    connection._reader = Replies(error)  # type: ignore[assignment]
+    await theirs.send_all(b"x")
+    assert await connection.receive() == [b"whole"]
+    for _ in range(2):
+        with pytest.raises(LinkLost, match="not of Redis"):
+            await connection.receive()
 
 
 async def test_the_longest_unclaimed_go_first(autojump_clock: MockClock) -> None:
