@@ -226,5 +226,5 @@ def _judge_length(first: dict[bytes, bytes], version: str, max_body_bytes: int) 
     if sized is not None:
         raise BadRequest("Send either Content-Length or Transfer-Encoding, not both.")
     if coding.lower() != b"chunked":
-        raise NotImplementedCoding(_CODING_SENTENCE)
+        raise (NotImplementedCoding if coding else BadRequest)(_CODING_SENTENCE)
     return CHUNKED
