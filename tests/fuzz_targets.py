@@ -362,8 +362,6 @@ def read_word(data: bytes) -> None:
 
 # --- what publishers send -------------------------------------------------------------------------
 
-LIMITED = replace(Config(), max_event_bytes=400, max_channels_per_client=3)
-
 
 @dataclass
 class _Bus:
@@ -378,28 +376,17 @@ class _Bus:
         first = len(self.events) - len(events)
         return [Position(1, first + number) for number in range(len(events))]
 
-    async def passed_on(self) -> None:
-        pass
 
-
-@dataclass
-class _Hub:
-    pending: _Bus
-
-
-@dataclass
-class _Node:
-    bus: _Bus
-    hub: _Hub
-    config: Config = LIMITED
+NODE = Node(replace(Config(), max_event_bytes=400, max_channels_per_client=3), max_clients=1)
+"""Its bus is another one for each input."""
 
 
 def _published(path: str, query: Any, media_type: str, body: bytes) -> tuple[Answer, list[Event]]:
     """What is answered and what the bus is given, each event seen to be one that it may have."""
     bus = _Bus()
-    node = cast(Node, _Node(bus, _Hub(bus)))
+    NODE.bus = cast(Any, bus)
     headers = {b"content-type": media_type.encode()}
-    answer = trio.run(publish, node, Request("POST", path, query, headers.get, body, "::1"))
+    answer = trio.run(publish, NODE, Request("POST", path, query, headers.get, body, "::1"))
     assert answer.status in (200, 202, 400, 413)
     if answer.status >= 400:
         problem = msgspec.json.decode(answer.body)
@@ -408,9 +395,9 @@ def _published(path: str, query: Any, media_type: str, body: bytes) -> tuple[Ans
     for number, event in enumerate(bus.events):
         frame = render(event, Position(1, number))
         assert_arrives(event, frame)
-        assert len(frame.block) <= LIMITED.max_event_bytes + len(f"id: {frame.position}\n\n") + (
-            2 * MAX_LABEL * 4 + 100
-        )
+        assert len(frame.block) <= NODE.config.max_event_bytes + len(
+            f"id: {frame.position}\n\n"
+        ) + (2 * MAX_LABEL * 4 + 100)
         assert wire.decode(b"1 1-%d 0-0 9 " % number + wire.encode(event), event.channels)
         assert all(map(check_channel, event.channels))
         for label in (event.type, event.key, event.id):
