@@ -449,8 +449,7 @@ def publish_raw(data: bytes) -> None:
 
 # --- requests as the node sees them on the wire ---------------------------------------------------
 
-MAX_HEAD_BYTES, MAX_BODY_BYTES = 2048, 1024
-MAX_URL_BYTES = 200
+MAX_HEAD_BYTES, MAX_BODY_BYTES, MAX_URL_BYTES = 2048, 1024, 512
 
 HOP_BY_HOP = {
     b"keep-alive",
@@ -469,12 +468,13 @@ def read_requests(data: bytes) -> None:
     same_however_it_comes(data, lambda pieces: _seen(*_requests(pieces)))
     for parsed in _requests([data])[0]:
         assert len(parsed.body) <= MAX_BODY_BYTES
+        assert len(parsed.target) <= MAX_URL_BYTES + 1  # a path of "/" where a URL had none
         assert_rendered_is_the_same_request(parsed)
 
 
 def _requests(pieces: list[bytes]) -> tuple[list[Parsed], GatewayError | None]:
     reader = RequestReader(
-        max_head_bytes=MAX_HEAD_BYTES, max_url_bytes=MAX_URL_BYTES, max_body_bytes=MAX_BODY_BYTES
+        max_head_bytes=MAX_HEAD_BYTES, max_body_bytes=MAX_BODY_BYTES, max_url_bytes=MAX_URL_BYTES
     )
     requests: list[Parsed] = []
     try:
@@ -511,8 +511,8 @@ def assert_rendered_is_the_same_request(parsed: Parsed) -> None:
         value for name, value in parsed.headers if name == b"host"
     ]
     assert names.count(b"content-length") <= 1
-    size = len(rendered)
-    reader = RequestReader(max_head_bytes=2 * size, max_url_bytes=size, max_body_bytes=size)
+    most = 2 * len(rendered)
+    reader = RequestReader(max_head_bytes=most, max_body_bytes=most, max_url_bytes=most)
     reader.receive_data(rendered + b"GET / HTTP/1.1\r\n\r\n")
     again = reader.next_request()
     assert again is not None
