@@ -128,7 +128,7 @@ class Node:
             self.bus = MemoryBus(config, self.hub.pending, charge=charge, now_ms=now_ms)
             self.ledger = MemoryLedger(config, now_ms)
             self.cluster = Cluster(self.tag, link=None)  # there is nobody to ask
-        self.replacements = Replacements(self.hub, self.cluster)
+        self.replacements = Replacements(self.hub, self.cluster, self.ledger)
         self.streams = Streams(
             config,
             self.bus,
@@ -136,7 +136,6 @@ class Node:
             self._clock,
             self.admission,
             self._serve_soon,
-            self.ledger,
             self.replacements,
             tag=self.tag,
             is_revoked=self.revoked.has,

@@ -1,4 +1,4 @@
-"""Streams that end for younger ones of their user, wherever they are.
+"""Room for a user's stream: others that must end for it do so, wherever they are.
 
 1. One of this worker ends at once; another worker is asked to end one of its own, by a task, so
    that nobody who opens a stream waits for that.
@@ -18,6 +18,7 @@ from gateway.client import Client, Reason
 from gateway.cluster import COMMAND_SECONDS, Cluster
 from gateway.errors import GatewayError
 from gateway.hub import Hub
+from gateway.ledger import Ledger
 from gateway.messages import Command
 
 MAX_WAITING = 10_000
@@ -45,7 +46,8 @@ REPLACE_CLIENT = Command("replace-client", Replaced, Done, COMMAND_SECONDS)
 
 
 class Replacements:
-    def __init__(self, hub: Hub, cluster: Cluster) -> None:
+    def __init__(self, hub: Hub, cluster: Cluster, ledger: Ledger) -> None:
+        self._ledger = ledger
         self._hub = hub
         self._cluster = cluster
         self._put, self._queue = trio.open_memory_channel[str](MAX_WAITING)
@@ -60,18 +62,24 @@ class Replacements:
             for _ in range(ASKERS):
                 nursery.start_soon(self._ask)
 
-    def begin(self, client_id: str) -> None:
-        """A stream is about to open under that id."""
+    async def claim(self, user: str, client_id: str) -> None:
+        """Have a lease for a stream that is to be opened; those end that it replaces.
+
+        Raises Unavailable as `Ledger.claim` does. However that ends, either `opened` or `abandon`
+        is to be called.
+        """
         self._opening[client_id] = False
+        self.end(await self._ledger.claim(user, client_id))
 
     def opened(self, client: Client) -> None:
-        """It is open."""
-        if self.abandon(client.id):
+        """The stream is open."""
+        if self._opening.pop(client.id):
             self._end(client)
 
-    def abandon(self, client_id: str) -> bool:
-        """It is no longer about to open; whether it has been replaced meanwhile."""
-        return self._opening.pop(client_id, False)
+    def abandon(self, user: str, client_id: str) -> None:
+        """The stream will not be opened."""
+        del self._opening[client_id]
+        self._ledger.release(user, client_id)
 
     def end(self, ids: Sequence[str]) -> None:
         """End streams for good. Never waits."""

@@ -28,7 +28,6 @@ from gateway.config import Config
 from gateway.errors import BadRequest, ChannelEnded, NotFound, TooManyRequests, Unavailable
 from gateway.hub import Hub
 from gateway.identity import ANYBODY, Identity
-from gateway.ledger import Ledger
 from gateway.names import is_reserved
 from gateway.position import ZERO, Position, Resume, Start
 from gateway.replacements import Replacements
@@ -69,7 +68,6 @@ class Streams:
         clock: Clock,
         admission: Admission,
         start_soon: Callable[[Client], None],
-        ledger: Ledger,
         replacements: Replacements,
         *,
         tag: str,
@@ -80,7 +78,6 @@ class Streams:
         """
         self._is_revoked = is_revoked
         self._tag = tag
-        self._ledger = ledger
         self._replacements = replacements
         self._limits_users = config.max_streams_per_user > 0
         self._config = config
@@ -108,13 +105,11 @@ class Streams:
         resume = stream.resume
         identifier = f"{self._tag}.{secrets.token_urlsafe(CLIENT_ID_BYTES)}"
         user = stream.user if self._limits_users else None
-        leased = subscribed = added = False
+        subscribed = added = False
         self.opening += 1
         try:
             if user is not None:
-                self._replacements.begin(identifier)
-                self._replacements.end(await self._ledger.claim(user, identifier))
-                leased = True
+                await self._replacements.claim(user, identifier)
             asked = resume if isinstance(resume, Position) else ZERO
             head = await self._bus.subscribe(stream.channels, asked)
             subscribed = True
@@ -138,9 +133,7 @@ class Streams:
                 if subscribed:
                     self._bus.unsubscribe(stream.channels)
                 if user is not None:
-                    self._replacements.abandon(identifier)
-                if user is not None and leased:
-                    self._ledger.release(user, identifier)
+                    self._replacements.abandon(user, identifier)
         if sock is not None or stream.identity.expires_ms is not None:
             self._clock.schedule(client)
         if preamble:
