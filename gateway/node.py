@@ -91,7 +91,7 @@ class Node:
             self.proxies = TrustedProxies(trusted)
         self._started = time.monotonic()
         self.auth = Authenticator(config, now_ms=now_ms)
-        self.revoked = Revoked()
+        self.revoked = Revoked(now_ms)
         self.charge = charge = Charge(config.memory_bytes)
         self.hub = Hub(
             config,
