@@ -9,6 +9,7 @@
 
 import json
 import re
+import sys
 import zlib
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import suppress
@@ -33,6 +34,7 @@ from gateway.bus.listener import Listener
 from gateway.bus.prover import parse_told
 from gateway.bus.resp import Connection, LinkLost, Reply
 from gateway.bus.subscriptions import Subscription, Subscriptions
+from gateway.charge import Charge
 from gateway.config import Config
 from gateway.errors import BadRequest, GatewayError
 from gateway.event import MAX_LABEL, Event, Frame, render
@@ -257,7 +259,7 @@ def read_redis(data: bytes) -> None:
     if _VAST.search(data):
         return
     same_however_it_comes(data, _replies)
-    subscriptions = Subscriptions("p:")
+    subscriptions = Subscriptions("p:", Charge(sys.maxsize))
     subscriptions.claim(["a"])
     owner = cast(Any, _Owner())
     listener = Listener(cast(Any, None), owner, subscriptions, ("p:p:w",), timeout=1)
