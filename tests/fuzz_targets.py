@@ -9,6 +9,7 @@
 
 import json
 import re
+import sys
 import zlib
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import suppress
@@ -258,7 +259,7 @@ def read_redis(data: bytes) -> None:
     if _VAST.search(data):
         return
     same_however_it_comes(data, _replies)
-    subscriptions = Subscriptions("p:", Charge(1_000_000))
+    subscriptions = Subscriptions("p:", Charge(sys.maxsize))
     subscriptions.claim(["a"])
     owner = cast(Any, _Owner())
     listener = Listener(cast(Any, None), owner, subscriptions, ("p:p:w",), timeout=1)

@@ -113,16 +113,16 @@ JSON = b"Content-Type: application/json\r\n"
 
 STATUSES = {str(status.value) for status in HTTPStatus if status >= HTTPStatus.BAD_REQUEST}
 
+WORDS = (
+    *("full", "draining", "connections", "no-descriptor", "bodies", "bus", "write-timeout", "idle"),
+    *("address", "address-rate", "pace", "gone", "silent", "untrusted-proxy", "user", "keys"),
+    *("channels", "revocations", "supervisor"),
+)
+
 LABELS_OF: dict[str, set[tuple[str, str]]] = {
     "gateway_closed_total": {("reason", reason) for reason in Reason},
     "gateway_gaps_total": {("reason", reason) for reason in Gap},
-    "gateway_refused_total": {
-        ("reason", reason)
-        for reason in (
-            *STATUSES,
-            *("full", "draining", "connections", "no-descriptor", "bodies", "bus", "write-timeout"),
-        )
-    },
+    "gateway_refused_total": {("reason", reason) for reason in (*WORDS, *STATUSES)},
 }
 """All labels that there may be, of the metrics that have any."""
 
