@@ -110,7 +110,7 @@ async def established(
     """``clients`` of the channel ``bench``, all connected. ``fanout`` is the program."""
     async with _running(
         *(fanout, "--port", str(node.port), "--clients", str(clients), "--pubs", "4"),
-        *("--rate", str(rate), "--count", str(rate * 500), "--deadline", "500"),
+        *("--rate", str(rate), "--count", str(rate * 500), "--deadline", "500", "--settle", "30"),
     ) as program:
         assert await until(lambda: "connected" in program.figures, 60)
         yield Established(program)
