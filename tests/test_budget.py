@@ -645,6 +645,7 @@ def test_the_charge_is_what_is_held_whatever_happens(
     with (
         patch.multiple(budget, LOOK_EVERY=2, CUT_EVERY=1, LARGEST=3),
         patch.object(fanout, "YIELD_EVERY", 1),
+        patch.object(fanout, "MOST_SECONDS", 0),
         patch.object(charge, "LET_GO_EVERY", 2),
     ):
         trio.run(run, clock=clock)

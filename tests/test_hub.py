@@ -200,8 +200,42 @@ async def test_a_client_that_turned_live_on_history_gets_nothing_pending_again()
         assert peer.data == other.data == ["pending"]
 
 
-async def test_a_client_that_leaves_in_the_middle_of_a_pass_is_passed_over() -> None:
+async def turns_in_a_pass(clock: MockClock, seconds: float) -> int:
+    """How many turns another task has while twenty clients are written to, each of ``seconds``."""
+    turns = 0
+
+    async def take_turns() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            clock.jump(seconds)
+            await trio.lowlevel.checkpoint()
+
     with patch.object(fanout, "YIELD_EVERY", 1):
+        async with rig_with() as rig, trio.open_nursery() as nursery:
+            peers = [await rig.open_live("a") for _ in range(20)]
+            nursery.start_soon(take_turns)
+            await rig.publish(("a",), "x")
+            while not any(peer.client.written for peer in peers):
+                await trio.lowlevel.checkpoint()
+            before = turns
+            while not all(peer.client.written for peer in peers):
+                await trio.lowlevel.checkpoint()
+            nursery.cancel_scope.cancel()
+    return turns - before
+
+
+async def test_a_pass_goes_on_for_as_long_as_the_others_took(
+    mock_clock: MockClock,
+) -> None:
+    """Each write takes no time on this clock: after one turn of others that is long, all of the
+    pass is done; where their turns are short, it yields each time."""
+    assert await turns_in_a_pass(mock_clock, 0.005) <= 5
+    assert await turns_in_a_pass(mock_clock, 0.0) >= 15
+
+
+async def test_a_client_that_leaves_in_the_middle_of_a_pass_is_passed_over() -> None:
+    with patch.object(fanout, "YIELD_EVERY", 1), patch.object(fanout, "MOST_SECONDS", 0):
         async with rig_with() as rig:
             peers = [await rig.open_live("a", "b") for _ in range(6)]
             await rig.publish(("a", "b"), "x")
@@ -364,7 +398,7 @@ def test_every_event_is_delivered_once_or_told_missing_where_it_is(
                 wanted = [str(p) for p, channels in published if channels & {*names}]
                 check_told(peer, wanted)
 
-    with patch.object(fanout, "YIELD_EVERY", 1):
+    with patch.object(fanout, "YIELD_EVERY", 1), patch.object(fanout, "MOST_SECONDS", 0):
         trio.run(check, clock=MockClock())
 
 

@@ -617,6 +617,7 @@ async def test_a_client_changes_between_stream_and_poll_at_any_event(
     published: list[tuple[Position, set[str]]] = []
     with (
         patch.object(fanout, "YIELD_EVERY", 1),
+        patch.object(fanout, "MOST_SECONDS", 0),
         patch.object(replay, "PAGE_FRAMES", 2),
         patch.object(poll, "PAGE_FRAMES", 3),
     ):

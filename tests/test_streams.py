@@ -307,7 +307,11 @@ def test_reconnecting_clients_see_every_event_once_in_order_or_a_gap(
             assert rig.hub.members.clients == {}
             assert len(rig.node.streams.replays) == 0
 
-    with patch.object(fanout, "YIELD_EVERY", 1), patch.object(replay, "PAGE_FRAMES", 2):
+    with (
+        patch.object(fanout, "YIELD_EVERY", 1),
+        patch.object(fanout, "MOST_SECONDS", 0),
+        patch.object(replay, "PAGE_FRAMES", 2),
+    ):
         trio.run(check, clock=MockClock())
 
 
@@ -610,7 +614,11 @@ def test_added_channels_give_each_missed_event_once_and_no_id_goes_back(
             check_ids(peer)
             peer.check_counters()
 
-    with patch.object(fanout, "YIELD_EVERY", 1), patch.object(replay, "PAGE_FRAMES", 2):
+    with (
+        patch.object(fanout, "YIELD_EVERY", 1),
+        patch.object(fanout, "MOST_SECONDS", 0),
+        patch.object(replay, "PAGE_FRAMES", 2),
+    ):
         trio.run(check, clock=MockClock())
 
 
