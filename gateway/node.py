@@ -189,14 +189,23 @@ class Node:
         """Those of all workers of the node. Raises Unavailable when they cannot be had."""
         return self.statistics() if self.ask_supervisor is None else await self.ask_supervisor()
 
+    @property
+    def full(self) -> bool:
+        return len(self.hub.members.clients) >= self.max_clients
+
+    @property
+    def cut_off(self) -> bool:
+        """The bus has not been reached yet, or cannot be kept up with."""
+        return not self.bus.ready
+
     def statistics(self) -> NodeStatistics:
         """Those of this worker."""
         return NodeStatistics(
             id=self.id,
             uptime_seconds=time.monotonic() - self._started,
             draining=self.draining,
-            full=len(self.hub.members.clients) >= self.max_clients,
-            cut_off=not self.bus.ready,
+            full=self.full,
+            cut_off=self.cut_off,
             max_clients=self.max_clients,
             hub=self.hub.statistics(),
             bus=self.bus.statistics(),
