@@ -195,27 +195,26 @@ def hold_to_description(case: Case[Any], url: str, headers: dict[str, str]) -> N
 
 
 def only_meant_to_be_bad(case: Case[Any], response: Response) -> bool:
-    """Whether what was to be refused is, as it was sent, described: any body is text, a list of
-    one is written as its item, an empty one is not written, and of a scalar that comes twice the
-    first counts."""
+    """Whether what was to be refused is, as it was sent, described: a raw body is text, whatever it
+    was; so are headers, and the credentials are ours; a list of one is written as its item, an
+    empty one is not written, and of a scalar that comes twice the first counts."""
     assert case.meta is not None
     negative = {place for place in ParameterLocation if case.meta.is_negative_at(place)}
-    judged = {ParameterLocation.QUERY}
-    if case.path == "/publish/{channel}":
-        judged.add(ParameterLocation.BODY)
-    if not negative or negative - judged:
+    if not negative or (ParameterLocation.BODY in negative and case.path != "/publish/{channel}"):
         return False
-    sent = parse_qs(urlsplit(str(response.request.url)).query, keep_blank_values=True)
+    query = parse_qs(urlsplit(str(response.request.url)).query, keep_blank_values=True)
+    path = {name: [unquote(str(value))] for name, value in case.path_parameters.items()}
+    sent = {"query": query, "path": path}
     item = case.operation.schema.raw_schema["paths"][case.operation.path]
     return all(
-        fits(sent.get(parameter["name"], []), parameter)
-        for parameter in item[case.operation.method].get("parameters", [])
-        if parameter["in"] == "query"
+        fits(sent[parameter["in"]].get(parameter["name"], []), parameter)
+        for parameter in item[case.operation.method]["parameters"]
+        if parameter["in"] in sent
     )
 
 
 def fits(values: list[str], parameter: dict[str, Any]) -> bool:
-    """Whether the values of a query field are what its description says."""
+    """Whether the values of a parameter are what its description says."""
     schema = parameter["schema"]
     if schema["type"] == "array":
         named = values if parameter.get("explode", True) else ",".join(values[:1]).split(",")
