@@ -87,6 +87,8 @@ async def renew_token(node: Node, request: Request, client_id: str) -> Answer:
     """
     try:
         identity = await identify(node, request)
+        if identity.is_open:
+            raise BadRequest("This node has no keys, so no stream has a token.")
         if identity.user is None or identity.expires_ms is None:
             raise BadRequest("A stream is given another token by a request with that token.")
         asked = OfToken(
