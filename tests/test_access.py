@@ -1,17 +1,18 @@
 """Who may do what, on the wire: one table of credentials and routes through front and edge."""
 
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Collection
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 import pytest
 from running import ACCEPT, Gateway, Response, Wire, joined, request, running
 from test_auth import API_KEY, KEYS
-from tokens import SECRET, bearer, token
+from tokens import SECRET, bearer, seconds, token
 
 from gateway.config import Config
 from gateway.identity import Identity
+from gateway.position import ZERO, Position
 
 VERSIONS = ("1.1", "1.0")
 
@@ -352,6 +353,65 @@ async def test_a_newer_token_takes_away_what_it_does_not_grant(version: str) -> 
             answer = await gateway.ask(raw("PUT", f"/clients/{client}/token", credential))
             assert_refused(answer, status, says)
         assert gateway.node.hub.members.clients[client].identity is held
+
+
+async def test_a_stream_gets_no_channel_that_its_own_token_does_not_grant() -> None:
+    """Else it would have that for longer than any token that grants it."""
+    async with keyed() as gateway:
+        _, client = await opened(gateway, token("u", subscribe=["a"]), "/events/a", "1.1")
+        more = token("u", subscribe=["**"], exp=seconds() + 60)
+        channel = f"/clients/{client}/channels/b"
+        refusal = await gateway.ask(raw("PUT", channel, more))
+        assert_refused(refusal, 403, "by the stream's own token")
+        assert (await gateway.ask(raw("PUT", channel, ADMIN))).status == 200
+        assert (await gateway.ask(raw("DELETE", channel, more))).status == 200
+        assert (await gateway.ask(raw("PUT", f"/clients/{client}/token", more))).status == 200
+        assert (await gateway.ask(raw("PUT", channel, more))).status == 200
+
+
+async def test_a_token_that_comes_while_a_channel_is_added_decides(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async with keyed() as gateway:
+        _, client = await opened(gateway, USER, "/events/news", "1.1")
+        subscribe = gateway.node.bus.subscribe
+        narrower = raw("PUT", f"/clients/{client}/token", token("u", subscribe=["news"]))
+
+        async def slowly(channels: Collection[str], after: Position = ZERO) -> Position:
+            assert (await gateway.ask(narrower)).status == 200
+            return await subscribe(channels, after)
+
+        monkeypatch.setattr(gateway.node.bus, "subscribe", slowly)
+        for query in ("", "?since=earliest"):
+            refusal = await gateway.ask(
+                raw("PUT", f"/clients/{client}/channels/room.1{query}", USER)
+            )
+            assert_refused(refusal, 403, "by the stream's own token")
+            assert not gateway.node.hub.members.clients[client].has("room.1")
+            held = gateway.node.hub.members.clients[client]
+            assert (await gateway.ask(raw("PUT", f"/clients/{client}/token", USER))).status == 200
+            assert held.has("news")
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+async def test_an_older_token_brings_nothing_back(version: str) -> None:
+    async with keyed() as gateway:
+        now = seconds()
+        older = token("u", subscribe=["news", "room.*"], iat=now - 10)
+        newer = token("u", subscribe=["news"], iat=now - 5)
+        _, client = await opened(gateway, older, "/events?channels=news,room.1", version)
+        target = f"/clients/{client}/token"
+        for credential in (newer, newer, token("u", subscribe=["news"], iat=now)):
+            assert (await gateway.ask(raw("PUT", target, credential))).status == 200
+        for credential in (older, newer):
+            assert_refused(await gateway.ask(raw("PUT", target, credential)), 403, "newer token")
+        assert_refused(
+            await gateway.ask(raw("PUT", f"/clients/{client}/channels/room.1", older)),
+            403,
+            "by the stream's own token",
+        )
+        unknown = token("u", subscribe=["news"])  # when it was issued
+        assert (await gateway.ask(raw("PUT", target, unknown))).status == 200
 
 
 # --- what is revoked ------------------------------------------------------------------------------
