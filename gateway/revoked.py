@@ -1,5 +1,5 @@
-"""What this worker knows to be revoked: its copy of the ledger's list. Every request is held against
-it.
+"""What this worker knows to be revoked: its copy of the ledger's list, which every request is held
+against.
 
 1. Only time takes something away again. What the ledger has read is added to what was heard: while
    it was read, something may have come that it has missed, and Redis may have lost some of it.

@@ -474,6 +474,7 @@ async def test_all_tokens_of_a_user_so_far_are_revoked_and_later_ones_are_good(
     ("target", "says"),
     [
         ("/users/u?revoke=yes", "revoke is true or false"),
+        ("/users/u?revoke=true&exp=soon", "exp is a whole number"),
         ("/tokens/1?exp=soon", "exp is a whole number"),
         ("/tokens/1?exp=-1", "exp is a whole number"),
         ("/tokens/1?exp=1234567890123", "exp is a whole number"),
@@ -485,6 +486,21 @@ async def test_a_revocation_that_cannot_be_understood_is_400(target: str, says: 
     async with keyed() as gateway:
         assert_refused(await gateway.ask(raw("DELETE", target, ADMIN)), 400, says)
         assert len(gateway.node.revoked) == 0
+
+
+async def test_a_users_revocation_is_forgotten_when_it_is_told_to_be() -> None:
+    """Else there is no room for others some day."""
+    async with keyed() as gateway:
+        for target, left in ((f"exp={seconds() - 1}", []), ("exp=4000000000", ["u"])):
+            answer = await gateway.ask(raw("DELETE", f"/users/u?revoke=true&{target}", ADMIN))
+            assert answer.status == 200
+            assert [each.id for each in await gateway.node.ledger.load()] == left
+
+
+async def test_who_has_no_token_is_asked_for_one_before_a_stream_is_given_it() -> None:
+    async with keyed(anonymous=True, public_channels="open") as gateway:
+        refusal = await gateway.ask(raw("PUT", "/clients/x/token", ""))
+        assert_refused(refusal, 401, "a token is needed")
 
 
 async def test_an_api_key_and_an_administrator_are_not_touched_by_a_users_revocation() -> None:

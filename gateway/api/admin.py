@@ -87,6 +87,10 @@ async def renew_token(node: Node, request: Request, client_id: str) -> Answer:
     """
     try:
         identity = await identify(node, request)
+        if identity is NOBODY:
+            raise Unauthorized(
+                f"A stream is given a token by who has one: {NEEDED}.", bad_token=False
+            )
         if identity.user is None or identity.expires_ms is None:
             raise BadRequest("A stream is given another token by a request with that token.")
         asked = OfToken(
@@ -107,7 +111,8 @@ async def renew_token(node: Node, request: Request, client_id: str) -> Answer:
 async def close_user(node: Node, request: Request, user: str) -> Answer:
     """DELETE /users/<id>: end all of a user's streams for good; none is no error.
 
-    With ``?revoke=true`` the tokens that the user has so far are revoked, too.
+    With ``?revoke=true`` the tokens that the user has so far are revoked, too; ``?exp=`` says when
+    that may be forgotten, as the last of them does.
     """
     try:
         _check_admin(await identify(node, request))
@@ -116,8 +121,8 @@ async def close_user(node: Node, request: Request, user: str) -> Answer:
         if revoke not in ("true", "false"):
             raise BadRequest("revoke is true or false.")
         if revoke == "true":
-            leeway_ms = int(node.config.jwt_leeway * 1000)
-            return await _revoke(node, Revocation(Kind.USER, user, node.now_ms() + leeway_ms))
+            at_ms = node.now_ms() + int(node.config.jwt_leeway * 1000)
+            return await _revoke(node, Revocation(Kind.USER, user, at_ms, _until_ms(request)))
         gathered = await node.cluster.ask_all(CLOSE_USER, OfUser(user))
         return answer(200, {"closed": _all_closed(gathered)})
     except GatewayError as error:
@@ -128,13 +133,20 @@ async def revoke_token(node: Node, request: Request, token_id: str) -> Answer:
     """DELETE /tokens/<jti>; ``?exp=`` says when that may be forgotten, as the token does."""
     try:
         _check_admin(await identify(node, request))
-        expires = request.first("exp")
-        if expires is not None and not _SECONDS.fullmatch(expires):
-            raise BadRequest("exp is a whole number of seconds since 1970, as in the token.")
-        until_ms = int(expires) * 1000 if expires is not None else None
-        return await _revoke(node, Revocation(Kind.TOKEN, token_id, node.now_ms(), until_ms))
+        revocation = Revocation(Kind.TOKEN, token_id, node.now_ms(), _until_ms(request))
+        return await _revoke(node, revocation)
     except GatewayError as error:
         return _refused(node, error)
+
+
+def _until_ms(request: Request) -> int | None:
+    """When a revocation may be forgotten; None: never."""
+    expires = request.first("exp")
+    if expires is None:
+        return None
+    if not _SECONDS.fullmatch(expires):
+        raise BadRequest("exp is a whole number of seconds since 1970, as in the token.")
+    return int(expires) * 1000
 
 
 async def _revoke(node: Node, revocation: Revocation) -> Answer:

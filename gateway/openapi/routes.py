@@ -215,7 +215,7 @@ class Routes:
                     "End all streams of a user for good",
                     {200: told("How many streams were ended.", "Closed", "Revoked")},
                     Forbidden,
-                    parameters=(takes.OF_USER, takes.REVOKE),
+                    parameters=(takes.OF_USER, takes.REVOKE, takes.EXPIRES),
                 )
             },
             "/tokens/{token_id}": {
