@@ -474,6 +474,7 @@ async def test_all_tokens_of_a_user_so_far_are_revoked_and_later_ones_are_good(
     ("target", "says"),
     [
         ("/users/u?revoke=yes", "revoke is true or false"),
+        ("/users/u?exp=soon", "exp is a whole number"),
         ("/users/u?revoke=true&exp=soon", "exp is a whole number"),
         ("/tokens/1?exp=soon", "exp is a whole number"),
         ("/tokens/1?exp=-1", "exp is a whole number"),
