@@ -45,6 +45,11 @@ class RemoteKeys:
         *,
         allowed: Collection[str] = ALGORITHMS,
     ) -> None:
+        """Raises ConfigError for a ``url`` that is none."""
+        try:
+            httpx.URL(url)
+        except httpx.InvalidURL as error:
+            raise ConfigError(f"jwks_url {url!r} is no URL: {error}") from None
         self._url = url
         self._allowed = allowed or ALGORITHMS
         self._changed = changed
@@ -95,7 +100,7 @@ class RemoteKeys:
             keys = parse_key_set(text, self._allowed)
             if not keys:
                 raise ConfigError("It holds no key that can be used.")
-        except (httpx.HTTPError, OSError, ConfigError) as error:
+        except (httpx.HTTPError, OSError, UnicodeError, ConfigError) as error:
             self.failures += 1
             _log.warning(
                 "the keys at %s could not be fetched, %s: %s",
@@ -115,7 +120,8 @@ class RemoteKeys:
 def _get(url: str) -> bytes:
     """What is at ``url``; in a thread, since httpx's streams do not like to be cancelled.
 
-    Raises httpx.HTTPError or OSError, and ConfigError for what is too large or too slow.
+    Raises httpx.HTTPError or OSError, ConfigError for what is too large or too slow, and
+    UnicodeError for a name that no resolver takes.
     """
     until = monotonic() + TIMEOUT
     with (

@@ -2,13 +2,17 @@
 
 1. An algorithm is allowed by the kind of the key and never by the token: a public key is no secret
    of HS256, whatever a token's header says.
-2. What is weak is no key: secrets shorter than their hash (RFC 7518 3.2), RSA below 2048 bits.
-3. Of a key set what cannot be used is passed over (RFC 7517 5), and its size is bounded.
+2. What is weak is no key: secrets shorter than their hash (RFC 7518 3.2), RSA below 2048 bits. Nor
+   is what would cost a token's bearer nothing and the node much: RSA with absurd numbers.
+3. Of a key set what cannot be used is passed over (RFC 7517 5), whatever it is, and its size is
+   bounded. A private key has no place there, and is not even read: to make one of incomplete
+   members takes seconds.
 """
 
 import json
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +32,9 @@ SECRET_BYTES = {"HS256": 32, "HS384": 48, "HS512": 64}
 
 CURVES = {"secp256r1": "ES256", "secp384r1": "ES384", "secp521r1": "ES512"}
 RSA_ALGORITHMS = ("RS256", "RS384", "RS512")
-MIN_RSA_BITS = 2048
+MIN_RSA_BITS, MAX_RSA_BITS = 2048, 8192
+MAX_RSA_EXPONENT_BITS = 64
+"""OpenSSL's own bound for moduli above 3072 bits; most exponents have 17."""
 
 ALGORITHMS = frozenset({*SECRET_BYTES, *CURVES.values(), *RSA_ALGORITHMS, "EdDSA"})
 
@@ -112,7 +118,7 @@ def parse_key_set(text: bytes, allowed: Collection[str] = ALGORITHMS) -> Sequenc
             raise TypeError
     except (ValueError, KeyError, TypeError, RecursionError):
         raise ConfigError('A key set is a JSON object with the member "keys", a list.') from None
-    return tuple(_usable(listed, allowed))[:MAX_KEYS]
+    return tuple(islice(_usable(listed, allowed), MAX_KEYS))
 
 
 def read_file(name: str, path: str) -> bytes:
@@ -140,15 +146,17 @@ def _usable(listed: Sequence[object], allowed: Collection[str]) -> Iterator[Key]
     for each in listed:
         if not isinstance(each, dict) or each.get("kty") not in ("RSA", "EC", "OKP"):
             continue  # a symmetric key has no place in what is published
-        if each.get("use", "sig") != "sig" or "verify" not in each.get("key_ops", ["verify"]):
+        if each.get("use", "sig") != "sig" or "d" in each:
             continue
         try:
+            if "verify" not in each.get("key_ops", ["verify"]):
+                continue
             key = PyJWK(each, "EdDSA" if each["kty"] == "OKP" else None).key
+            algorithms = _algorithms(key) & set(allowed)
+            if "alg" in each:
+                algorithms &= {each["alg"]}
         except (PyJWTError, ValueError, TypeError, UnsupportedAlgorithm):
             continue
-        algorithms = _algorithms(key) & set(allowed)
-        if "alg" in each:
-            algorithms &= {each["alg"]}
         kid = each.get("kid")
         if algorithms and (kid is None or isinstance(kid, str)):
             yield Key(key, algorithms, kid)
@@ -162,8 +170,8 @@ def _pem_key(path: str, allowed: Collection[str]) -> Key:
     of_its_kind = _algorithms(key)
     if not of_its_kind:
         raise ConfigError(
-            f"public_key_file {path} is of no kind that is taken: RSA of {MIN_RSA_BITS} bits at"
-            f" least, EC on {', '.join(CURVES)}, Ed25519 or Ed448."
+            f"public_key_file {path} is of no kind that is taken: RSA of {MIN_RSA_BITS} to"
+            f" {MAX_RSA_BITS} bits, EC on {', '.join(CURVES)}, Ed25519 or Ed448."
         )
     algorithms = of_its_kind & set(allowed)
     if not algorithms:
@@ -177,8 +185,9 @@ def _pem_key(path: str, allowed: Collection[str]) -> Key:
 def _algorithms(key: object) -> frozenset[str]:
     """What a public key of this kind may verify."""
     match key:
-        case RSAPublicKey() if key.key_size >= MIN_RSA_BITS:
-            return frozenset(RSA_ALGORITHMS)
+        case RSAPublicKey() if MIN_RSA_BITS <= key.key_size <= MAX_RSA_BITS:
+            if key.public_numbers().e.bit_length() <= MAX_RSA_EXPONENT_BITS:
+                return frozenset(RSA_ALGORITHMS)
         case EllipticCurvePublicKey() if key.curve.name in CURVES:
             return frozenset({CURVES[key.curve.name]})
         case Ed25519PublicKey() | Ed448PublicKey():

@@ -58,7 +58,7 @@ class Ledger(Protocol):
     """Of publishers and channels."""
     hear: list[Hear]
     """Called with all revocations, whenever they have been read: at the start, and after each time
-    that the link to them was lost."""
+    that a link was lost by which they are read or heard of."""
 
     @property
     def durable(self) -> bool:

@@ -115,10 +115,11 @@ class Node:
                 worker=self.tag,
                 tell_gap=self._fanout.tell_gap,
                 receive=lambda message: self.cluster.receive(message),
+                listening=lambda: redis_ledger.load_again(),
                 charge=charge,
             )
             self.cluster = Cluster(self.tag, link=bus)
-            self.ledger = RedisLedger(
+            self.ledger = redis_ledger = RedisLedger(
                 config,
                 bus.commands,
                 worker=self.tag,
@@ -218,7 +219,7 @@ class Node:
         )
 
     def _hear_revoked(self, revocations: Sequence[Revocation]) -> None:
-        self.revoked.replace(revocations)
+        self.revoked.add(*revocations)
         assert self._nursery is not None
         self._nursery.start_soon(self.streams.end_revoked)
 

@@ -1,13 +1,18 @@
-"""What this worker knows to be revoked: the copy of the ledger's list that every request is held
-against. What is over is taken out now and then, so that it holds twice what is in force at most."""
+"""What this worker knows to be revoked: its copy of the ledger's list, which every request is held
+against.
 
-from collections.abc import Callable, Iterable
+1. Only time takes something away again. What the ledger has read is added to what was heard: while
+   it was read, something may have come that it has missed, and Redis may have lost some of it.
+2. What is over is forgotten by and by, so that what is kept is twice what is in force at the most.
+"""
+
+from collections.abc import Callable
 
 from gateway.identity import Identity
 from gateway.revocation import Kind, Revocation
 
-FEW = 1024
-"""Until there are so many, nothing is taken out."""
+MIN_KEPT = 1000
+"""Revocations among which none is looked for that is over."""
 
 
 class Revoked:
@@ -15,21 +20,18 @@ class Revoked:
         """``now_ms`` is the wall clock."""
         self._now_ms = now_ms
         self._known: dict[tuple[Kind, str], Revocation] = {}
-        self._look_at = FEW
+        self._most = MIN_KEPT
 
     def __len__(self) -> int:
         return len(self._known)
 
-    def replace(self, known: Iterable[Revocation]) -> None:
-        """From here on just these."""
-        self._known = {(each.kind, each.id): each for each in known}
-
-    def add(self, revocation: Revocation) -> None:
-        self._known[revocation.kind, revocation.id] = revocation
-        if len(self._known) > self._look_at:
-            now = self._now_ms()
-            self.replace([each for each in self._known.values() if not each.is_over(now)])
-            self._look_at = max(FEW, 2 * len(self._known))
+    def add(self, *revocations: Revocation) -> None:
+        for each in revocations:
+            known = self._known.get((each.kind, each.id))
+            if known is None or known.at_ms <= each.at_ms:
+                self._known[each.kind, each.id] = each
+            if len(self._known) > self._most:
+                self._forget()
 
     def has(self, identity: Identity) -> bool:
         """Whether what ``identity`` was made of has been revoked. Nobody's keys are."""
@@ -39,5 +41,10 @@ class Revoked:
             return True
         if identity.user is None:
             return False
-        revocation = self._known.get((Kind.USER, identity.user))
-        return revocation is not None and identity.issued_ms <= revocation.at_ms
+        of_user = self._known.get((Kind.USER, identity.user))
+        return of_user is not None and identity.issued_ms <= of_user.at_ms
+
+    def _forget(self) -> None:
+        now = self._now_ms()
+        self._known = {key: each for key, each in self._known.items() if not each.is_over(now)}
+        self._most = max(MIN_KEPT, 2 * len(self._known))

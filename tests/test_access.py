@@ -1,17 +1,18 @@
 """Who may do what, on the wire: one table of credentials and routes through front and edge."""
 
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Collection
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 import pytest
 from running import ACCEPT, Gateway, Response, Wire, joined, request, running
 from test_auth import API_KEY, KEYS
-from tokens import SECRET, bearer, token
+from tokens import SECRET, bearer, seconds, token
 
 from gateway.config import Config
 from gateway.identity import Identity
+from gateway.position import ZERO, Position
 
 VERSIONS = ("1.1", "1.0")
 
@@ -354,6 +355,65 @@ async def test_a_newer_token_takes_away_what_it_does_not_grant(version: str) -> 
         assert gateway.node.hub.members.clients[client].identity is held
 
 
+async def test_a_stream_gets_no_channel_that_its_own_token_does_not_grant() -> None:
+    """Else it would have that for longer than any token that grants it."""
+    async with keyed() as gateway:
+        _, client = await opened(gateway, token("u", subscribe=["a"]), "/events/a", "1.1")
+        more = token("u", subscribe=["**"], exp=seconds() + 60)
+        channel = f"/clients/{client}/channels/b"
+        refusal = await gateway.ask(raw("PUT", channel, more))
+        assert_refused(refusal, 403, "by the stream's own token")
+        assert (await gateway.ask(raw("PUT", channel, ADMIN))).status == 200
+        assert (await gateway.ask(raw("DELETE", channel, more))).status == 200
+        assert (await gateway.ask(raw("PUT", f"/clients/{client}/token", more))).status == 200
+        assert (await gateway.ask(raw("PUT", channel, more))).status == 200
+
+
+async def test_a_token_that_comes_while_a_channel_is_added_decides(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async with keyed() as gateway:
+        _, client = await opened(gateway, USER, "/events/news", "1.1")
+        subscribe = gateway.node.bus.subscribe
+        narrower = raw("PUT", f"/clients/{client}/token", token("u", subscribe=["news"]))
+
+        async def slowly(channels: Collection[str], after: Position = ZERO) -> Position:
+            assert (await gateway.ask(narrower)).status == 200
+            return await subscribe(channels, after)
+
+        monkeypatch.setattr(gateway.node.bus, "subscribe", slowly)
+        for query in ("", "?since=earliest"):
+            refusal = await gateway.ask(
+                raw("PUT", f"/clients/{client}/channels/room.1{query}", USER)
+            )
+            assert_refused(refusal, 403, "by the stream's own token")
+            assert not gateway.node.hub.members.clients[client].has("room.1")
+            held = gateway.node.hub.members.clients[client]
+            assert (await gateway.ask(raw("PUT", f"/clients/{client}/token", USER))).status == 200
+            assert held.has("news")
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+async def test_an_older_token_brings_nothing_back(version: str) -> None:
+    async with keyed() as gateway:
+        now = seconds()
+        older = token("u", subscribe=["news", "room.*"], iat=now - 10)
+        newer = token("u", subscribe=["news"], iat=now - 5)
+        _, client = await opened(gateway, older, "/events?channels=news,room.1", version)
+        target = f"/clients/{client}/token"
+        for credential in (newer, newer, token("u", subscribe=["news"], iat=now)):
+            assert (await gateway.ask(raw("PUT", target, credential))).status == 200
+        for credential in (older, newer):
+            assert_refused(await gateway.ask(raw("PUT", target, credential)), 403, "newer token")
+        assert_refused(
+            await gateway.ask(raw("PUT", f"/clients/{client}/channels/room.1", older)),
+            403,
+            "by the stream's own token",
+        )
+        unknown = token("u", subscribe=["news"])  # when it was issued
+        assert (await gateway.ask(raw("PUT", target, unknown))).status == 200
+
+
 # --- what is revoked ------------------------------------------------------------------------------
 
 
@@ -414,6 +474,7 @@ async def test_all_tokens_of_a_user_so_far_are_revoked_and_later_ones_are_good(
     ("target", "says"),
     [
         ("/users/u?revoke=yes", "revoke is true or false"),
+        ("/users/u?exp=soon", "exp is a whole number"),
         ("/users/u?revoke=true&exp=soon", "exp is a whole number"),
         ("/tokens/1?exp=soon", "exp is a whole number"),
         ("/tokens/1?exp=-1", "exp is a whole number"),
@@ -426,6 +487,21 @@ async def test_a_revocation_that_cannot_be_understood_is_400(target: str, says: 
     async with keyed() as gateway:
         assert_refused(await gateway.ask(raw("DELETE", target, ADMIN)), 400, says)
         assert len(gateway.node.revoked) == 0
+
+
+async def test_a_users_revocation_is_forgotten_when_it_is_told_to_be() -> None:
+    """Else there is no room for others some day."""
+    async with keyed() as gateway:
+        for target, left in ((f"exp={seconds() - 1}", []), ("exp=4000000000", ["u"])):
+            answer = await gateway.ask(raw("DELETE", f"/users/u?revoke=true&{target}", ADMIN))
+            assert answer.status == 200
+            assert [each.id for each in await gateway.node.ledger.load()] == left
+
+
+async def test_who_has_no_token_is_asked_for_one_before_a_stream_is_given_it() -> None:
+    async with keyed(anonymous=True, public_channels="open") as gateway:
+        refusal = await gateway.ask(raw("PUT", "/clients/x/token", ""))
+        assert_refused(refusal, 401, "a token is needed")
 
 
 async def test_an_api_key_and_an_administrator_are_not_touched_by_a_users_revocation() -> None:

@@ -4,6 +4,7 @@ import base64
 import hashlib
 import hmac
 import json
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -395,12 +396,48 @@ async def test_the_secret_may_be_in_a_file_with_a_line_end(write: Write) -> None
         {"n": "AQAB"},
         {"n": 7},
         {"kid": 7},
+        {"alg": ["RS256"]},
+        {"alg": {}},
+        {"key_ops": None},
+        {"key_ops": 7},
+        {"e": "A" * 8 + "BAQAAAAAAAAAAAAAAAAAB"},
+        {"n": "_" * 1400},
     ],
 )
 def test_what_cannot_be_used_of_a_key_set_is_passed_over(members: dict[str, object]) -> None:
     keys = [jwk("RSA", kid="good"), jwk("RSA 2", kid="bent") | members, "no key", 7]
     (key,) = parse_key_set(json.dumps({"keys": keys}).encode())
     assert key.kid == "good"
+
+
+@pytest.mark.parametrize("kind", ["RSA 2", "P-256", "Ed25519"])
+@pytest.mark.parametrize("members", [{"alg": []}, {"alg": {}}, {"key_ops": 7}, {"key_ops": None}])
+def test_a_key_of_any_kind_may_be_bent(kind: str, members: dict[str, object]) -> None:
+    keys = [jwk("RSA", kid="good"), jwk(kind, kid="bent") | members]
+    (key,) = parse_key_set(json.dumps({"keys": keys}).encode())
+    assert key.kid == "good"
+
+
+def test_a_private_key_in_a_key_set_is_not_even_read() -> None:
+    """To find the primes that it leaves out would take hours, and hold everybody up."""
+    number = "_" * 40_000
+    keys = [jwk("RSA", kid="good"), {"kty": "RSA", "n": number, "e": "AQAB", "d": number}]
+    started = time.monotonic()
+    (key,) = parse_key_set(json.dumps({"keys": keys}).encode())
+    assert key.kid == "good"
+    assert time.monotonic() - started < 1
+
+
+def test_of_a_key_set_no_more_is_looked_at_than_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[object] = []
+
+    def spy(*told: Any) -> jwt.PyJWK:
+        read.append(told)
+        return jwt.PyJWK(*told)
+
+    monkeypatch.setattr("gateway.keys.PyJWK", spy)
+    many = {"keys": [jwk("P-256", kid=str(n)) for n in range(2 * MAX_KEYS)]}
+    assert len(parse_key_set(json.dumps(many).encode())) == len(read) == MAX_KEYS
 
 
 def test_a_key_set_is_bounded() -> None:

@@ -151,6 +151,30 @@ async def test_keys_are_kept_while_they_cannot_be_fetched(
         assert (await auth.identify(signed("RSA 2", "new"))).user == "u"
 
 
+async def test_a_bent_key_costs_neither_the_node_nor_the_good_ones(
+    site: Site, autojump_clock: MockClock
+) -> None:
+    site.content = key_set(OLD, NEW | {"key_ops": None}, NEW | {"alg": []})
+    async with authenticator() as auth:
+        assert (await auth.identify(signed("RSA", "old"))).user == "u"
+        assert auth.statistics().key_fetch_failures == 0
+
+
+async def test_a_name_that_no_resolver_takes_is_a_failure_like_any_other(
+    site: Site, autojump_clock: MockClock
+) -> None:
+    site.content = UnicodeError("label too long")
+    async with authenticator() as auth:
+        await trio.sleep(1)
+        assert auth.statistics().key_fetch_failures > 0
+
+
+def test_what_is_no_url_stops_the_start() -> None:
+    config = Config(issuers=(Issuer(jwks_url="https://[::1/keys"),))
+    with pytest.raises(ConfigError, match=r"jwks_url .* is no URL"):
+        Authenticator(config, now_ms=lambda: NOW_MS)
+
+
 # --- over real TLS --------------------------------------------------------------------------------
 
 

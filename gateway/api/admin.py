@@ -89,6 +89,10 @@ async def renew_token(node: Node, request: Request, client_id: str) -> Answer:
         identity = await identify(node, request)
         if identity.is_open:
             raise BadRequest("This node has no keys, so no stream has a token.")
+        if identity is NOBODY:
+            raise Unauthorized(
+                f"A stream is given a token by who has one: {NEEDED}.", bad_token=False
+            )
         if identity.user is None or identity.expires_ms is None:
             raise BadRequest("A stream is given another token by a request with that token.")
         asked = OfToken(
@@ -118,9 +122,10 @@ async def close_user(node: Node, request: Request, user: str) -> Answer:
         revoke = request.first("revoke") or "false"
         if revoke not in ("true", "false"):
             raise BadRequest("revoke is true or false.")
+        until_ms = _until_ms(request)
         if revoke == "true":
             at_ms = node.now_ms() + int(node.config.jwt_leeway * 1000)
-            return await _revoke(node, Revocation(Kind.USER, user, at_ms, _until_ms(request)))
+            return await _revoke(node, Revocation(Kind.USER, user, at_ms, until_ms))
         gathered = await node.cluster.ask_all(CLOSE_USER, OfUser(user))
         return answer(200, {"closed": _all_closed(gathered)})
     except GatewayError as error:
@@ -131,8 +136,8 @@ async def revoke_token(node: Node, request: Request, token_id: str) -> Answer:
     """DELETE /tokens/<jti>; ``?exp=`` says when that may be forgotten, as the token does."""
     try:
         _check_admin(await identify(node, request))
-        until_ms = _until_ms(request)
-        return await _revoke(node, Revocation(Kind.TOKEN, token_id, node.now_ms(), until_ms))
+        revocation = Revocation(Kind.TOKEN, token_id, node.now_ms(), _until_ms(request))
+        return await _revoke(node, revocation)
     except GatewayError as error:
         return _refused(node, error)
 

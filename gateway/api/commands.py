@@ -139,8 +139,26 @@ async def _add_channel(node: Node, asked: OfClient) -> Channels:
     resume = parse_resume(asked.since) if asked.since is not None else None
     if isinstance(resume, Closed):
         resume = Start.UNKNOWN
+    _check_granted(node, asked, client, name)
     position = await node.streams.add_channel(client, name, resume)
+    try:
+        _check_granted(node, asked, client, name)
+    except Forbidden:  # another token came while the channel was being subscribed to
+        node.streams.remove_channel(client, name)
+        raise
     return _channels(client, position)
+
+
+def _check_granted(node: Node, asked: OfClient, client: Client, name: str) -> None:
+    """Raises Forbidden unless the stream's own token grants what its user adds: that of his
+    request, which does, may be over or revoked long before the stream is."""
+    if asked.subject is None or is_reserved(name):
+        return
+    if not node.auth.may_subscribe(client.identity, name):
+        raise Forbidden(
+            f"The channel {name} is not granted by the stream's own token; give it this one first"
+            " (PUT /clients/<id>/token)."
+        )
 
 
 async def _remove_channel(node: Node, asked: OfClient) -> Channels:
@@ -173,6 +191,8 @@ async def _renew_token(node: Node, asked: OfToken) -> Renewed:
     )
     if node.revoked.has(identity):
         raise Forbidden("The token has been revoked.")
+    if identity.issued_ms and identity.issued_ms < client.identity.issued_ms:
+        raise Forbidden("The stream has a newer token (iat) than this one.")
     node.streams.renew(client, identity)
     for name in [channel.name for channel in client.channels]:
         if not is_reserved(name) and not node.auth.may_subscribe(identity, name):

@@ -61,6 +61,7 @@ class Inflow:
         rule: Callable[[str], ChannelRule],
         tell_gap: TellGap,
         receive: Callable[[bytes], None],
+        listening: Callable[[], None],
         now_ms: Callable[[], int],
     ) -> None:
         self._link = link
@@ -69,6 +70,7 @@ class Inflow:
         self._sink = sink
         self._tell_gap = tell_gap
         self._receive = receive
+        self._listening = listening
         self._rule = rule
         own = [f"{config.redis_prefix}{name}" for name in (f"p:{worker}", f"w:{worker}", "all")]
         self._proof_channel, *self._own_channels = (each.encode() for each in own)
@@ -137,6 +139,7 @@ class Inflow:
         await self._link.check(connection)
 
     async def resume(self) -> None:
+        self._listening()
         await self._prover.resume()
 
     def is_proof(self, channel: bytes, payload: bytes) -> bool:

@@ -1,6 +1,7 @@
 """The ledger of many nodes, in the Redis that links them: leases, rates, and revocations.
 
-Revocations are read whole when the link is made, and each time that it is made again.
+Revocations are read whole when a link is made, and each time that it is made again: that of the
+commands, and that by which workers hear of them.
 """
 
 from collections.abc import Callable, Sequence
@@ -48,6 +49,8 @@ class RedisLedger:
         self.rates = self._spending.rates
         self.hear: list[Hear] = []
         self.loaded = False
+        self._stale = trio.Event()
+        """Set when revocations are to be read again."""
 
     @property
     def durable(self) -> bool:
@@ -63,6 +66,7 @@ class RedisLedger:
         while True:
             await self._commands.wait_connected()
             losses = self._commands.losses
+            self._stale = trio.Event()
             try:
                 revocations = await self._read()
             except LinkLost:
@@ -71,7 +75,18 @@ class RedisLedger:
             for hear in self.hear:
                 hear(revocations)
             self.loaded = True
-            await self._commands.wait_lost(losses)
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._load_when_lost, losses)
+                await self._stale.wait()
+                nursery.cancel_scope.cancel()
+
+    async def _load_when_lost(self, losses: int) -> None:
+        await self._commands.wait_lost(losses)
+        self.load_again()
+
+    def load_again(self) -> None:
+        """Some revocations may not have been heard of."""
+        self._stale.set()
 
     async def revoke(self, revocation: Revocation) -> None:
         until = "-" if check(revocation).until_ms is None else revocation.until_ms
