@@ -175,6 +175,11 @@ class Node:
         if status not in (429, 503):
             self.refuse(str(status))
 
+    @property
+    def is_local(self) -> bool:
+        """Whether the node listens where only this machine can reach it."""
+        return is_loopback(split_address(self.config.bind)[0])
+
     def is_exempt(self, address: str) -> bool:
         """Whether limits of addresses and publishers do not bind: this machine, without keys."""
         return not self.config.has_keys and is_loopback(address)

@@ -10,8 +10,11 @@ from running import ACCEPT, Gateway, Response, Wire, joined, request, running
 from test_auth import API_KEY, KEYS
 from tokens import SECRET, bearer, seconds, token
 
+from gateway.api import admin
+from gateway.api.request import Request
 from gateway.config import Config
 from gateway.identity import Identity
+from gateway.node import Node
 from gateway.position import ZERO, Position
 
 VERSIONS = ("1.1", "1.0")
@@ -292,6 +295,16 @@ async def test_a_node_without_keys_looks_at_no_token() -> None:
             assert (await gateway.ask(request(method, target))).status == 400
         answer = await gateway.ask(request("DELETE", "/users/u?revoke=true"))
         assert_refused(answer, 400, "has no keys")
+
+
+@pytest.mark.parametrize(
+    ("bind", "status"), [("127.0.0.1:80", 200), ("[::1]:80", 200), ("0.0.0.0:80", 403)]
+)
+async def test_an_open_node_tells_its_counts_to_this_machine_alone(bind: str, status: int) -> None:
+    node = Node(Config(bind=bind, insecure=True), max_clients=1)
+    asked = Request("GET", "/metrics", (), lambda name: None, b"", "192.0.2.1")
+    assert (await admin.metrics(node, asked)).status == status
+    assert (await admin.open_metrics(node)).status == 200
 
 
 # --- an open stream -------------------------------------------------------------------------------

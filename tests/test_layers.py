@@ -40,7 +40,7 @@ LAYERS = (
     ("control", "event", "http1", "http1_render", "proxy_protocol", "tls"),
     ("http1_head", "messages", "sse", "position", "transport"),
     ("auth", "settings"),
-    ("jwks",),
+    ("jwks", "jws"),
     ("keys",),
     ("config",),
     ("identity",),

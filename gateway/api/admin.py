@@ -218,7 +218,12 @@ async def stats(node: Node, request: Request) -> Answer:
 async def metrics(node: Node, request: Request) -> Answer:
     """GET /metrics: those of the node."""
     try:
-        _check_admin(await identify(node, request))
+        identity = await identify(node, request)
+        if identity.is_open and not node.is_local:
+            raise Forbidden(
+                "A node without keys tells its counts only on loopback, and at admin_bind."
+            )
+        _check_admin(identity)
     except GatewayError as error:
         return _refused(node, error)
     return await open_metrics(node)
