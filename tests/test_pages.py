@@ -99,9 +99,9 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, bytes | None]]:
     for name in ("subscribe", "publish"):
         unseen = getattr(connection, name)
 
-        async def see(node: Any, request: Request, unseen: Any = unseen) -> object:
+        async def see(node: Any, request: Request, *more: Any, unseen: Any = unseen) -> object:
             seen.append((request.method, request.header(b"cookie")))
-            return await unseen(node, request)
+            return await unseen(node, request, *more)
 
         monkeypatch.setattr(connection, name, see)
 
