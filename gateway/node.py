@@ -115,10 +115,11 @@ class Node:
                 worker=self.tag,
                 tell_gap=self._fanout.tell_gap,
                 receive=lambda message: self.cluster.receive(message),
+                resumed=lambda: redis_ledger.read_again(),
                 charge=charge,
             )
             self.cluster = Cluster(self.tag, link=bus)
-            self.ledger = RedisLedger(
+            self.ledger = redis_ledger = RedisLedger(
                 config,
                 bus.commands,
                 worker=self.tag,
@@ -209,9 +210,10 @@ class Node:
         )
 
     def _hear_revoked(self, revocations: Sequence[Revocation]) -> None:
-        self.revoked.replace(revocations)
+        self.revoked.learn(revocations, self.now_ms())
         assert self._nursery is not None
-        self._nursery.start_soon(self.streams.end_revoked)
+        if self.revoked:
+            self._nursery.start_soon(self.streams.end_revoked)
 
     def _release(self, client: Client) -> None:
         if client.user is not None:

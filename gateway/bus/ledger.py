@@ -1,6 +1,7 @@
 """The ledger of many nodes, in the Redis that links them: leases, rates, and revocations.
 
-Revocations are read whole when the link is made, and each time that it is made again.
+Revocations are read whole when a link is made, each time that it is made again, and now and then:
+whoever had no link to hear through has not been told.
 """
 
 from collections.abc import Callable, Sequence
@@ -16,7 +17,7 @@ from gateway.bus.scripts import evalsha
 from gateway.bus.spending import Spending
 from gateway.config import Config
 from gateway.errors import Unavailable
-from gateway.ledger import Hear, LedgerStatistics
+from gateway.ledger import READ_AGAIN_SECONDS, Hear, LedgerStatistics
 from gateway.revocation import MAX_REVOCATIONS, Kind, Revocation, check, too_many
 
 PAGE = 1000
@@ -43,6 +44,8 @@ class RedisLedger:
         self._leases = Leases(config, commands, worker=worker, replace=replace, now_ms=now_ms)
         self._spending = Spending(config, commands, now_ms)
         self._revocations = 0
+        self._rest = trio.CancelScope()
+        """Until revocations are read again; cancelled, that is at once."""
         self.claim = self._leases.claim
         self.release = self._leases.release
         self.rates = self._spending.rates
@@ -63,6 +66,7 @@ class RedisLedger:
         while True:
             await self._commands.wait_connected()
             losses = self._commands.losses
+            self._rest = trio.CancelScope()
             try:
                 revocations = await self._read()
             except LinkLost:
@@ -71,7 +75,13 @@ class RedisLedger:
             for hear in self.hear:
                 hear(revocations)
             self.loaded = True
-            await self._commands.wait_lost(losses)
+            self._rest.deadline = trio.current_time() + READ_AGAIN_SECONDS
+            with self._rest:
+                await self._commands.wait_lost(losses)
+
+    def read_again(self) -> None:
+        """Something that was told to this worker may not have come."""
+        self._rest.cancel()
 
     async def revoke(self, revocation: Revocation) -> None:
         until = "-" if check(revocation).until_ms is None else revocation.until_ms
