@@ -681,6 +681,17 @@ async def test_what_is_still_to_be_told_is_bounded(
     assert one.statistics().buckets_evicted == 15
 
 
+def test_a_clock_that_is_set_back_keeps_nobody_waiting(
+    client: redis.Redis, new_prefix: str
+) -> None:
+    scripts = Scripts(client, new_prefix)
+    scripts.attach()
+    assert float(scripts.run("rates", scripts.now, "p:a", 100, 100)[0]) == 0
+    back = scripts.now - HOUR
+    assert float(scripts.run("rates", back, "p:a", 100, 0)[0]) == 0
+    assert float(scripts.run("rates", back + 500, "p:a", 100, 0)[0]) == 50
+
+
 def test_a_bucket_cannot_owe_more_than_a_seconds_worth(
     client: redis.Redis, new_prefix: str
 ) -> None:
