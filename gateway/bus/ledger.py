@@ -124,17 +124,18 @@ class RedisLedger:
     async def _read(self) -> Sequence[Revocation]:
         while await self._forget() == PAGE:
             pass
-        found: dict[bytes, bytes] = {}
+        found: dict[bytes, Revocation] = {}
         cursor: Reply = b"0"
         while True:
             key = f"{self._prefix}revoked"
             (reply,) = await self._commands.ask(("HSCAN", key, cursor, "COUNT", PAGE))
             cursor, pairs = must(reply)
-            found.update(zip(pairs[::2], pairs[1::2], strict=True))
+            for field, value in zip(pairs[::2], pairs[1::2], strict=True):
+                found[field] = _revocation(field, value)  # page by page: all at once take long
             if int(cursor) == 0:
                 break
         self._revocations = len(found)
-        return [_revocation(field, value) for field, value in found.items()]
+        return list(found.values())
 
     def statistics(self) -> LedgerStatistics:
         return LedgerStatistics(
