@@ -32,6 +32,10 @@ from gateway.revocation import (
     too_many,
 )
 
+READ_AGAIN_SECONDS = 60.0
+"""After which revocations are read again: what is over is forgotten by that, and whoever was not
+told of one has it then at the latest."""
+
 Hear = Callable[[Sequence[Revocation]], None]
 
 
@@ -57,8 +61,9 @@ class Ledger(Protocol):
     rates: Rates
     """Of publishers and channels."""
     hear: list[Hear]
-    """Called with all revocations, whenever they have been read: at the start, and after each time
-    that a link was lost by which they are read or heard of."""
+    """Called with all revocations, whenever they have been read: at the start, every
+    READ_AGAIN_SECONDS, and after each time that a link was lost. What is over is among them no
+    more; what was revoked while they were read need not be yet."""
 
     @property
     def durable(self) -> bool:
@@ -125,10 +130,12 @@ class MemoryLedger:
         return self._file is not None
 
     async def run(self) -> None:
-        revocations = await self.load()
-        for hear in self.hear:
-            hear(revocations)
-        self.loaded = True
+        while True:
+            revocations = await self.load()
+            for hear in self.hear:
+                hear(revocations)
+            self.loaded = True
+            await trio.sleep(READ_AGAIN_SECONDS)
 
     # -- streams
 

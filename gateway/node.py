@@ -115,7 +115,7 @@ class Node:
                 worker=self.tag,
                 tell_gap=self._fanout.tell_gap,
                 receive=lambda message: self.cluster.receive(message),
-                listening=lambda: redis_ledger.load_again(),
+                resumed=lambda: redis_ledger.read_again(),
                 charge=charge,
             )
             self.cluster = Cluster(self.tag, link=bus)
@@ -226,7 +226,8 @@ class Node:
     def _hear_revoked(self, revocations: Sequence[Revocation]) -> None:
         self.revoked.add(*revocations)
         assert self._nursery is not None
-        self._nursery.start_soon(self.streams.end_revoked)
+        if self.revoked:
+            self._nursery.start_soon(self.streams.end_revoked)
 
     def _release(self, client: Client) -> None:
         if client.user is not None:

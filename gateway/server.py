@@ -76,12 +76,19 @@ Attend = Callable[[Node, Leave], Awaitable[None]]
 def run(config: Config) -> None:
     """Serve until a signal. Raises ConfigError when the address cannot be listened on."""
     start_logging(config)
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})  # it would end what is not ready yet
+    hold_hangups()
     certificate = Certificate(config) if config.tls_cert else None
     listener = listen(config)
     [admin] = listen_for_admin(config, 1)
     announce = partial(_announce, config, listener, admin)
     trio.run(serve, config, listener, announce, admin, certificate)
+
+
+def hold_hangups() -> None:
+    """Have SIGHUP end nothing: one that comes before it can be obeyed waits until then, and one
+    that comes when nobody obeys any more is lost."""
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # first, as it drops what waits already
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
 
 
 def start_logging(config: Config, process: str = "") -> None:

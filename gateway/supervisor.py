@@ -44,6 +44,7 @@ from gateway.server import (
     NOTHING_TO_RELOAD,
     SIGNALS,
     announce,
+    hold_hangups,
     listen_for_admin,
     listen_together,
     start_logging,
@@ -76,7 +77,7 @@ def run(config: Config) -> None:
     its workers did not end well.
     """
     start_logging(config, "supervisor")
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})  # it would end what is not ready yet
+    hold_hangups()
     if config.tls_cert:
         load_certificate(config)  # what cannot be used stops the start, and not each worker
     listeners = listen_together(config, config.worker_count)

@@ -61,8 +61,10 @@ def load(config: Config) -> ssl.SSLContext:
     context.set_alpn_protocols(ALPN)
     try:
         context.load_cert_chain(config.tls_cert, config.tls_key, password=_no_passphrase)
-    except ssl.SSLError as error:
-        if error.reason == "KEY_VALUES_MISMATCH":
+    except OSError as error:
+        if not isinstance(error, ssl.SSLError):  # gone since: somebody is just replacing them
+            told = str(error.strerror)
+        elif error.reason == "KEY_VALUES_MISMATCH":
             told = "the key does not belong to the certificate"
         else:
             told = "they are no certificate and key in PEM"

@@ -32,7 +32,7 @@ from gateway.control_socket import (
 )
 from gateway.errors import Unavailable
 from gateway.node import Node, NodeStatistics
-from gateway.server import LAST_WORDS_SECONDS, Leave, serve, start_logging
+from gateway.server import LAST_WORDS_SECONDS, Leave, hold_hangups, serve, start_logging
 from gateway.tls import Certificate
 
 ANSWER_SECONDS = 3.0
@@ -55,6 +55,7 @@ _log = logging.getLogger("gateway")
 def run(control: int, listener: int, admin: int | None) -> None:
     """Serve on the descriptors ``listener`` and ``admin`` what the supervisor says over
     ``control``."""
+    hold_hangups()
     admin_listener = None if admin is None else socket.socket(fileno=admin)
     trio.run(_run, socket.socket(fileno=control), socket.socket(fileno=listener), admin_listener)
 

@@ -12,6 +12,7 @@ import trio
 from buses import Wall
 from redis_buses import QUICK, Cluster, Node, calls, cluster
 from redis_scripts import Scripts
+from redis_server import redis_server
 from trio.testing import wait_all_tasks_blocked
 
 from gateway import ledger as ledger_module
@@ -57,7 +58,13 @@ class Workers:
         """What a worker was told to end without having claimed anything."""
 
     async def start(self, config: Config = ENDS_OLDEST) -> tuple[RedisLedger, Node]:
-        node = await self.cluster.node(config=config)
+        started: list[RedisLedger] = []
+
+        def resumed() -> None:
+            for each in started:
+                each.read_again()
+
+        node = await self.cluster.node(config=config, resumed=resumed)
         ledger = RedisLedger(
             node.bus._config,
             node.bus.commands,
@@ -65,6 +72,7 @@ class Workers:
             replace=self.replaced.extend,
             now_ms=self.cluster.wall,
         )
+        started.append(ledger)
         self.cluster.nursery.start_soon(ledger.run)
         await until(lambda: ledger.loaded)
         return ledger, node
@@ -276,6 +284,26 @@ async def test_whoever_wants_to_hear_is_told_of_all_revocations_at_the_start(
     node.link.cut_one(of_subscriber=False)
     await until(lambda: len(heard) == 2)
     assert set(heard[1]) == {token("a"), token("b")}
+    await first.revoke(token("c"))
+    node.link.cut_one(of_subscriber=True)  # through which it would have been told
+    await until(lambda: len(heard) == 3)
+    assert set(heard[2]) == {token("a"), token("b"), token("c")}
+
+
+async def test_revocations_are_read_now_and_then(
+    make: Make, wall: Wall, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in (ledger_module, redis_module):
+        monkeypatch.setattr(module, "READ_AGAIN_SECONDS", 0.01)
+    ledger = await make(Config())
+    heard: list[set[str]] = []
+    ledger.hear.append(lambda revocations: heard.append({each.id for each in revocations}))
+    await ledger.revoke(token("short", until=wall.ms + HOUR))
+    await ledger.revoke(token("long"))
+    await until(lambda: {"short", "long"} in heard)
+    wall.ms += HOUR + 1
+    await until(lambda: heard[-1] == {"long"})
+    assert ledger.statistics().revocations == 1
 
 
 # -- rates
@@ -495,6 +523,20 @@ async def test_what_ends_while_the_link_is_lost_is_told_later(
     await claimed(one, 3)
 
 
+async def test_what_ends_while_redis_takes_no_writes_is_told_later(new_prefix: str) -> None:
+    async with redis_server() as server, cluster(server.port, new_prefix) as nodes:
+        one, _ = await Workers(nodes).start(REFUSES)
+        ids = await claimed(one, 3)
+        await server.call("CONFIG", "SET", "min-replicas-to-write", 1)
+        for client_id in ids:
+            one.release("u", client_id)
+        await trio.sleep(0.05)
+        assert one.statistics().releases == 3
+        await server.call("CONFIG", "SET", "min-replicas-to-write", 0)
+        await until(lambda: one.statistics().releases == 0)
+        await claimed(one, 3)
+
+
 async def test_a_claim_whose_reply_was_lost_is_made_again(workers: Workers) -> None:
     one, here = await workers.start(REFUSES)
     here.link.hold_replies(of_subscriber=False)
@@ -637,6 +679,17 @@ async def test_what_is_still_to_be_told_is_bounded(
         one.rates.take([one.rates.bucket(f"p:{number}", 10)])
     assert len(one._spending._owing) <= 5
     assert one.statistics().buckets_evicted == 15
+
+
+def test_a_clock_that_is_set_back_keeps_nobody_waiting(
+    client: redis.Redis, new_prefix: str
+) -> None:
+    scripts = Scripts(client, new_prefix)
+    scripts.attach()
+    assert float(scripts.run("rates", scripts.now, "p:a", 100, 100)[0]) == 0
+    back = scripts.now - HOUR
+    assert float(scripts.run("rates", back, "p:a", 100, 0)[0]) == 0
+    assert float(scripts.run("rates", back + 500, "p:a", 100, 0)[0]) == 50
 
 
 def test_a_bucket_cannot_owe_more_than_a_seconds_worth(

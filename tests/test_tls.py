@@ -488,6 +488,23 @@ async def test_a_new_certificate_is_for_new_connections_and_open_streams_go_on(
         assert (await stream.event()).data == "still"
 
 
+async def test_files_that_vanish_while_they_are_read_again_cost_no_stream(
+    certificate: certificates.Files,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    used = Certificate(replace(Config(), **certificate.settings))
+
+    def load(*_: object, **__: object) -> None:
+        raise FileNotFoundError(2, "No such file or directory")
+
+    monkeypatch.setattr(ssl.SSLContext, "load_cert_chain", load)
+    before = used.context
+    await used.reload()
+    assert used.context is before
+    assert "cannot be used: No such file or directory." in caplog.text
+
+
 def refusal(files: certificates.Files) -> str:
     with pytest.raises(ConfigError) as caught:
         Certificate(replace(Config(), **files.settings))

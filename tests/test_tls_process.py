@@ -10,7 +10,7 @@ from pathlib import Path
 import certificates
 import pytest
 import trio
-from process import GATEWAY, NodeProcess, child, environment, eventually, in_parallel, node
+from process import GATEWAY, PATIENCE, NodeProcess, child, environment, in_parallel, node
 
 MANY = 32
 """Connections of which each of two workers gets some, but for one time in two thousand million."""
@@ -162,14 +162,28 @@ async def test_a_hangup_before_the_node_is_ready_does_not_end_it(
 ) -> None:
     flags = ("--bind", "127.0.0.1:0", *files.flags)
     async with child(GATEWAY, "serve", *flags) as n:
-
-        async def has_begun() -> bool:
-            return "SigBlk:\t0000000000000001" in n.status()
-
-        await eventually(has_begun)
+        with trio.fail_after(PATIENCE):
+            while "SigBlk:\t0000000000000001" not in n.status():  # for milliseconds
+                await trio.lowlevel.checkpoint()
         n.signal(signal.SIGHUP)
         await n.until("on https://")
         await n.until(RELOADED)
+
+
+async def test_hangups_while_the_node_leaves_do_not_end_it(files: certificates.Files) -> None:
+    async with node(*files.flags, tls=files.client()) as n:
+        n.signal(signal.SIGTERM)
+        with trio.CancelScope() as hangups:
+            async with trio.open_nursery() as nursery:
+
+                async def hang_up() -> None:
+                    while True:
+                        n.signal(signal.SIGHUP)
+                        await trio.sleep(0.0005)
+
+                nursery.start_soon(hang_up)
+                assert await n.wait() == 0
+                hangups.cancel()
 
 
 async def test_files_that_cannot_be_used_stop_the_start(

@@ -61,7 +61,7 @@ class Inflow:
         rule: Callable[[str], ChannelRule],
         tell_gap: TellGap,
         receive: Callable[[bytes], None],
-        listening: Callable[[], None],
+        resumed: Callable[[], None],
         now_ms: Callable[[], int],
     ) -> None:
         self._link = link
@@ -70,7 +70,7 @@ class Inflow:
         self._sink = sink
         self._tell_gap = tell_gap
         self._receive = receive
-        self._listening = listening
+        self._resumed = resumed
         self._rule = rule
         own = [f"{config.redis_prefix}{name}" for name in (f"p:{worker}", f"w:{worker}", "all")]
         self._proof_channel, *self._own_channels = (each.encode() for each in own)
@@ -139,7 +139,6 @@ class Inflow:
         await self._link.check(connection)
 
     async def resume(self) -> None:
-        self._listening()
         await self._prover.resume()
 
     def is_proof(self, channel: bytes, payload: bytes) -> bool:
@@ -164,6 +163,7 @@ class Inflow:
         told = parse_told(payload)
         assert told is not None  # it is the proof that was waited for
         self._learn(told)
+        self._resumed()
         await self._tell_break()
         if self.proven != ZERO:
             await self._merge(told.head)

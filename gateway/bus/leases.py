@@ -128,7 +128,7 @@ class Leases:
             try:
                 if claims:
                     commands.append(self._entering([(c.channel, c.client_id, 0) for c in claims]))
-                replies = await self._commands.calls(*commands) if commands else []
+                replies = await self._commands.ask(*commands) if commands else []
                 answers = must(replies[-1]) if claims else []
             except LinkLost:
                 await trio.sleep(RETRY_SECONDS)

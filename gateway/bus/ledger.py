@@ -1,7 +1,7 @@
 """The ledger of many nodes, in the Redis that links them: leases, rates, and revocations.
 
-Revocations are read whole when a link is made, and each time that it is made again: that of the
-commands, and that by which workers hear of them.
+Revocations are read whole when a link is made, each time that it is made again, and now and then:
+whoever had no link to hear through has not been told.
 """
 
 from collections.abc import Callable, Sequence
@@ -17,7 +17,7 @@ from gateway.bus.scripts import evalsha
 from gateway.bus.spending import Spending
 from gateway.config import Config
 from gateway.errors import Unavailable
-from gateway.ledger import Hear, LedgerStatistics
+from gateway.ledger import READ_AGAIN_SECONDS, Hear, LedgerStatistics
 from gateway.revocation import MAX_REVOCATIONS, Kind, Revocation, check, too_many
 
 PAGE = 1000
@@ -44,13 +44,13 @@ class RedisLedger:
         self._leases = Leases(config, commands, worker=worker, replace=replace, now_ms=now_ms)
         self._spending = Spending(config, commands, now_ms)
         self._revocations = 0
+        self._rest = trio.CancelScope()
+        """Until revocations are read again; cancelled, that is at once."""
         self.claim = self._leases.claim
         self.release = self._leases.release
         self.rates = self._spending.rates
         self.hear: list[Hear] = []
         self.loaded = False
-        self._stale = trio.Event()
-        """Set when revocations are to be read again."""
 
     @property
     def durable(self) -> bool:
@@ -66,7 +66,7 @@ class RedisLedger:
         while True:
             await self._commands.wait_connected()
             losses = self._commands.losses
-            self._stale = trio.Event()
+            self._rest = trio.CancelScope()
             try:
                 revocations = await self._read()
             except LinkLost:
@@ -75,18 +75,13 @@ class RedisLedger:
             for hear in self.hear:
                 hear(revocations)
             self.loaded = True
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(self._load_when_lost, losses)
-                await self._stale.wait()
-                nursery.cancel_scope.cancel()
+            self._rest.deadline = trio.current_time() + READ_AGAIN_SECONDS
+            with self._rest:
+                await self._commands.wait_lost(losses)
 
-    async def _load_when_lost(self, losses: int) -> None:
-        await self._commands.wait_lost(losses)
-        self.load_again()
-
-    def load_again(self) -> None:
-        """Some revocations may not have been heard of."""
-        self._stale.set()
+    def read_again(self) -> None:
+        """Something that was told to this worker may not have come."""
+        self._rest.cancel()
 
     async def revoke(self, revocation: Revocation) -> None:
         until = "-" if check(revocation).until_ms is None else revocation.until_ms
@@ -129,17 +124,18 @@ class RedisLedger:
     async def _read(self) -> Sequence[Revocation]:
         while await self._forget() == PAGE:
             pass
-        found: dict[bytes, bytes] = {}
+        found: dict[bytes, Revocation] = {}
         cursor: Reply = b"0"
         while True:
             key = f"{self._prefix}revoked"
             (reply,) = await self._commands.ask(("HSCAN", key, cursor, "COUNT", PAGE))
             cursor, pairs = must(reply)
-            found.update(zip(pairs[::2], pairs[1::2], strict=True))
+            for field, value in zip(pairs[::2], pairs[1::2], strict=True):
+                found[field] = _revocation(field, value)  # page by page: all at once take long
             if int(cursor) == 0:
                 break
         self._revocations = len(found)
-        return [_revocation(field, value) for field, value in found.items()]
+        return list(found.values())
 
     def statistics(self) -> LedgerStatistics:
         return LedgerStatistics(

@@ -66,13 +66,13 @@ class RedisBus:
         worker: str,
         tell_gap: TellGap,
         receive: Callable[[bytes], None] = lambda message: None,
-        listening: Callable[[], None] = lambda: None,
+        resumed: Callable[[], None] = lambda: None,
         charge: Charge | None = None,
         now_ms: Callable[[], int] = lambda: 0,
     ) -> None:
-        """``worker`` is a tag of this process alone; ``receive`` is given what others `send`,
-        and ``listening`` called when what was sent before may have been missed, and no more is;
-        ``charge`` is the node's, if there is more than the bus in it.
+        """``worker`` is a tag of this process alone; ``receive`` is given what others `send`, and
+        ``resumed`` is called when some of that may have been missed; ``charge`` is the node's, if
+        there is more than the bus in it.
         """
         self._config = config
         self._charge = charge or Charge(config.memory_bytes)
@@ -111,7 +111,7 @@ class RedisBus:
             rule=self.rule,
             tell_gap=tell_gap,
             receive=receive,
-            listening=listening,
+            resumed=resumed,
             now_ms=now_ms,
         )
 

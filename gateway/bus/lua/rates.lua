@@ -17,8 +17,8 @@ for at = 2, #ARGV, 3 do
   level = math.max(-capacity, level - spent)
   if level < capacity then
     local full = math.ceil((capacity - level) / rate * 1000) + 1
-    redis.call('SET', key, string.format('%.6f %.0f', level, math.max(now, since or 0)),
-      'PX', full)
+    -- Since now, also where the clock was set back: else nothing came until it is there again.
+    redis.call('SET', key, string.format('%.6f %.0f', level, now), 'PX', full)
   end
   results[#results + 1] = string.format('%.6f', level)
 end
