@@ -418,6 +418,8 @@ async def test_all_tokens_of_a_user_so_far_are_revoked_and_later_ones_are_good(
         ("/tokens/1?exp=soon", "exp is a whole number"),
         ("/tokens/1?exp=-1", "exp is a whole number"),
         ("/tokens/1?exp=1234567890123", "exp is a whole number"),
+        ("/tokens/1?exp=3600", "exp is past: 3600 is no duration"),
+        ("/users/u?revoke=true&exp=3600", "exp is past: 3600 is no duration"),
         ("/tokens/" + "x" * 2000, "1 to 1024 bytes"),
         ("/tokens/", "1 to 1024 bytes"),
     ],
