@@ -91,7 +91,7 @@ _jws = PyJWS(algorithms=sorted(ALGORITHMS))
 
 
 NEEDED = (
-    "a token is needed: as `Authorization: Bearer <token>`, as a cookie, or in the query as"
+    "a token is needed, as `Authorization: Bearer <token>`, as a cookie, or in the query as"
     " token=<token>"
 )
 
