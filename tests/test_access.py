@@ -415,6 +415,7 @@ async def test_all_tokens_of_a_user_so_far_are_revoked_and_later_ones_are_good(
     [
         ("/users/u?revoke=yes", "revoke is true or false"),
         ("/users/u?revoke=true&exp=soon", "exp is a whole number"),
+        ("/users/u?exp=-58800", "exp is a whole number"),
         ("/tokens/1?exp=soon", "exp is a whole number"),
         ("/tokens/1?exp=-1", "exp is a whole number"),
         ("/tokens/1?exp=1234567890123", "exp is a whole number"),

@@ -116,9 +116,9 @@ async def close_user(node: Node, request: Request, user: str) -> Answer:
         revoke = request.first("revoke") or "false"
         if revoke not in ("true", "false"):
             raise BadRequest("revoke is true or false.")
+        until_ms = _until_ms(node, request)
         if revoke == "true":
             at_ms = node.now_ms() + int(node.config.jwt_leeway * 1000)
-            until_ms = _until_ms(node, request)
             return await _revoke(node, Revocation(Kind.USER, user, at_ms, until_ms))
         gathered = await node.cluster.ask_all(CLOSE_USER, OfUser(user))
         return answer(200, {"closed": _all_closed(gathered)})
