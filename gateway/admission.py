@@ -48,7 +48,9 @@ are accepted at a time, about two milliseconds of work."""
 LATE_SECONDS = 0.25
 """By which a busy node may be late with a turn until nobody waits for it any more."""
 
-STREAMS_SENTENCE = "This address has as many streams open as one may have."
+STREAMS_SENTENCE = (
+    "This address has as many streams open as one may have (max_streams_per_address)."
+)
 
 
 class Refusal(NamedTuple):

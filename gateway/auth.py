@@ -77,7 +77,7 @@ _decode_claims = msgspec.json.Decoder(Claims).decode
 
 
 NEEDED = (
-    "a token is needed: as `Authorization: Bearer <token>`, as a cookie, or in the query as"
+    "a token is needed, as `Authorization: Bearer <token>`, as a cookie, or in the query as"
     " token=<token>"
 )
 

@@ -139,7 +139,7 @@ def worker(control: int, listener: int, admin: int | None) -> None:
     run(control, listener, admin)
 
 
-@main.command("config")
+@main.command("config", short_help="Print every setting and where it comes from.")
 @_settings
 def show_config(file: Path | None, **flags: object) -> None:
     """Print every setting and where it comes from, as a file that --config reads.
@@ -228,7 +228,7 @@ def publish(channel: str, data: str, event: str | None, token: str, url: str) ->
     click.echo(answer.json()["id"])
 
 
-@main.command()
+@main.command(short_help="Print the events of channels as they come.")
 @click.argument("channels", nargs=-1, required=True, metavar="CHANNEL...")
 @click.option("--last-event-id", default="", metavar="ID", help="begin after this event")
 @click.option("--json", "as_json", is_flag=True, help="one JSON object per line")
@@ -263,10 +263,17 @@ async def _print_events(
                 click.echo(render(event))  # which flushes
 
 
-@main.command("token")
+@main.command("token", short_help="Print a token signed with the node's secret.")
 @click.option("--user", metavar="ID", help="whose token it is (sub)")
-@click.option("--subscribe", metavar="PATTERN", multiple=True, help="channels to subscribe to")
-@click.option("--publish", metavar="PATTERN", multiple=True, help="channels to publish to")
+@click.option(
+    "--subscribe",
+    metavar="PATTERN",
+    multiple=True,
+    help="channels to subscribe to; may be repeated",
+)
+@click.option(
+    "--publish", metavar="PATTERN", multiple=True, help="channels to publish to; may be repeated"
+)
 @click.option("--admin", is_flag=True, help="administer; publish to users and to everybody")
 @click.option(
     "--seconds",
@@ -299,9 +306,11 @@ def make_token_command(
     )
 
 
-@main.command("apikey")
+@main.command("apikey", short_help="Make an API key for the file of --config.")
 @click.argument("name")
-@click.option("--publish", metavar="PATTERN", multiple=True, help="channels to publish to")
+@click.option(
+    "--publish", metavar="PATTERN", multiple=True, help="channels to publish to; may be repeated"
+)
 @click.option("--admin", is_flag=True, help="administer; publish to users and to everybody")
 def make_api_key_command(name: str, publish: tuple[str, ...], admin: bool) -> None:
     """Make an API key: its table for the file of --config on stdout, the key itself on stderr.

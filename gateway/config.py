@@ -153,7 +153,7 @@ class Config:
         " nothing is anonymous unless it says so; empty: none",
     ] = ""
     jwt_key_file: Annotated[
-        str, "file that holds that secret, and perhaps a line end; empty: none"
+        str, "file that holds the secret of jwt_key, and perhaps a line end; empty: none"
     ] = ""
     jwt_leeway: Annotated[
         float,

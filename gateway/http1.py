@@ -230,7 +230,8 @@ class RequestReader:
                 raise broken
             if len(piece) > room:
                 raise HeadTooLarge(
-                    f"The request line and headers may have at most {self._max_head_bytes} bytes."
+                    f"The request line and headers may have at most {self._max_head_bytes} bytes"
+                    " (max_head_bytes)."
                 )
 
     def _finish_head(self) -> None:
@@ -274,7 +275,9 @@ class RequestReader:
         self._raw_body_bytes += raw_bytes
         self._framing_bytes = 0 if grown else self._framing_bytes + raw_bytes
         if len(self._message.body) > self._max_body_bytes:
-            raise ContentTooLarge(f"A body may have at most {self._max_body_bytes} bytes.")
+            raise ContentTooLarge(
+                f"A body may have at most {self._max_body_bytes} bytes (max_body_bytes)."
+            )
         if self._framing_bytes > self._max_head_bytes:
             raise HeadTooLarge(
                 "Trailers, and the extensions of a chunk, may have at most"

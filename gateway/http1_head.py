@@ -219,7 +219,9 @@ def _judge_length(first: dict[bytes, bytes], version: str, max_body_bytes: int) 
             raise BadRequest(f"Content-Length has at most {MAX_LENGTH_DIGITS} digits.")
         length = int(sized)  # llhttp has let only digits pass
         if length > max_body_bytes:
-            raise ContentTooLarge(f"A body may have at most {max_body_bytes} bytes.")
+            raise ContentTooLarge(
+                f"A body may have at most {max_body_bytes} bytes (max_body_bytes)."
+            )
         return length
     if version == "1.0":
         raise BadRequest("HTTP/1.0 has no Transfer-Encoding; send a Content-Length.")

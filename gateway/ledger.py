@@ -112,7 +112,7 @@ class MemoryLedger:
     """A `Ledger` of one process. Nothing here waits, but for a file of revocations."""
 
     def __init__(self, config: Config, now_ms: Callable[[], int]) -> None:
-        """Raises ConfigError for a ``revocations_file`` that cannot be used. Blocks to read it."""
+        """Raises ConfigError for a ``revocations_file`` that cannot be used. Blocks for it."""
         self._config = config
         self._now_ms = now_ms
         self._file = RevocationsFile(config.revocations_file) if config.revocations_file else None

@@ -78,12 +78,13 @@ class RevocationsFile:
         self._path = Path(path)
 
     def read(self) -> Sequence[Revocation]:
-        """Empty where there is no file yet. Raises ConfigError for one that cannot be used."""
+        """A file that is not there yet is made, so that one that cannot be written is known before
+        it is needed. Raises ConfigError for one that cannot be used."""
         try:
             with self._path.open("rb") as file:
                 data = file.read(MAX_FILE_BYTES + 1)
         except FileNotFoundError:
-            return ()
+            return self._make()
         except OSError as error:
             raise self._refused(f"cannot be read: {error.strerror}") from error
         if len(data) > MAX_FILE_BYTES:
@@ -97,6 +98,16 @@ class RevocationsFile:
         if len(document.revocations) > MAX_REVOCATIONS:
             raise self._refused(f"has more than {MAX_REVOCATIONS} revocations")
         return document.revocations
+
+    def _make(self) -> Sequence[Revocation]:
+        try:
+            self.write(())
+        except OSError as error:
+            raise ConfigError(
+                f"revocations_file {self._path} cannot be written: {error.strerror}. The node makes"
+                " the file, and writes it anew beside itself, in a folder that is there."
+            ) from error
+        return ()
 
     def write(self, revocations: Iterable[Revocation]) -> None:
         """Return when it is on the disk. Blocks. Raises OSError."""

@@ -97,6 +97,7 @@ def start_logging(config: Config, process: str = "") -> None:
     handler = logging.StreamHandler()
     handler.setFormatter(OneLine(f"%(asctime)s %(levelname)s{process} %(name)s: %(message)s"))
     logging.basicConfig(level=config.log_level.upper(), handlers=[handler])
+    logging.getLogger("httpx").setLevel(logging.WARNING)  # else every URL it fetches is a line
 
 
 def listen(config: Config) -> socket.socket:

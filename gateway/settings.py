@@ -9,7 +9,7 @@ import json
 import re
 import tomllib
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
 from enum import StrEnum
@@ -55,11 +55,17 @@ LISTS = frozenset({"cors_origins", "public_channels", "trusted_proxies"})
 SECRETS = frozenset({"jwt_key", "secret"})
 """Never shown; and without a flag, since a command line is seen by everybody on the machine."""
 
+TABLES = ("channel", "issuer", "api_key")
+"""What a file has as tables, any number of each."""
+
 MAX_ISSUERS = 16
 MAX_API_KEYS = 10_000
 
 _NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}", re.ASCII)
 """Of an API key."""
+
+_COOKIE = re.compile(r"[!#$%&'*+.^_`|~A-Za-z0-9-]*", re.ASCII)
+"""RFC 6265, section 4.1.1; empty where no cookie may carry the token."""
 
 _DIGEST = re.compile(r"[0-9a-f]{64}", re.ASCII)
 
@@ -158,11 +164,11 @@ def load(flags: Mapping[str, object], environ: Mapping[str, str], file: Path | N
         file = Path(environ[FILE_VARIABLE])
     table = _read_toml(file) if file else {}
     from_file = f"file {file}"
-    tables = {kind: table.pop(kind, []) for kind in ("channel", "issuer", "api_key")}
+    tables = {kind: table.pop(kind, []) for kind in TABLES}
     values: dict[str, Any] = {name: setting.default for name, setting in SETTINGS.items()}
     sources = dict.fromkeys(SETTINGS, DEFAULT)
     for name, raw, source in _given(flags, environ, table, from_file):
-        setting = _known(name, SETTINGS, source)
+        setting = _known(name, SETTINGS, source, TABLES if source == from_file else ())
         values[name] = setting.read(raw, source, strict=source == from_file)
         sources[name] = source
     config = Config(**values)
@@ -216,10 +222,13 @@ def _given(
             yield name, raw, f"flag --{name.replace('_', '-')}"
 
 
-def _known(name: str, settings: Mapping[str, Setting], source: str) -> Setting:
+def _known(
+    name: str, settings: Mapping[str, Setting], source: str, tables: Iterable[str] = ()
+) -> Setting:
+    """``tables`` may stand where ``settings`` do, and be what was meant."""
     if name in settings:
         return settings[name]
-    close = get_close_matches(name, settings, n=1)
+    close = get_close_matches(name, [*settings, *tables], n=1)
     right = f"did you mean {close[0]}?" if close else "`gateway config` lists all there are."
     raise ConfigError(f"{name} ({source}) is not a setting; {right}")
 
@@ -397,5 +406,8 @@ def _check_keys(config: Config, sources: Mapping[str, str]) -> None:
     names = [key.name for key in config.api_keys]
     if repeated := [name for name, count in Counter(names).items() if count > 1]:
         raise ConfigError(f"Two [[api_key]] tables have the name {repeated[0]!r}; each its own.")
+    if not _COOKIE.fullmatch(config.token_cookie):
+        expected = "the name of a cookie: letters, digits and !#$%&'*+-.^_`|~"
+        raise _refused("token_cookie", config.token_cookie, sources["token_cookie"], expected)
     for pattern in split_list(config.public_channels):
         _check_pattern("public_channels", pattern, sources["public_channels"])

@@ -309,7 +309,10 @@ class Streams:
         named = sum(not is_reserved(channel.name) for channel in client.channels)
         most = self._config.max_channels_per_client
         if named >= most and not is_reserved(name):
-            raise BadRequest(f"The stream has {most} channels already, and that is the most.")
+            raise BadRequest(
+                f"The stream has {most} channels already, and that is the most"
+                " (max_channels_per_client)."
+            )
         channels = self._hub.members.channels
         if name not in channels and len(channels) >= self._config.max_channels:
             raise Unavailable("The node has all the channels that it can hold.", reason="channels")

@@ -168,6 +168,7 @@ def test_an_unknown_variable_is_refused(variable: str, right: str) -> None:
         ("[[channel]]\nmatch = 'a.**.b'", "match (file {file}, [[channel]] 1) is no pattern: "),
         ("[[channel]]\nmatch = '*'\npublic = 1", "public is 1"),
         ("[[channel]]\nmatch = '*'\npolcy = 'drop'", "did you mean policy?"),
+        ("[[chanel]]\nmatch = '*'", "did you mean channel?"),
         ("[[channel]]\nmatch = '*'\nkeepalive = 1", "keepalive (file {file}, [[channel]] 1) is"),
         ("[[channel]]\nmatch = '*'\nhistory_events = -1", "from 0 to 1000000"),
         (

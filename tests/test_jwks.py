@@ -1,6 +1,7 @@
 """Keys at a URL: fetched, kept, looked for anew; in virtual time, and once over real TLS."""
 
 import json
+import logging
 import ssl
 import subprocess
 import threading
@@ -21,6 +22,7 @@ from gateway.config import Config, Issuer
 from gateway.errors import ConfigError, GatewayError, Unauthorized, Unavailable
 from gateway.jwks import BACK_OFF_MOST, COOLDOWN, PATIENCE, REFRESH_SECONDS
 from gateway.keys import MAX_KEY_FILE_BYTES
+from gateway.server import start_logging
 
 NOW_MS = 1_700_000_000_000
 
@@ -243,6 +245,8 @@ async def test_keys_come_over_tls_from_who_is_trusted(
     monkeypatch.setattr(jwks, "BACK_OFF_FIRST", 0.01)
     monkeypatch.setattr(jwks, "BACK_OFF_MOST", 0.01)
     config = Config(issuers=(Issuer(jwks_url=https_site.url),))
+    start_logging(config)
+    caplog.set_level(logging.INFO)
     auth = Authenticator(config, now_ms=lambda: NOW_MS)
     with trio.fail_after(20):
         async with trio.open_nursery() as nursery:
@@ -265,4 +269,5 @@ async def test_keys_come_over_tls_from_who_is_trusted(
                     await trio.sleep(0.01)
             assert await identified(auth, signed("RSA 2", "new", "v")) == "v"
             assert set(https_site.paths) == {"/keys"}, "it followed a redirect"
+            assert "HTTP Request" not in caplog.text, "httpx logs what it fetches"
             nursery.cancel_scope.cancel()

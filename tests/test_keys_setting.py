@@ -92,6 +92,7 @@ def test_issuers_and_api_keys_are_tables_of_the_file(tmp_path: Path) -> None:
         (f"[[issuer]]\nsecret = '{SECRET}'\n" * (MAX_ISSUERS + 1), f"the most is {MAX_ISSUERS}"),
         ("public_channels = 'a b'", "public_channels (file"),
         (f"jwt_key = '{SECRET}'\njwt_key_file = 'x'", "are both set"),
+        ("token_cookie = 'a=b'", "must be the name of a cookie"),
     ],
 )
 def test_what_is_no_key_stops_the_start(text: str, says: str, tmp_path: Path) -> None:

@@ -397,6 +397,12 @@ def test_a_file_that_cannot_be_read_stops_the_start(tmp_path: Path, wall: Wall) 
         MemoryLedger(Config(revocations_file=str(tmp_path)), wall)
 
 
+def test_a_file_that_cannot_be_written_stops_the_start(tmp_path: Path, wall: Wall) -> None:
+    path = tmp_path / "missing" / "revocations"
+    with pytest.raises(ConfigError, match="cannot be written: No such file or directory"):
+        MemoryLedger(Config(revocations_file=str(path)), wall)
+
+
 def test_a_file_beyond_all_bounds_stops_the_start(
     tmp_path: Path, wall: Wall, monkeypatch: pytest.MonkeyPatch
 ) -> None:

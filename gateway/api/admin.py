@@ -122,7 +122,7 @@ async def close_user(node: Node, request: Request, user: str) -> Answer:
         revoke = request.first("revoke") or "false"
         if revoke not in ("true", "false"):
             raise BadRequest("revoke is true or false.")
-        until_ms = _until_ms(request)
+        until_ms = _until_ms(node, request)
         if revoke == "true":
             at_ms = node.now_ms() + int(node.config.jwt_leeway * 1000)
             return await _revoke(node, Revocation(Kind.USER, user, at_ms, until_ms))
@@ -136,20 +136,26 @@ async def revoke_token(node: Node, request: Request, token_id: str) -> Answer:
     """DELETE /tokens/<jti>; ``?exp=`` says when that may be forgotten, as the token does."""
     try:
         _check_admin(await identify(node, request))
-        revocation = Revocation(Kind.TOKEN, token_id, node.now_ms(), _until_ms(request))
-        return await _revoke(node, revocation)
+        until_ms = _until_ms(node, request)
+        return await _revoke(node, Revocation(Kind.TOKEN, token_id, node.now_ms(), until_ms))
     except GatewayError as error:
         return _refused(node, error)
 
 
-def _until_ms(request: Request) -> int | None:
-    """When a revocation may be forgotten; None: never."""
+def _until_ms(node: Node, request: Request) -> int | None:
+    """When a revocation may be forgotten; None: never. What is past would be forgotten at once."""
     expires = request.first("exp")
     if expires is None:
         return None
     if not _SECONDS.fullmatch(expires):
         raise BadRequest("exp is a whole number of seconds since 1970, as in the token.")
-    return int(expires) * 1000
+    until_ms = int(expires) * 1000
+    if until_ms <= node.now_ms():
+        raise BadRequest(
+            f"exp is past: {expires} is no duration, but when the token expires, in seconds since"
+            " 1970, and the revocation counts until then."
+        )
+    return until_ms
 
 
 async def _revoke(node: Node, revocation: Revocation) -> Answer:

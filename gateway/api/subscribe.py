@@ -32,14 +32,14 @@ PATH = "/events"
 
 REFUSALS = {
     "draining": "The node is draining; come back to another.",
-    "full": "The node has all the clients that it can hold.",
-    "channels": "The node has all the channels that it can hold.",
+    "full": "The node has all the clients that it can hold (max_clients).",
+    "channels": "The node has all the channels that it can hold (max_channels).",
     "bus": "The link to Redis is lost; come back later.",
     "keys": "The keys that verify tokens are not known yet; come back later.",
     "connections": "The node has all the connections that it can hold.",
     "user": "The user has all the streams that one may have (max_streams_per_user).",
     "address": STREAMS_SENTENCE,
-    "address-rate": "This address opens streams faster than one may.",
+    "address-rate": "This address opens streams faster than one may (address_open_rate).",
     "pace": "More streams are being opened than the node can open in time.",
     "gone": "The connection was given up before its turn came.",
 }
@@ -123,7 +123,10 @@ def requested(node: Node, request: Request, path: str, identity: Identity) -> Ev
         )
     most = node.config.max_channels_per_client
     if len(channels) > most:
-        raise BadRequest(f"{len(channels)} channels are named; a stream has at most {most}.")
+        raise BadRequest(
+            f"{len(channels)} channels are named; a stream has at most {most}"
+            " (max_channels_per_client)."
+        )
     own = (user_channel(user),) if user is not None else ()
     if not identity.is_open:
         _check_granted(node, identity, channels)

@@ -99,7 +99,7 @@ TOKEN_ID = in_path(
 EXPIRES = in_query(
     "exp",
     {"type": "integer", "minimum": 0, "maximum": 10**MAX_SECONDS_DIGITS - 1},
-    "Seconds since 1970, as in the token, or the last of them; then the revocation is forgotten.",
+    "Seconds since 1970, as in the token or the last of them, and not past; then it is forgotten.",
     **_EMPTY,
 )
 REVOKE = in_query(
