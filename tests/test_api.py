@@ -407,6 +407,7 @@ async def test_ndjson_takes_the_good_lines_and_says_what_is_wrong_with_the_other
         lines = [msgspec.json.decode(line) for line in answer.body.splitlines()]
         assert [line.get("line") for line in lines] == [None, 3, 4, 5, 6, 7, None]
         assert [line.get("status") for line in lines] == [None, 400, 400, 400, 409, 413, None]
+        assert gateway.node.refused == {"400": 3, "409": 1, "413": 1}
         for line, says in zip(
             lines[1:6], ("JSON", "contains ' '", "UTF-8", "has ended", "at most 200"), strict=True
         ):

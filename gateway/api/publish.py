@@ -127,7 +127,8 @@ async def _publish_lines(
                 outcomes.append((number, error))
         if len(events) == node.bus.batch or number == len(lines):
             results = iter(await node.bus.publish(events))
-            answers += [_line_answer(at, error or next(results)) for at, error in outcomes]
+            for at, error in outcomes:
+                answers.append(_line_answer(node, at, error or next(results)))
             outcomes, events = [], []
             await node.hub.pending.passed_on()
         if not number % SLICE:
@@ -135,8 +136,9 @@ async def _publish_lines(
     return Answer(200, b"".join(answers), NDJSON)
 
 
-def _line_answer(number: int, outcome: Position | GatewayError) -> bytes:
+def _line_answer(node: Node, number: int, outcome: Position | GatewayError) -> bytes:
     if isinstance(outcome, GatewayError):
+        node.count_refusal(outcome.status)
         said = {"line": number, "status": outcome.status, "detail": outcome.detail}
         return msgspec.json.encode(said | outcome.extra) + b"\n"
     return b'{"id":"%d-%d"}\n' % outcome
