@@ -127,8 +127,7 @@ async def _publish_lines(
                 outcomes.append((number, error))
         if len(events) == node.bus.batch or number == len(lines):
             results = iter(await node.bus.publish(events))
-            for at, error in outcomes:
-                answers.append(_line_answer(node, at, error or next(results)))
+            answers += [_line_answer(node, at, said or next(results)) for at, said in outcomes]
             outcomes, events = [], []
             await node.hub.pending.passed_on()
         if not number % SLICE:
