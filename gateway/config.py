@@ -321,7 +321,7 @@ class Config:
     open_rate: Annotated[
         float,
         Between(0, 1_000_000, "streams/s"),
-        "opened by the node, and as many at once, divided among the workers; what comes faster"
+        "opened by the node, and twice as many at once, divided among the workers; what is faster"
         " stands in line: about half of what a core can open; 0: no limit",
     ] = 4000.0
     open_wait: Annotated[

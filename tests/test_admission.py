@@ -23,7 +23,7 @@ from running import ACCEPT, Gateway, Wire, request, running, tasks, until
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from gateway import admission
-from gateway.admission import ADDRESS_BURST_SECONDS, LATE_SECONDS, TICK, Turn
+from gateway.admission import ADDRESS_BURST_SECONDS, BURST_SECONDS, LATE_SECONDS, TICK, Turn
 from gateway.api.poll import poll
 from gateway.api.request import Answer, Request
 from gateway.api.subscribe import never, subscribe
@@ -38,6 +38,12 @@ from gateway.supervisor import share
 
 PEER = "192.0.2.1"
 EVENT_STREAM = b"text/event-stream"
+
+
+@pytest.fixture(autouse=True)
+def _short_burst(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A node takes one second's worth at once, so that its rate is what the tests count with."""
+    monkeypatch.setattr(admission, "BURST_SECONDS", 1.0)
 
 
 def opening(peer: str = PEER, accept: bytes = EVENT_STREAM, path: str = "/events/a") -> Request:
@@ -410,6 +416,15 @@ async def test_the_line_is_bounded(
         assert crowd.turned_away == [("pace", 0.0)]
         await trio.sleep(1)
         assert len(crowd.let_in) == 13
+
+
+async def test_a_node_takes_at_once_what_comes_in_a_few_seconds_otherwise(
+    monkeypatch: pytest.MonkeyPatch, autojump_clock: MockClock
+) -> None:
+    monkeypatch.setattr(admission, "BURST_SECONDS", BURST_SECONDS)
+    async with node_with(open_rate=3.0, open_wait=0.0) as node:
+        burst = int(3 * BURST_SECONDS)
+        assert [await came_in(node) for _ in range(burst + 1)] == [True] * burst + [False]
 
 
 async def test_without_patience_nobody_stands_in_line(autojump_clock: MockClock) -> None:
