@@ -28,6 +28,7 @@ from running import (
     tasks,
     until,
 )
+from tokens import FAR, SECRET, bearer, token
 
 from gateway.client import Reason
 from gateway.config import Config
@@ -257,6 +258,21 @@ async def test_streams_are_told_and_ended_well_when_the_node_leaves(
             assert await wire.to_end() == b""
         await gateway.quiet()
         assert gateway.node.hub.statistics().closed[Reason.DRAINING] == len(wires)
+
+
+@pytest.mark.parametrize("path", ["/events/a", "/events/a?lastEventId=earliest"])
+async def test_a_stream_ends_with_its_token(certificate: certificates.Files, path: str) -> None:
+    """When the wall clock is past it, and within a second."""
+    credential = token("u", subscribe=["a"], exp=FAR)
+    async with running_over_tls(certificate, jwt_key=SECRET) as gateway:
+        wire = await gateway.open(path, bearer(credential))
+        await wire.opened()
+        gateway.node._clock._now_ms = lambda: FAR * 1000
+        [reconnect] = await wire.blocks()
+        assert (reconnect.event, reconnect.json) == ("reconnect", {"reason": "token-expired"})
+        assert await wire.to_end() == b""
+        await gateway.quiet()
+        assert gateway.node.hub.statistics().closed[Reason.TOKEN_EXPIRED] == 1
 
 
 async def test_a_stream_counts_once_among_connections_and_clients(
