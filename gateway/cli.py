@@ -68,7 +68,8 @@ class _Commands(click.Group):
             ctx.exit(1)
         except KeyboardInterrupt:
             ctx.exit(INTERRUPTED)
-        except BaseExceptionGroup as group:  # trio's, when interrupted while it connects
+        # What trio makes of an interrupt while it connects; with anything else in it, it goes on.
+        except BaseExceptionGroup as group:
             if group.split(KeyboardInterrupt)[1] is not None:
                 raise
             ctx.exit(INTERRUPTED)

@@ -260,15 +260,16 @@ def _file(tmp_path: Path) -> str:
     return str(file)
 
 
-async def test_a_public_node_with_keys_starts_and_does_not_say_that_it_is_open(
-    tmp_path: Path,
+@pytest.mark.parametrize("is_open", [True, False])
+async def test_a_public_node_says_loudly_that_it_is_open_and_only_then(
+    is_open: bool, tmp_path: Path
 ) -> None:
-    command = (GATEWAY, "serve", "--bind", "0.0.0.0:0", "--config", _file(tmp_path))
-    async with child(*command) as n:
+    flags = ("--insecure",) if is_open else ("--config", _file(tmp_path))
+    async with child(GATEWAY, "serve", "--bind", "0.0.0.0:0", *flags) as n:
         await n.until("on http://")
         n.signal(signal.SIGTERM)
         assert await n.wait() == 0
-        assert "open to anyone" not in n.output
+        assert ("WARNING gateway: this node is open to anyone" in n.output) is is_open
 
 
 async def test_keys_that_cannot_be_used_stop_the_start() -> None:
