@@ -4,7 +4,7 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 # shellcheck source=deploy/setup.sh
 . deploy/setup.sh
-require_packages curl=curl cc=gcc redis-server=redis-server openssl=openssl haproxy=haproxy chromium=chromium chromedriver=chromium-driver
+require_packages curl=curl cc=gcc redis-server=redis-server openssl=openssl haproxy=haproxy nginx=nginx-light prometheus=prometheus chromium=chromium chromedriver=chromium-driver
 setup_venv . test
 ulimit -n "$(ulimit -Hn)"
 .venv/bin/ruff check .
