@@ -1,7 +1,6 @@
 """Settings: where they come from, what is refused and how, what the README says of them."""
 
 import dataclasses
-import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -329,9 +328,3 @@ def test_the_proxy_protocol_needs_somebody_who_may_speak_it() -> None:
         " that no connection could be served: name the proxies there."
     )
     load({"proxy_protocol": "true", "trusted_proxies": "10.0.0.7"}, {}, None)
-
-
-def test_every_file_that_the_readme_names_is_there() -> None:
-    named = re.findall(r"`((?:tests|loadtest|deploy|gateway)/[\w./-]+)", README.read_text("utf-8"))
-    assert len(named) > 50
-    assert [name for name in named if not (README.parent / name).exists()] == []

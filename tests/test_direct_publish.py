@@ -4,12 +4,12 @@ import json
 import re
 import sys
 from collections.abc import AsyncIterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 import redis
 import trio
+from documents import REFERENCE
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from process import environment
@@ -19,8 +19,6 @@ from redis_scripts import AGE, RULES, Scripts
 from gateway import sse
 from gateway.control import TYPES
 from gateway.names import compile_pattern, user_channel
-
-README = Path(__file__).parent.parent / "README.md"
 
 
 @pytest.fixture
@@ -41,7 +39,7 @@ async def nodes(redis_port: int, new_prefix: str) -> AsyncIterator[Cluster]:
 async def test_the_example_reaches_the_clients_of_a_node(nodes: Cluster) -> None:
     nodes.prefix = "gateway:"
     node = await nodes.node("news")
-    found = re.search(r"<!-- direct -->\n```python\n(.*?)```", README.read_text("utf-8"), re.DOTALL)
+    found = re.search(r"<!-- direct -->\n```python\n(.*?)```", REFERENCE, re.DOTALL)
     assert found is not None
     program = found[1].replace("redis.Redis()", f"redis.Redis(port={nodes.port})")
     ran = await trio.run_process(

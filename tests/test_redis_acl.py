@@ -1,4 +1,4 @@
-"""The rights that the README gives to Redis users: enough for all that they do, and no more."""
+"""The rights that the documents give to Redis users: enough for all that they do, and no more."""
 
 import json
 import re
@@ -12,6 +12,7 @@ import httpx
 import pytest
 import redis
 import trio
+from documents import DEPLOYING, REFERENCE
 from process import NodeProcess, Stream, environment, eventually, node
 from redis.exceptions import NoPermissionError
 from redis_buses import QUICK, cluster
@@ -20,8 +21,6 @@ from tokens import SECRET, token
 
 from gateway.bus.scripts import DIGESTS
 
-README = (Path(__file__).parent.parent / "README.md").read_text("utf-8")
-
 PASSWORD = "a-password"
 
 ADMIN = token("root", admin=True, subscribe=["**"], publish=["**"])
@@ -29,8 +28,10 @@ USER = token("u", subscribe=["**"], jti="of u")
 
 
 def acl(of: str) -> list[str]:
-    """The command that the README prints for them."""
-    found = re.search(rf"<!-- acl {of} -->\n```\n(.*?)```\n<!-- /acl -->", README, re.DOTALL)
+    """The command that the documents print for them."""
+    found = re.search(
+        rf"<!-- acl {of} -->\n```\n(.*?)```\n<!-- /acl -->", DEPLOYING + REFERENCE, re.DOTALL
+    )
     assert found is not None
     return found[1].replace("PASSWORD", PASSWORD).split()
 
@@ -219,7 +220,7 @@ def publisher(server: RedisServer) -> redis.Redis:
 async def test_the_example_of_direct_publishing_runs_with_the_rights_that_the_readme_gives() -> (
     None
 ):
-    found = re.search(r"<!-- direct -->\n```python\n(.*?)```", README, re.DOTALL)
+    found = re.search(r"<!-- direct -->\n```python\n(.*?)```", REFERENCE, re.DOTALL)
     assert found is not None
     async with served() as (server, here):
         login = f"redis.Redis(port={server.port}, username='publisher', password='{PASSWORD}')"

@@ -1,0 +1,40 @@
+"""What the documents point to is there."""
+
+import re
+from pathlib import Path
+
+import pytest
+from documents import DOCUMENTS, README, ROOT
+
+LINK = re.compile(r"\]\((?!https?:)([^)#\s]*)(?:#([^)\s]+))?\)")
+
+NAMED = re.compile(r"`((?:tests|loadtest|deploy|gateway|grafana)/[\w./-]+)")
+
+
+def anchors(text: str) -> set[str]:
+    """Of the headings of a document, as they are made by those who show it: without repeats."""
+    prose = re.sub(r"^```.*?^```", "", text, flags=re.DOTALL | re.MULTILINE)
+    headings = re.findall(r"^#+ (.+)$", prose, re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_every_link_leads_somewhere(path: Path) -> None:
+    text = path.read_text("utf-8")
+    broken = []
+    for target, anchor in LINK.findall(text):
+        aim = path.parent / target if target else path
+        known = aim.suffix != ".md" or not anchor or anchor in anchors(aim.read_text("utf-8"))
+        if not (aim.exists() and known):
+            broken.append(f"{target}#{anchor}")
+    assert broken == []
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_every_file_that_is_named_is_there(path: Path) -> None:
+    named = NAMED.findall(path.read_text("utf-8"))
+    assert [name for name in named if not (ROOT / name).exists()] == []
+
+
+def test_the_readme_names_what_keeps_its_promises() -> None:
+    assert len(NAMED.findall(README)) > 30
