@@ -132,23 +132,26 @@ def sse_starlette_version() -> str:
 
 
 @asynccontextmanager
-async def _listening(port: int, *command: str, **variables: str) -> AsyncIterator[Site]:
-    """``command`` once it listens, with its children."""
+async def _listening(
+    port: int, *command: str, processes: int = 1, **variables: str
+) -> AsyncIterator[Site]:
+    """``command`` once it listens and has as many ``processes`` as it serves with."""
     async with child(*command, **variables) as program:
 
-        async def listens() -> bool:
+        async def serves() -> bool:
             assert program.process.poll() is None, program.output
             try:
                 await (await trio.open_tcp_stream("127.0.0.1", port)).aclose()
             except OSError:
                 return False
-            return True
+            return len(tree(program.process.pid)) == processes
 
-        await eventually(listens)
+        await eventually(serves)
         yield Site(port, port, {"server": tree(program.process.pid)})
 
 
 def tree(pid: int) -> list[int]:
+    """A process and its children: proc(5), /proc/pid/task/tid/children."""
     children = Path(f"/proc/{pid}/task/{pid}/children").read_text("ascii").split()
     return [pid, *map(int, children)]
 
@@ -159,7 +162,8 @@ async def nchan() -> AsyncIterator[Site]:
     with TemporaryDirectory(prefix="nchan-") as directory:
         conf = Path(directory) / "nchan.conf"
         conf.write_text(NCHAN_CONF.read_text("utf-8").replace("19011", str(port)), "utf-8")
-        async with _listening(port, "nginx", "-p", directory, "-c", str(conf)) as site:
+        command = ("nginx", "-p", directory, "-c", str(conf))
+        async with _listening(port, *command, processes=2) as site:  # the master and its worker
             yield site
 
 
