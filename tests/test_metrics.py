@@ -5,9 +5,11 @@ import ssl
 import subprocess
 import time
 from collections.abc import Mapping
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 
+import certificates
+import pytest
 from certificates import Files
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.parser import text_string_to_metric_families
@@ -15,13 +17,14 @@ from running import Gateway, request, running, running_over_tls, until
 
 from gateway.bus import Source
 from gateway.client import Reason
-from gateway.config import Config
+from gateway.config import DAY, Config
 from gateway.control import Gap
 from gateway.edge.app import ROUTES, make_admin_app, make_app
 from gateway.hub import Opening
 from gateway.metrics import FAMILIES, MEDIA_TYPE, render
 from gateway.node import Node
 from gateway.tallies import Dropped
+from gateway.tls import Certificate
 
 NDJSON = b"Content-Type: application/x-ndjson\r\n"
 JSON = b"Content-Type: application/json\r\n"
@@ -346,6 +349,28 @@ async def test_the_certificate_says_when_it_expires(certificate: Files) -> None:
     async with running() as gateway:
         text = render(gateway.node.statistics()).decode()
     assert "gateway_tls_certificate" not in text
+
+
+async def test_of_a_chain_the_first_to_expire_counts_and_so_does_what_is_read_again(
+    certificate: Files, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    used = certificates.make(tmp_path, "used")
+    monkeypatch.setattr(certificates, "MADE", certificates.MADE.replace("-days 2", "-days 9"))
+    longer = certificates.make(tmp_path, "longer")
+    assert expiry(longer) > expiry(used) + 6 * DAY
+    served = Certificate(replace(Config(), **used.settings))
+    assert served.expires == expiry(used)
+    before = expiry(used)
+    chain = longer.cert.read_bytes() + used.cert.read_bytes()
+    used.replace_by(longer)
+    await served.reload()
+    assert served.expires == expiry(longer)
+    used.cert.write_bytes(chain)
+    await served.reload()
+    assert served.expires == before
+    used.cert.write_text("rubbish")
+    await served.reload()
+    assert served.expires == before
 
 
 async def test_a_full_node_is_not_ready() -> None:
