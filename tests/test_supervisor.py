@@ -33,6 +33,7 @@ from process import (
     child,
     eventually,
     in_parallel,
+    lint,
     number,
 )
 from prometheus_client.parser import text_string_to_metric_families
@@ -206,6 +207,12 @@ async def test_whichever_worker_answers_tells_of_the_whole_node() -> None:
             assert await n.metric("clients") == MANY
         ids = {(await n.stats())["nodes"][0]["id"] for _ in range(20)}
         assert ids == {"n1"}
+        text = (await n.get("/metrics")).text
+        assert set(re.findall(r'worker="(.+?)"', text)) == {"1", "2"}
+        for name in ("cpu_seconds_total", "resident_memory_bytes", "open_fds", "tasks"):
+            assert number(text, f'worker_{name}{{worker="1"}}') > 0
+        assert number(text, "ready") == 1
+        assert not await lint(text)
 
 
 async def test_all_workers_serve() -> None:
