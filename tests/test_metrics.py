@@ -424,10 +424,12 @@ async def test_others_have_their_turns_while_the_text_is_made() -> None:
 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(take_turns)
+        await trio.lowlevel.checkpoint()
+        before = turns
         text = (await admin.open_metrics(node)).body
         nursery.cancel_scope.cancel()
-    assert text.count(b"\n") > 3 * admin.LINES_PER_TURN
-    assert turns >= 2
+    assert text.count(b"\n") > 2 * admin.LINES_PER_TURN
+    assert turns - before >= 2
     for part in parts(node.statistics()):
         assert part.count(b"\n") < admin.LINES_PER_TURN
 
