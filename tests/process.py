@@ -245,15 +245,20 @@ class NodeProcess(Child):
         self.connections.append(connection)
         return connection
 
-    async def open_stream(self, target: str) -> "Stream":
-        """A stream whose ``connected`` has been read."""
+    async def ask_for_stream(self, target: str, *headers: tuple[str, str]) -> "Stream":
+        """What answers a request for a stream, of which nothing has been read."""
         connection = await self.connect()
         if self.tls is not None:
             tls = trio.SSLStream(connection, self.tls, server_hostname="localhost")
             stream = Stream(connection, tls)
         else:
             stream = Stream(connection)
-        await stream.request(target)
+        await stream.request(target, *headers)
+        return stream
+
+    async def open_stream(self, target: str) -> "Stream":
+        """A stream whose ``connected`` has been read."""
+        stream = await self.ask_for_stream(target)
         await stream.until(b"event: connected\n")
         return stream
 
