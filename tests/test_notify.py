@@ -3,8 +3,6 @@
 import os
 import re
 import signal
-import socket
-import struct
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,63 +10,22 @@ from pathlib import Path
 import pytest
 import trio
 from certificates import Files
-from process import PATIENCE, NodeProcess
+from process import NodeProcess
 from process import node as run_node
+from service_manager import ServiceManager
 
 from gateway import notify
 from gateway.config import Config
 from gateway.server import stop_seconds
 
-Message = dict[str, str]
-
-
-class Manager:
-    """systemd's end of the socket: what is said, and by which process."""
-
-    def __init__(self, address: str) -> None:
-        self.address = address
-        self.speakers: set[int] = set()
-        self._sock = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
-        self._sock.bind(address.replace("@", "\0", 1))
-        self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
-        self._sock.setblocking(False)
-
-    async def hears(self) -> Message:
-        """The next message."""
-        with trio.fail_after(PATIENCE):
-            await trio.lowlevel.wait_readable(self._sock)
-        data, ancillary, _, _ = self._sock.recvmsg(4096, socket.CMSG_SPACE(struct.calcsize("3i")))
-        [(_, _, credentials)] = ancillary
-        self.speakers.add(struct.unpack("3i", credentials)[0])
-        return dict(line.split("=", 1) for line in data.decode().split("\n"))
-
-    async def hears_of(self, name: str) -> Message:
-        """The next message with ``name``, and not of the watchdog's."""
-        while name not in (message := await self.hears()):
-            assert set(message) == {"WATCHDOG"}, message
-        return message
-
-    def has_heard(self) -> int:
-        """How many messages wait; they are thrown away."""
-        count = 0
-        while True:
-            try:
-                self._sock.recv(4096)
-            except BlockingIOError:
-                return count
-            count += 1
-
-    def close(self) -> None:
-        self._sock.close()
-
 
 @pytest.fixture(params=["path", "abstract"])
 def manager(
     request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[Manager]:
+) -> Iterator[ServiceManager]:
     """Of whom this process and its children know, and who does not watch them yet."""
     address = str(tmp_path / "notify") if request.param == "path" else f"@gateway-{os.getpid()}"
-    manager = Manager(address)
+    manager = ServiceManager(address)
     for name in ("WATCHDOG_USEC", "WATCHDOG_PID"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("NOTIFY_SOCKET", address)
@@ -80,7 +37,7 @@ def environment_of(pid: int) -> bytes:
     return Path(f"/proc/{pid}/environ").read_bytes()
 
 
-async def ends_in_order(manager: Manager, node: NodeProcess, config: Config) -> None:
+async def ends_in_order(manager: ServiceManager, node: NodeProcess, config: Config) -> None:
     """And never has another process spoken: systemd's NotifyAccess=main hears no other."""
     node.signal(signal.SIGTERM)
     assert await manager.hears_of("STOPPING") == {
@@ -91,7 +48,7 @@ async def ends_in_order(manager: Manager, node: NodeProcess, config: Config) -> 
     assert manager.speakers == {node.process.pid}
 
 
-async def reloads(manager: Manager, node: NodeProcess) -> None:
+async def reloads(manager: ServiceManager, node: NodeProcess) -> None:
     before = time.monotonic_ns() // 1000
     node.signal(signal.SIGHUP)
     message = await manager.hears_of("RELOADING")
@@ -101,7 +58,7 @@ async def reloads(manager: Manager, node: NodeProcess) -> None:
 
 
 async def test_a_node_says_when_it_serves_turns_reloads_and_stops(
-    manager: Manager, certificate: Files, monkeypatch: pytest.MonkeyPatch
+    manager: ServiceManager, certificate: Files, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("WATCHDOG_USEC", "100000")
     flags = (*certificate.flags, "--drain-grace", "0.25", "--drain-seconds", "1.5")
@@ -115,7 +72,7 @@ async def test_a_node_says_when_it_serves_turns_reloads_and_stops(
 
 
 async def test_of_several_workers_it_is_the_supervisor_that_speaks(
-    manager: Manager, redis_port: int, new_prefix: str, monkeypatch: pytest.MonkeyPatch
+    manager: ServiceManager, redis_port: int, new_prefix: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Once all of them serve; they are not told of the manager, nor of its watchdog."""
     monkeypatch.setenv("WATCHDOG_USEC", "100000")
@@ -142,7 +99,7 @@ async def test_a_manager_that_is_not_there_is_a_warning_and_no_more(
 
 
 async def test_one_that_does_not_read_holds_nobody_up(
-    manager: Manager, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    manager: ServiceManager, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The kernel takes a few messages for it; the next one waits, for as long as that may be."""
     monkeypatch.setattr(notify, "SEND_SECONDS", 0.05)
@@ -153,7 +110,7 @@ async def test_one_that_does_not_read_holds_nobody_up(
 
 
 async def test_a_loop_that_hangs_says_nothing(
-    manager: Manager, monkeypatch: pytest.MonkeyPatch
+    manager: ServiceManager, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """So that the manager kills it, after twice the time that it says something in."""
     monkeypatch.setenv("WATCHDOG_USEC", "20000")
@@ -173,7 +130,7 @@ async def test_a_loop_that_hangs_says_nothing(
     ("usec", "pid"), [("", ""), ("soon", ""), ("1000", "1")], ids=["no", "nonsense", "another's"]
 )
 async def test_a_watchdog_that_does_not_ask_this_process_is_told_nothing(
-    usec: str, pid: str, manager: Manager, monkeypatch: pytest.MonkeyPatch
+    usec: str, pid: str, manager: ServiceManager, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("WATCHDOG_USEC", usec)
     if pid:
