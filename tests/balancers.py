@@ -8,11 +8,11 @@ import grp
 import os
 import pwd
 import re
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, TypeAlias
 
 import certificates
 import httpx
@@ -20,6 +20,9 @@ import trio
 from process import Child, child
 from redis_server import free_port
 from running import ACCEPT, Response, Wire, request
+
+Start: TypeAlias = Callable[..., AbstractAsyncContextManager["Balancer"]]
+"""`haproxy` or `nginx`."""
 
 DEPLOY = Path(__file__).parent.parent / "deploy"
 HAPROXY = DEPLOY / "haproxy" / "haproxy.cfg"
@@ -110,7 +113,7 @@ class Balancer:
         return await wire.response()
 
     async def connections(self) -> int:
-        """How many it counts of its clients: HAProxy of browsers, nginx of this question as well."""
+        """How many it counts: HAProxy those of browsers, nginx that of this question as well."""
         async with httpx.AsyncClient(trust_env=False) as client:
             found = self._counted.search((await client.get(self._statistics)).text)
         assert found is not None
@@ -155,6 +158,8 @@ async def haproxy(
         counted = "/metrics", 'haproxy_frontend_current_sessions{proxy="browsers"}'
         command = child("haproxy", "-db", "-f", str(HAPROXY), **variables)
         async with _started(command, ports, certificate, counted) as balancer:
+            for number in range(len(nodes), NODES):
+                await balancer.process.until(f"Server streams/node{number + 1} is DOWN")
             yield balancer
 
 
