@@ -19,16 +19,13 @@ from gateway.config import Config
 from gateway.server import stop_seconds
 
 
-@pytest.fixture(params=["path", "abstract"])
-def manager(
-    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[ServiceManager]:
+@pytest.fixture
+def manager(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ServiceManager]:
     """Of whom this process and its children know, and who does not watch them yet."""
-    address = str(tmp_path / "notify") if request.param == "path" else f"@gateway-{os.getpid()}"
-    manager = ServiceManager(address)
+    manager = ServiceManager(str(tmp_path / "notify"))
     for name in ("WATCHDOG_USEC", "WATCHDOG_PID"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("NOTIFY_SOCKET", address)
+    monkeypatch.setenv("NOTIFY_SOCKET", manager.address)
     yield manager
     manager.close()
 
@@ -139,6 +136,14 @@ async def test_a_watchdog_that_does_not_ask_this_process_is_told_nothing(
     stopping.set()
     await notify.report(stopping, 1.0)  # ends, since no watch goes on
     assert manager.has_heard() == 2
+
+
+async def test_an_abstract_socket_is_one_as_well(monkeypatch: pytest.MonkeyPatch) -> None:
+    manager = ServiceManager(f"@gateway-{os.getpid()}")
+    monkeypatch.setenv("NOTIFY_SOCKET", manager.address)
+    await notify.ready()
+    assert await manager.hears() == {"READY": "1"}
+    manager.close()
 
 
 async def test_without_a_manager_nothing_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
