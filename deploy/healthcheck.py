@@ -1,7 +1,7 @@
 """Exit 0 where the node of this container answers /healthz at its admin_bind, else 1.
 
-Nothing but the standard library, since it is started anew each time: 60 ms of CPU. Beside it, the
-gateway's own command line takes ten times as long to load.
+Nothing but the standard library, since it is started anew each time: 40 ms of CPU, a fifth of what
+the gateway's own command line takes to load.
 """
 
 import os

@@ -50,7 +50,7 @@ RETRY_SECONDS = 5.0
 """After a refusal that coming back at once would not mend."""
 
 SLOW_BYTES_PER_SECOND = 1500
-"""That a slow reader reads: a third of what the tickers say."""
+"""That a slow reader reads: a fraction of what tickers and rooms say."""
 
 REPORT_SECONDS = 10.0
 
@@ -70,10 +70,12 @@ class Reader:
 
 
 class Traffic:
-    def __init__(self, url: str, token: str, client: httpx.AsyncClient) -> None:
+    def __init__(self, url: str, slow_url: str, token: str, client: httpx.AsyncClient) -> None:
         self._url = url
+        self._slow_url = slow_url
         self._token = token
         self._client = client
+        self._tls = httpx.create_ssl_context()  # once: it takes as long as a hundred events
         self.counts = Counter[str]()
 
     # --- publishers -------------------------------------------------------------------------------
@@ -163,10 +165,10 @@ class Traffic:
             await self._read(reader, make_token())
 
     async def read_slowly(self) -> None:
-        """All tickers, more slowly than they tick: as a phone in a lift."""
-        parts = urlsplit(self._url)
+        """All tickers and rooms, more slowly than they speak: as a phone in a lift."""
+        parts = urlsplit(self._slow_url)
         host, port = parts.hostname or "", parts.port or 80
-        query = "&".join(f"channel={ticker}" for ticker in TICKERS)
+        query = "&".join(f"channel={name}" for name in TICKERS + ROOMS)
         request = (
             f"GET /events?{query} HTTP/1.1\r\nHost: {host}\r\nAccept: text/event-stream\r\n\r\n"
         )
@@ -190,7 +192,8 @@ class Traffic:
     async def _read(self, reader: Reader, token: str = "") -> None:
         """Read until the stream has ended for good, or was refused."""
         url = httpx.URL(f"{self._url}/events", params=[("channel", c) for c in reader.channels])
-        async with httpx.AsyncClient(trust_env=False, headers=authorization(token)) as client:
+        headers = authorization(token)
+        async with httpx.AsyncClient(trust_env=False, verify=self._tls, headers=headers) as client:
             try:
                 async with aclosing(follow(client, url, last_event_id=reader.position)) as events:
                     async for event in events:
@@ -222,6 +225,7 @@ def _price(ticker: str, price: float) -> Event:
 
 @click.command()
 @click.option("--url", default="http://127.0.0.1:8080", show_default=True)
+@click.option("--slow-url", help="a node, for slow readers: a balancer would hide them  [--url]")
 @click.option("--token-file", type=click.Path(path_type=Path), help="of an administrator's API key")
 @click.option("--readers", default=100, show_default=True)
 @click.option("--users", default=20, show_default=True, help="who need the node's secret")
@@ -230,6 +234,7 @@ def _price(ticker: str, price: float) -> Event:
 @click.option("--seconds", default=float("inf"), help="for which it runs; without, until SIGTERM")
 def main(
     url: str,
+    slow_url: str | None,
     token_file: Path | None,
     readers: int,
     users: int,
@@ -244,17 +249,24 @@ def main(
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     logging.getLogger("httpx").setLevel(logging.WARNING)  # else each publish is a line
     token = token_file.read_text("ascii").strip() if token_file else ""
-    trio.run(run, url, token, readers, users, slow, answers, seconds)
+    trio.run(run, url, slow_url or url, token, readers, users, slow, answers, seconds)
 
 
 async def run(
-    url: str, token: str, readers: int, users: int, slow: int, answers: int, seconds: float
+    url: str,
+    slow_url: str,
+    token: str,
+    readers: int,
+    users: int,
+    slow: int,
+    answers: int,
+    seconds: float,
 ) -> None:
     config = load({}, os.environ, None).config
     names = [str(number) for number in range(1, users + 1)]
     timeout = httpx.Timeout(30)
     async with httpx.AsyncClient(trust_env=False, timeout=timeout) as client:
-        traffic = Traffic(url.rstrip("/"), token, client)
+        traffic = Traffic(url.rstrip("/"), slow_url, token, client)
         tasks: list[Callable[[], Awaitable[None]]] = [
             traffic.tick,
             traffic.burst,

@@ -7,6 +7,7 @@ import os
 import re
 import signal
 import subprocess
+import tomllib
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
@@ -118,6 +119,17 @@ def test_a_stop_waits_for_the_drain(keys: Path) -> None:
         assert seconds(SERVICES[node]["stop_grace_period"]) == stop_seconds(settings(keys))
 
 
+def test_the_balancer_notices_a_drain_within_the_grace(keys: Path) -> None:
+    found = re.search(
+        r'inter "\$\{CHECK_INTERVAL-(\d+)s\}".* fall (\d+)', HAPROXY.read_text("utf-8")
+    )
+    assert found is not None
+    notices = int(found[1]) * int(found[2])
+    assert notices < settings(keys).drain_grace
+    unit = tomllib.loads((DEPLOY / "systemd" / "gateway.toml").read_text("utf-8"))
+    assert notices < unit["drain_grace"]
+
+
 def test_a_node_has_the_memory_that_it_is_told_to_use(keys: Path) -> None:
     config = settings(keys)
     worker = 1.45 * config.memory_bytes + config.pending_bytes + OF_A_WORKER
@@ -213,7 +225,8 @@ async def test_everything_starts_and_the_traffic_flows(
             assert "<title>" in (await client.get(url)).text, "the demo page"
         told = SERVICES["traffic"]
         paths = {"/run/gateway": str(keys / "nodes"), "http://haproxy:8080": url}
-        words = image.here(told["entrypoint"], mounted("traffic") | paths)
+        paths |= {"http://node3:8080": started[2].url}
+        words = image.here([*told["entrypoint"], *told["command"]], mounted("traffic") | paths)
         secret = told["environment"]["GATEWAY_JWT_KEY_FILE"]
         variables = {"GATEWAY_JWT_KEY_FILE": secret.replace("/run/gateway", str(keys / "nodes"))}
         few = ("--readers", "12", "--users", "3", "--slow", "1", "--answers", "2")
