@@ -198,7 +198,7 @@ class Traffic:
                 async with aclosing(follow(client, url, last_event_id=reader.position)) as events:
                     async for event in events:
                         if isinstance(event, Lost):
-                            self.counts["streams lost"] += 1
+                            self.counts["connections ended"] += 1
                             continue
                         reader.position = event.last_event_id
                         self.counts[event.event if event.event in TOLD else "received"] += 1

@@ -10,6 +10,8 @@ import image
 from process import child, environment, node_of
 from redis_server import free_port
 
+from gateway.settings import NO_SETTINGS, SETTINGS
+
 HADOLINT = Path(sys.executable).with_name("hadolint")
 
 IGNORE = image.ROOT / ".dockerignore"
@@ -50,6 +52,19 @@ def test_nothing_is_installed_that_has_no_hash_of_ours() -> None:
     assert len(commands) == 4
     for command in commands:
         assert ("--require-hashes" in command) != ("--no-index" in command), command
+
+
+def test_every_setting_that_a_file_of_deployment_names_is_one() -> None:
+    """Those of TOML files and of commands are found out where these are started."""
+    known = {setting.variable for setting in SETTINGS.values()} | NO_SETTINGS
+    named = {
+        (variable, path.name)
+        for path in (image.ROOT / "deploy").rglob("*")
+        if path.is_file() and path.suffix != ".pyc"
+        for variable in re.findall(r"\bGATEWAY_[A-Z_]+", path.read_text("utf-8"))
+    }
+    assert len(named) > 10
+    assert {(name, path) for name, path in named if name not in known} == set()
 
 
 def test_a_container_is_nobody_in_particular_and_shows_it_by_number() -> None:

@@ -356,6 +356,22 @@ def test_the_ingress_is_sticky_and_waits_as_long_as_streams_are_silent(
     assert path["backend"]["service"] == {"name": "gateway", "port": {"name": "http"}}
 
 
+def test_the_rules_are_applied_as_the_readme_has_it() -> None:
+    text = (image.ROOT / "deploy" / "README.md").read_text("utf-8")
+    found = re.search(r"(?ms)^ {4}(\{ printf.*\}) \| kubectl .* apply -f -$", text)
+    assert found is not None
+    made = subprocess.run(
+        ["sh", "-c", found[1]], cwd=image.ROOT, capture_output=True, text=True, check=True
+    )
+    rules = yaml.safe_load((image.ROOT / "grafana" / "rules.yml").read_text("utf-8"))
+    assert yaml.safe_load(made.stdout) == {
+        "apiVersion": "monitoring.coreos.com/v1",
+        "kind": "PrometheusRule",
+        "metadata": {"name": "gateway"},
+        "spec": rules,
+    }
+
+
 # --- started --------------------------------------------------------------------------------------
 
 

@@ -2,7 +2,7 @@
 # What nobody shall find in a repository, made at the first start and kept in the volumes of compose.yaml: the nodes'
 # secret, the publisher's API key, a certificate for localhost, Grafana's password. In the gateway's image:
 #
-#     sh keys.sh NODES BALANCER GRAFANA GATEWAY_TOML      (three folders and the file for the nodes)
+#     sh keys.sh NODES BALANCER GRAFANA SETTINGS      (three folders, and the nodes' gateway.toml)
 set -eu
 nodes=$1 balancer=$2 grafana=$3 settings=$4
 # Each volume is seen by those who need it alone, and they are not of one user: in it, all may read.
