@@ -249,6 +249,7 @@ class Supervisor:
 
     async def _reload(self, hangups: AsyncIterator[int]) -> None:
         async for _ in hangups:
+            await self._serving.wait()
             await notify.reloading()
             if not self._config.tls_cert:
                 _log.info(NOTHING_TO_RELOAD)

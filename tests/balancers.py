@@ -28,6 +28,8 @@ DEPLOY = Path(__file__).parent.parent / "deploy"
 HAPROXY = DEPLOY / "haproxy" / "haproxy.cfg"
 NGINX = DEPLOY / "nginx" / "nginx.conf"
 
+README = DEPLOY / "README.md"
+
 NODES = 3
 """That the files are written for."""
 
@@ -131,9 +133,10 @@ async def haproxy(
     *,
     silence: float = SILENCE,
     node_connections: int = CONNECTIONS,
+    address_connections: int = CONNECTIONS,
 ) -> AsyncIterator[Balancer]:
-    """``silence`` is for how many seconds a stream may be silent; each node gets no more than
-    ``node_connections``."""
+    """``silence`` is for how many seconds a stream may be silent; no node gets more than
+    ``node_connections``, and nobody has more than ``address_connections``."""
     ports = Ports()
     with TemporaryDirectory() as directory:
         variables = {
@@ -142,10 +145,11 @@ async def haproxy(
             "LISTEN_INSIDE": f"127.0.0.1:{ports.inside}",
             "LISTEN_STATISTICS": f"127.0.0.1:{ports.statistics}",
             "ADMIN_SOCKET": f"{directory}/socket",
-            "CERTIFICATE": _in_one_file(certificate, directory),
+            "CERTIFICATE": in_one_file(certificate, directory),
             "MAXCONN": str(CONNECTIONS),
             "DESCRIPTORS": str(DESCRIPTORS),
             "NODE_MAXCONN": str(node_connections),
+            "ADDRESS_CONNECTIONS": str(address_connections),
             "SILENCE": _milliseconds(silence),
             "CHECK_INTERVAL": _milliseconds(CHECK_INTERVAL),
         }
@@ -170,6 +174,7 @@ async def nginx(
     *,
     silence: float = SILENCE,
     node_connections: int = CONNECTIONS,
+    address_connections: int = CONNECTIONS,
 ) -> AsyncIterator[Balancer]:
     """As `haproxy`."""
     ports = Ports()
@@ -181,6 +186,7 @@ async def nginx(
             "nofile 100000": f"nofile {DESCRIPTORS}",
             "connections 50000": f"connections {CONNECTIONS}",
             "max_conns=25000": f"max_conns={node_connections}",
+            "addresses 2000": f"addresses {address_connections}",
             "timeout 90s": f"timeout {_milliseconds(silence)}",
             "listen 80;": f"listen 127.0.0.1:{ports.redirect};",
             "listen 443 ": f"listen 127.0.0.1:{ports.https} ",
@@ -227,7 +233,8 @@ def _milliseconds(seconds: float) -> str:
     return f"{round(seconds * 1000)}ms"
 
 
-def _in_one_file(certificate: certificates.Files, directory: str) -> str:
+def in_one_file(certificate: certificates.Files, directory: str) -> str:
+    """The name of a file in ``directory`` with the certificate and its key, as HAProxy takes it."""
     pem = Path(directory, "certificate.pem")
     pem.write_bytes(certificate.cert.read_bytes() + certificate.key.read_bytes())
     return str(pem)

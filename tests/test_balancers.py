@@ -9,18 +9,21 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
+from statistics import median
 
 import balancers
 import certificates
 import pytest
 import trio
-from balancers import SILENCE, Absent, Backend, Balancer, Start
+from balancers import HAPROXY, NGINX, README, SILENCE, Absent, Backend, Balancer, Start, in_one_file
 from load import cluster, load_on
-from process import NodeProcess, eventually
+from process import NodeProcess, child, eventually
 from redis_server import free_port
 from running import Wire, request, running
 from test_demo_page import browser
 
+from gateway.api.poll import MAX_WAIT
 from gateway.config import Config
 
 of_both = pytest.mark.parametrize("start", [balancers.haproxy, balancers.nginx])
@@ -72,6 +75,15 @@ async def visit(balancer: Balancer, cookie: bytes = b"") -> Visit:
     return Visit(wire, str(connected.json["clientId"]).partition(".")[0], cookie)
 
 
+async def visit_at(balancer: Balancer, node: str) -> Visit:
+    """A visit that leads to that node."""
+    for _ in range(50):
+        visited = await visit(balancer)
+        if visited.node == node:
+            return visited
+    raise AssertionError(f"nobody comes to {node}")
+
+
 async def test_a_client_stays_with_its_node_by_a_cookie(
     redis_url: str, new_prefix: str, certificate: certificates.Files
 ) -> None:
@@ -106,9 +118,7 @@ async def test_a_node_that_drains_gets_no_new_streams_and_keeps_those_it_has(
     ):
         tags = [await tag_of(n) for n in nodes]
         by_haproxy = await visit(haproxy)
-        by_nginx = await visit(nginx)
-        while by_nginx.node != by_haproxy.node:
-            by_nginx = await visit(nginx)
+        by_nginx = await visit_at(nginx, by_haproxy.node)
         number = tags.index(by_haproxy.node)
         leaving = nodes[number]
 
@@ -118,15 +128,18 @@ async def test_a_node_that_drains_gets_no_new_streams_and_keeps_those_it_has(
         moved = [await visit(haproxy, by_haproxy.cookie) for _ in range(6)]
         assert by_haproxy.node not in {each.node for each in moved}
         assert by_haproxy.cookie not in {each.cookie for each in moved}
+        await publish(haproxy, "in its grace")
+        for stays in (by_haproxy, by_nginx):
+            assert (await stays.wire.event()).data == "in its grace"
 
         await eventually(partial(refuses, leaving))
         moved = [await visit(nginx, by_nginx.cookie) for _ in range(6)]
         assert by_nginx.node not in {each.node for each in moved}
 
-        await publish(haproxy, "while it drains")
-        for stays in (by_haproxy, by_nginx):
-            assert (await stays.wire.event()).data == "while it drains"
-            assert (await stays.wire.event()).event == "reconnect"
+        await publish(nginx, "as it drains")
+        assert (await by_nginx.wire.event()).data == "as it drains"
+        assert (await by_nginx.wire.event()).event == "reconnect"
+        assert "reconnect" in {block.event for block in await by_haproxy.wire.blocks()}
         assert await leaving.wait() == 0
 
 
@@ -336,7 +349,7 @@ class Silent:
     """A node that is ready, and ends each connection once it has read a request."""
 
     port: int
-    requests: list[str]
+    heads: list[str]
 
     @property
     def admin_port(self) -> int:
@@ -349,7 +362,10 @@ class Silent:
             if head.startswith("GET /readyz "):
                 await wire.send(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
             else:
-                self.requests.append(head.partition(" ")[0])
+                self.heads.append(head)
+
+    def asked(self, method: str) -> int:
+        return sum(head.startswith(method) for head in self.heads)
 
 
 @asynccontextmanager
@@ -372,12 +388,48 @@ async def test_a_publish_that_was_sent_is_not_sent_again_and_an_opening_is(
         answer = await balancer.ask(request("POST", "/publish/a", body=b"x"))
         assert answer.status == 503
         assert answer.json["outcome"] == "unknown"
-        assert [method for n in nodes for method in n.requests] == ["POST"]
+        assert sum(n.asked("POST") for n in nodes) == 1
 
         wire = await balancer.open("/events/a")
         assert b"event: reconnect" in (await wire.response()).body
-        asked = [n.requests.count("GET") for n in nodes]
-        assert sum(map(bool, asked)) > 1, asked
+        assert sum(n.asked("GET") > 0 for n in nodes) > 1
+
+
+@of_both
+async def test_a_request_is_known_by_one_id_to_balancer_and_node(
+    start: Start, certificate: certificates.Files
+) -> None:
+    """Which an application may choose, and a stranger may not."""
+    async with silent_nodes() as nodes, start(nodes, certificate) as balancer:
+        raw = request("POST", "/publish/a", b"X-Request-Id: chosen\r\n", body=b"x")
+        for tls in (False, True):
+            await balancer.ask(raw, tls=tls)
+        heads = [head for n in nodes for head in n.heads]
+        ids = [re.findall(r"(?im)^x-request-id: (\S+)\r?$", head) for head in heads]
+        [[made]] = [found for found in ids if found != ["chosen"]]
+        assert len(ids) == 2
+        for known in ("chosen", made):
+            await balancer.process.until(rf"POST /publish/a .*{known}")
+
+
+@of_both
+async def test_an_event_waits_for_nothing_in_between(
+    start: Start, certificate: certificates.Files
+) -> None:
+    """Not for more of its kind (200 ms), as HAProxy does by default with a chunked answer."""
+    async with (
+        running(admin_bind="127.0.0.1:0") as gateway,
+        start([gateway], certificate) as balancer,
+    ):
+        stream = await balancer.open("/events/a", tls=False)
+        await stream.opened()
+        took = []
+        for number in range(9):
+            begun = trio.current_time()
+            await gateway.publish("a", str(number))
+            assert (await stream.event()).data == str(number)
+            took.append(trio.current_time() - begun)
+        assert median(took) < 0.1, took
 
 
 @of_both
@@ -431,6 +483,24 @@ async def test_plain_http_from_outside_is_sent_to_https(
         assert response.header("location") == "https://gateway.test/publish/a?b=c"
 
 
+async def test_nobody_has_more_connections_than_an_address_may(
+    certificate: certificates.Files,
+) -> None:
+    """HAProxy closes those beyond, from outside; nginx tells their streams to come back."""
+    async with running(admin_bind="127.0.0.1:0") as gateway:
+        async with balancers.haproxy([gateway], certificate, address_connections=2) as balancer:
+            for _ in range(2):
+                await visit(balancer)
+            with pytest.raises(trio.BrokenResourceError):
+                await visit(balancer)
+            await publish(balancer, "x")
+        async with balancers.nginx([gateway], certificate, address_connections=2) as balancer:
+            for _ in range(2):
+                await visit(balancer)
+            wire = await balancer.open("/events/a")
+            assert b"event: reconnect" in (await wire.response()).body
+
+
 @of_both
 async def test_a_node_gets_no_more_streams_than_it_may(
     start: Start, certificate: certificates.Files
@@ -445,3 +515,55 @@ async def test_a_node_gets_no_more_streams_than_it_may(
         wire = await balancer.open("/events/a")
         assert b"event: reconnect" in (await wire.response()).body
         assert gateway.node.hub.statistics().clients == 3
+
+
+def shipped(file: Path, pattern: str) -> float:
+    """The one number that ``pattern`` finds; in seconds where it has a unit."""
+    found = {match[1] for match in re.finditer(pattern, file.read_text("utf-8"))}
+    assert len(found) == 1, (pattern, found)
+    return float(found.pop().removesuffix("s"))
+
+
+def test_the_numbers_fit_each_other_and_the_nodes() -> None:
+    """As shipped, with a gateway that is as it is by default."""
+    config = Config()
+    patience = [
+        shipped(HAPROXY, r"timeout (?:client|server) \"\$\{SILENCE-(\d+s)\}"),
+        shipped(NGINX, r"(?:proxy_read|proxy_send| send)_timeout (\d+s);"),
+    ]
+    assert patience == [SILENCE, SILENCE]
+    assert config.keepalive * 3 < SILENCE
+    assert MAX_WAIT < SILENCE
+    assert config.publish_wait + config.redis_timeout < SILENCE
+
+    assert shipped(NGINX, r"keepalive_timeout (\d+s)") < config.idle_timeout
+
+    interval = shipped(HAPROXY, r"CHECK_INTERVAL-(\d+s)")
+    noticed = shipped(HAPROXY, r" fall (\d+)") * (
+        interval + shipped(HAPROXY, r"timeout check (\d+s)")
+    )
+    assert noticed < shipped(README, r"--drain-grace (\d+)")
+
+    for_a_node = {shipped(HAPROXY, r"NODE_MAXCONN-(\d+)"), shipped(NGINX, r"max_conns=(\d+)")}
+    assert for_a_node == {25_000}
+    assert for_a_node.pop() < EPHEMERAL_PORTS
+
+    address = {
+        shipped(HAPROXY, r"ADDRESS_CONNECTIONS-(\d+)"),
+        shipped(NGINX, r"limit_conn \w+ (\d+);"),
+    }
+    assert address == {config.max_streams_per_address}
+    assert shipped(NGINX, r"client_max_body_size (\d+)m") * 1024 * 1024 == config.max_body_bytes
+
+
+EPHEMERAL_PORTS = 60_999 - 32_768 + 1
+"""Of Linux, as net.ipv4.ip_local_port_range is by default."""
+
+
+async def test_haproxy_takes_its_file_with_a_certificate_alone(
+    certificate: certificates.Files, tmp_path: Path
+) -> None:
+    pem = in_one_file(certificate, str(tmp_path))
+    async with child("haproxy", "-c", "-f", str(HAPROXY), CERTIFICATE=pem) as check:
+        assert await check.wait() == 0, check.output
+        assert "WARNING" not in check.output

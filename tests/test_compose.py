@@ -234,7 +234,7 @@ async def test_everything_starts_and_the_traffic_flows(
         few = ("--readers", "12", "--users", "3", "--slow", "1", "--answers", "2")
         async with child(*words, *few, **image.variables(**variables)) as traffic:
             for node in started:
-                await eventually(partial(has_delivered, node, 50))
+                await eventually(partial(has_delivered, node, 20))
             traffic.signal(signal.SIGTERM)
             assert await traffic.wait() == 0
             counts = counted(traffic)
