@@ -12,7 +12,7 @@ import pytest
 from process import GATEWAY, child, node_of
 from service_manager import ServiceManager
 
-from gateway.config import Config
+from gateway.config import MAX_WORKERS, Config
 from gateway.server import RESERVED_DESCRIPTORS, stop_seconds
 from gateway.settings import load
 from gateway.supervisor import HUNG_ROUNDS, HUNG_SECONDS, START_ROUNDS
@@ -97,6 +97,7 @@ def test_the_limits_of_the_kernel_reach_as_far_as_those_of_the_unit_and_the_gate
     descriptors = int(directive("LimitNOFILE"))
     assert RESERVED_DESCRIPTORS < descriptors <= int(sysctl()["fs.nr_open"])
     assert descriptors <= int(sysctl()["fs.file-max"])
+    assert int(directive("TasksMax")) >= 16 * MAX_WORKERS
     assert int(sysctl()["net.core.somaxconn"]) >= Config().backlog
     for name in sysctl():
         assert Path("/proc/sys", *name.split(".")).exists(), name
