@@ -20,7 +20,7 @@ from functools import partial
 
 import trio
 
-from gateway import __version__, control
+from gateway import __version__, control, notify
 from gateway.client import Client, Reason
 from gateway.config import Config, is_loopback, split_address
 from gateway.connection import Connection
@@ -42,6 +42,9 @@ CLOSES_PER_TURN = 64
 
 LAST_WORDS_SECONDS = 1.0
 """Beyond ``drain_seconds``, for answers under way and farewells that are still being read."""
+
+STOP_SECONDS = 11.0
+"""Beyond the drain that is set, until a service manager may kill a node that has not ended."""
 
 GC_THRESHOLDS = (20_000, 3, 1000)
 """Of a young collection in allocations, of a middle one in young, of a full one in middle ones. The
@@ -80,8 +83,8 @@ def run(config: Config) -> None:
     certificate = Certificate(config) if config.tls_cert else None
     listener = listen(config)
     [admin] = listen_for_admin(config, 1)
-    announce = partial(_announce, config, listener, admin)
-    trio.run(serve, config, listener, announce, admin, certificate)
+    attend = partial(_attend, config, listener, admin)
+    trio.run(serve, config, listener, attend, admin, certificate)
 
 
 def hold_hangups() -> None:
@@ -226,16 +229,25 @@ async def _obey(signals: AsyncIterator[int], leave: Leave) -> None:
 
 async def _reload(hangups: AsyncIterator[int], certificate: Certificate | None) -> None:
     async for _ in hangups:
+        await notify.reloading()
         if certificate is None:
             _log.info(NOTHING_TO_RELOAD)
         else:
             await certificate.reload()
+        await notify.ready()
 
 
-async def _announce(
-    config: Config, listener: socket.socket, admin: socket.socket | None, node: Node, _leave: Leave
+async def _attend(
+    config: Config, listener: socket.socket, admin: socket.socket | None, node: Node, leave: Leave
 ) -> None:
+    """Of a worker whose master is the service manager, if there is any."""
     announce(config, listener, admin, node.id)
+    await notify.report(leave.wanted, stop_seconds(config))
+
+
+def stop_seconds(config: Config) -> float:
+    """Within which a node ends that is told to."""
+    return config.drain_grace + config.drain_seconds + STOP_SECONDS
 
 
 def announce(

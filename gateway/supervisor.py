@@ -22,6 +22,7 @@ from dataclasses import replace
 
 import trio
 
+from gateway import notify
 from gateway.census import Census
 from gateway.config import Config
 from gateway.control_socket import (
@@ -48,14 +49,15 @@ from gateway.server import (
     listen_for_admin,
     listen_together,
     start_logging,
+    stop_seconds,
 )
 from gateway.tls import load as load_certificate
 from gateway.worker_process import Worker, start_worker
 
 OVERDUE_SECONDS = 8.0
 """Beyond the drain that is set, until a worker that has not ended is killed: it may have been about
-to start, or have much to put in order. With LAST_WORDS_SECONDS it is 2 s less than the 11 s that
-the README has a service manager add, so that the supervisor is gone before it would be killed."""
+to start, or have much to put in order. With LAST_WORDS_SECONDS it is 2 s less than the STOP_SECONDS
+of a service manager, so that the supervisor is gone before it would be killed."""
 
 HUNG_SECONDS = 30.0
 """Until a worker that does not answer is killed, and a round more at most: longer than a machine
@@ -114,7 +116,7 @@ class Supervisor:
         self._admin_listeners = admin_listeners or [None] * len(listeners)
         self._census = Census()
         self._draining = trio.Event()
-        self._announced = False
+        self._serving = trio.Event()
         self._failure = ""
         self._processes: trio.Nursery
 
@@ -128,6 +130,7 @@ class Supervisor:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._obey, signals)
                 nursery.start_soon(self._reload, hangups)
+                nursery.start_soon(self._report)
                 nursery.start_soon(self._kill_overdue)
                 nursery.start_soon(self._census.run)
                 nursery.start_soon(self._kill_hung)
@@ -223,11 +226,17 @@ class Supervisor:
 
     def _announce(self) -> None:
         count = len(self._listeners)
-        if self._announced or self._draining.is_set() or len(self._census.serving) < count:
+        if self._serving.is_set() or self._draining.is_set():
             return
-        self._announced = True
+        if len(self._census.serving) < count:
+            return
+        self._serving.set()
         listener, admin = self._listeners[0], self._admin_listeners[0]
         announce(self._config, listener, admin, self._config.node_id, f", {count} workers")
+
+    async def _report(self) -> None:
+        await self._serving.wait()
+        await notify.report(self._draining, stop_seconds(self._config))
 
     async def _obey(self, signals: AsyncIterator[int]) -> None:
         await anext(signals)
@@ -240,11 +249,14 @@ class Supervisor:
 
     async def _reload(self, hangups: AsyncIterator[int]) -> None:
         async for _ in hangups:
+            await self._serving.wait()
+            await notify.reloading()
             if not self._config.tls_cert:
                 _log.info(NOTHING_TO_RELOAD)
-                continue
-            for worker in self._census.workers:
-                worker.tell(Reload())
+            else:
+                for worker in self._census.workers:
+                    worker.tell(Reload())
+            await notify.ready()
 
     def _drain(self) -> None:
         self._census.draining = True

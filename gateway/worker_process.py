@@ -9,6 +9,7 @@ from contextlib import ExitStack, suppress
 
 import trio
 
+from gateway import notify
 from gateway.control_socket import ControlSocket, ToSupervisor, ToWorker
 from gateway.node import NodeStatistics
 from gateway.server import HANDLED
@@ -125,7 +126,11 @@ def start_worker(
         # what waits at its listener.
         before = signal.pthread_sigmask(signal.SIG_BLOCK, HANDLED)
         try:
-            process = subprocess.Popen((*COMMAND, *map(str, descriptors)), pass_fds=descriptors)
+            process = subprocess.Popen(
+                (*COMMAND, *map(str, descriptors)),
+                pass_fds=descriptors,
+                env=notify.environment_of_children(),
+            )
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
         worker = Worker(number, process, ControlSocket(ours, ToSupervisor))

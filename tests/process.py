@@ -278,7 +278,16 @@ async def node(
     command: tuple[str, ...] = (GATEWAY, "serve", "--bind", bind, *flags)
     if descriptors is not None:
         command = ("sh", "-c", 'ulimit -n "$0"; exec "$@"', str(descriptors), *command)
-    async with _start(NodeProcess, command, {}) as started:
+    async with node_of(*command, tls=tls) as started:
+        yield started
+
+
+@asynccontextmanager
+async def node_of(
+    *command: str, tls: ssl.SSLContext | None = None, **variables: str
+) -> AsyncIterator[NodeProcess]:
+    """The node that ``command`` starts, listening; killed unless it has ended by itself."""
+    async with _start(NodeProcess, command, variables) as started:
         scheme = "https" if tls else "http"
         started.port = int((await started.until(rf", on {scheme}://127\.0\.0\.1:(\d+)/"))[1])
         started.tls = tls

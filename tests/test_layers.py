@@ -46,7 +46,7 @@ LAYERS = (
     ("config",),
     ("identity",),
     ("addresses", "limits", "names", "origins", "policy"),
-    ("errors", "logs"),
+    ("errors", "logs", "notify"),
     ("__init__",),
 )
 """From top to bottom. Modules of one layer know nothing of each other."""

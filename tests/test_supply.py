@@ -5,7 +5,7 @@ import re
 import sys
 import tomllib
 from collections.abc import Mapping
-from importlib.metadata import requires, version
+from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 
 import audit
@@ -15,6 +15,10 @@ from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parent.parent
 LOCK = ROOT / "deploy" / "requirements.lock"
+BUILD_LOCK = ROOT / "deploy" / "build.lock"
+
+PYTHONS = ("3.11.0", "3.11.2", "3.12.0", "3.13.0", "3.14.0")
+"""Versions that ask for different packages: Debian 12 has the second one."""
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
 NEEDED = list(map(Requirement, PROJECT["project"]["dependencies"]))
@@ -26,9 +30,9 @@ FOR_TESTS = [
 FOR_BUILDS = list(map(Requirement, PROJECT["build-system"]["requires"]))
 
 
-def locked() -> dict[str, tuple[str, list[str]]]:
-    """Version and hashes of each package that the lock names."""
-    text = re.sub(r"(?m)^ *#.*\n", "", LOCK.read_text("utf-8")).replace("\\\n", " ")
+def locked(lock: Path = LOCK) -> dict[str, tuple[str, list[str]]]:
+    """Version and hashes of each package that a lock names."""
+    text = re.sub(r"(?m)^ *#.*\n", "", lock.read_text("utf-8")).replace("\\\n", " ")
     found = {}
     for line in text.splitlines():
         pin, *hashes = line.split()
@@ -43,35 +47,53 @@ def test_every_dependency_is_bounded_on_both_sides(requirement: Requirement) -> 
     assert operators == {">=", "<"}, "the oldest that was tried, and the first that may break"
 
 
-def test_the_lock_pins_each_dependency_within_its_bounds() -> None:
-    pins = locked()
-    for requirement in NEEDED:
+@pytest.mark.parametrize(("lock", "needed"), [(LOCK, NEEDED), (BUILD_LOCK, FOR_BUILDS)])
+def test_a_lock_pins_each_dependency_within_its_bounds(
+    lock: Path, needed: list[Requirement]
+) -> None:
+    pins = locked(lock)
+    for requirement in needed:
         pinned, _ = pins[canonicalize_name(requirement.name)]
         assert requirement.specifier.contains(pinned), f"{requirement}, locked at {pinned}"
 
 
-def test_the_lock_is_of_versions_and_hashes_alone() -> None:
+@pytest.mark.parametrize("lock", [LOCK, BUILD_LOCK])
+def test_a_lock_is_of_versions_and_hashes_alone(lock: Path) -> None:
     """No index, no URL, no option: where files come from is for who installs them."""
-    text = LOCK.read_text("utf-8")
+    text = lock.read_text("utf-8")
     assert not re.search(r"://|--(?!hash=sha256:[0-9a-f]{64}\b)|@", text)
-    for name, (pinned, hashes) in locked().items():
+    for name, (pinned, hashes) in locked(lock).items():
         assert name == canonicalize_name(name)
         assert re.fullmatch(r"[0-9][0-9a-z.]*", pinned), name
         assert hashes, name
 
 
-def test_the_lock_names_all_that_is_needed_and_the_version_of_each_that_fits() -> None:
+def installed(name: str) -> str:
+    """The version of a package here; empty where it is not, since this Python needs none."""
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return ""
+
+
+@pytest.mark.parametrize("python", PYTHONS)
+def test_the_lock_names_all_that_is_needed_and_the_version_of_each_that_fits(python: str) -> None:
     pins = locked()
+    marked = {
+        "extra": "",
+        "python_full_version": python,
+        "python_version": python.rpartition(".")[0],
+    }
     reached = {canonicalize_name(requirement.name) for requirement in NEEDED}
-    todo = [name for name in reached if version(name) == pins[name][0]]
+    todo = [name for name in reached if installed(name) == pins[name][0]]
     while todo:
         for text in requires(todo.pop()) or ():
             requirement = Requirement(text)
             name = canonicalize_name(requirement.name)
-            if requirement.marker is not None and not requirement.marker.evaluate({"extra": ""}):
+            if requirement.marker is not None and not requirement.marker.evaluate(marked):
                 continue
             assert requirement.specifier.contains(pins[name][0]), requirement
-            if name not in reached and version(name) == pins[name][0]:
+            if name not in reached and installed(name) == pins[name][0]:
                 todo.append(name)
             reached.add(name)
     assert not {"pytest", "atheris", "pip"} & set(pins)
