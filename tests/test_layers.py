@@ -46,6 +46,7 @@ LAYERS = (
     ("identity",),
     ("addresses", "limits", "names", "origins", "policy"),
     ("errors", "logs"),
+    ("log_lines",),
     ("__init__",),
 )
 """From top to bottom. Modules of one layer know nothing of each other."""

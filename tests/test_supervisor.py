@@ -371,7 +371,7 @@ async def test_a_worker_that_hangs_for_long_is_replaced() -> None:
         first = n.ready
         await n.stop_worker(1)
         await n.until(rf"worker 1 \(process {first[1]}\) does not answer: killing it\n")
-        await n.until(r"worker 1 \(process \d+\) was ended by SIGKILL\n")
+        await n.until(r"worker 1 \(process \d+\) was ended by SIGKILL")
         await n.until("worker 1 is ready")
         assert await n.metric("workers") == 2
         assert await n.metric("worker_restarts_total") == 1
