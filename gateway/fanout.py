@@ -89,6 +89,7 @@ class Fanout:
             case _:
                 return
         hub.gaps[reason] += 1
+        client.gaps += 1
 
     async def _pass(self, frames: list[Frame], before: Position) -> None:
         channels = self._hub.members.channels

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import trio
 
-from gateway import control
+from gateway import control, stream_log
 from gateway.charge import Charge
 from gateway.client import Client, Reason, State, Totals
 from gateway.config import Config
@@ -157,6 +157,7 @@ class Hub:
             return
         if client.state is not State.ENDING:
             self._forget(client, reason)
+        stream_log.closed(client, client.reason or reason)
         client.state = State.CLOSED
         self._behind.pop(client, None)
         client.release()

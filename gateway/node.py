@@ -28,6 +28,7 @@ from gateway.ledger import Ledger, LedgerStatistics, MemoryLedger
 from gateway.origins import parse_origins
 from gateway.rates import ChannelRates
 from gateway.replacements import Replacements
+from gateway.request_id import RequestIds
 from gateway.revocation import Revocation
 from gateway.revoked import Revoked
 from gateway.streams import Streams
@@ -105,6 +106,7 @@ class Node:
         self._fanout = Fanout(self.hub)
         self._clock = Clock(config, self.hub, now_ms=now_ms)
         self.tag = secrets.token_hex(TAG_BYTES)
+        self.request_ids = RequestIds(self.tag)
         self.bus: Bus
         self.ledger: Ledger
         if config.redis:

@@ -31,6 +31,7 @@ LAYERS = (
     ("budget", "clock", "cluster", "fanout", "replays"),
     ("hub",),
     ("admission", "lanes", "members", "pending", "replay"),
+    ("stream_log",),
     ("client",),
     ("outbox", "bus"),
     ("ledger",),
@@ -45,7 +46,7 @@ LAYERS = (
     ("config",),
     ("identity",),
     ("addresses", "limits", "names", "origins", "policy"),
-    ("errors", "logs"),
+    ("errors", "logs", "request_id"),
     ("log_lines",),
     ("__init__",),
 )
