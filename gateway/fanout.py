@@ -11,16 +11,18 @@ is no timer, so an idle hub delivers at once.
 3. Frames come in position order and leave in position order, whatever the channels.
 """
 
-from collections.abc import Collection
+import time
+from collections.abc import Collection, Mapping
 
 import trio
 
 from gateway import control
-from gateway.client import Client, Reason, State
+from gateway.client import Channel, Client, Reason, State
 from gateway.control import Gap
 from gateway.event import Frame
 from gateway.hub import Hub
 from gateway.position import Position
+from gateway.tracing import Tracing
 
 YIELD_EVERY = 256
 """Clients written to, or frames queued, between two checkpoints: about half a millisecond."""
@@ -34,8 +36,9 @@ GROUP_EVERY = 4096
 
 
 class Fanout:
-    def __init__(self, hub: Hub) -> None:
+    def __init__(self, hub: Hub, tracing: Tracing | None = None) -> None:
         self._hub = hub
+        self._tracing = tracing
         self._work = 0
         self._since = self._others = 0.0
         """When the pass had its turn back, and for how long the others had had theirs."""
@@ -99,6 +102,8 @@ class Fanout:
             for name in frame.channels:
                 if name in channels:
                     wanted.setdefault(name, []).append(frame)
+        traced = self._traced(wanted) if self._tracing is not None else {}
+        started_ns = time.time_ns() if traced else 0
         if len(wanted) == 1:
             ((name, batch),) = wanted.items()
             await self._send(batch, list(channels[name].members), before)
@@ -107,6 +112,18 @@ class Fanout:
         for frame in frames:
             if frame.end:
                 await self._end_channels(frame)
+        if traced and self._tracing is not None:
+            await self._tracing.delivered(traced, started_ns, time.time_ns())
+
+    def _traced(self, wanted: dict[str, list[Frame]]) -> dict[Frame, int]:
+        """The frames whose publisher is traced, and how many clients want them."""
+        channels = self._hub.members.channels
+        return {
+            frame: _receivers(frame, channels)
+            for frames in wanted.values()
+            for frame in frames
+            if frame.trace is not None
+        }
 
     async def _send_merged(self, wanted: dict[str, list[Frame]], before: Position) -> None:
         """A pass over several channels: clients of the same of them share one join."""
@@ -210,6 +227,11 @@ class Fanout:
             return
         client.last_write = trio.current_time()
         self._hub.fall_behind(client, frames, sent, before)
+
+
+def _receivers(frame: Frame, channels: Mapping[str, Channel]) -> int:
+    members = [channels[name].members for name in frame.channels if name in channels]
+    return len(members[0] if len(members) == 1 else set().union(*members))
 
 
 def _is_owed(client: Client, frame: Frame) -> bool:

@@ -15,7 +15,6 @@ import copy
 import logging
 import os
 import select
-import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -23,6 +22,7 @@ from dataclasses import dataclass
 from queue import Empty, SimpleQueue
 
 from gateway.log_lines import JsonFormatter, LogfmtFormatter, fields_of, is_ours, message_of
+from gateway.threads import without_signals
 
 QUEUED_LINES = 4096
 """Records that wait to be written: with MAX_VALUE a few MiB, and forty seconds of one kind."""
@@ -135,13 +135,8 @@ class Writer:
         self._thread = threading.Thread(target=self._run, name="log", daemon=True)
 
     def start(self) -> None:
-        """Begin to write. Signals are none of the thread's business: it would take them from
-        those who have blocked them."""
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
-        try:
+        with without_signals():
             self._thread.start()
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
     @property
     def dropped(self) -> int:

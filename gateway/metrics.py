@@ -67,6 +67,22 @@ class _Snapshot(Collector):
             ("replayed", "Events given to clients out of history.", hub.replayed),
             ("dropped", "Events dropped because a client was too slow.", hub.dropped),
             ("passes", "Passes of the fan-out.", hub.passes),
+            (
+                "log_lines_dropped",
+                "Log lines dropped since nobody read standard error.",
+                self._now.log.dropped,
+            ),
+            (
+                "log_lines_suppressed",
+                "Log lines of a kind beyond log_rate; a line a second sums them up.",
+                self._now.log.suppressed,
+            ),
+            ("trace_spans", "Spans made of traced events.", self._now.trace.spans),
+            (
+                "trace_spans_dropped",
+                "Deliveries of traced events that had no span, as there were too many.",
+                self._now.trace.dropped,
+            ),
             ("keepalives", "Keepalives written.", hub.keepalives),
             ("opened", "Streams opened.", hub.opened),
             ("openings_waited", "Openings that have stood in line.", admission.waited),

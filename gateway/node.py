@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 
 import trio
 
+from gateway import logs
 from gateway.addresses import TrustedProxies, parse_networks
 from gateway.admission import Admission, AdmissionStatistics
 from gateway.auth import Authenticator, AuthStatistics
@@ -25,6 +26,7 @@ from gateway.config import Config, is_loopback, split_address, split_list
 from gateway.fanout import Fanout
 from gateway.hub import Hub, HubStatistics
 from gateway.ledger import Ledger, LedgerStatistics, MemoryLedger
+from gateway.logs import LogStatistics
 from gateway.origins import parse_origins
 from gateway.rates import ChannelRates
 from gateway.replacements import Replacements
@@ -32,6 +34,7 @@ from gateway.request_id import RequestIds
 from gateway.revocation import Revocation
 from gateway.revoked import Revoked
 from gateway.streams import Streams
+from gateway.tracing import TraceStatistics, Tracing
 
 TAG_BYTES = 4
 """Of randomness: tells the workers of a cluster apart, each start of one anew."""
@@ -57,6 +60,8 @@ class NodeStatistics:
     admission: AdmissionStatistics
     memory: MemoryStatistics
     refused: dict[str, int]
+    log: LogStatistics
+    trace: TraceStatistics
     workers: int = 1
     worker_restarts: int = 0
 
@@ -73,8 +78,11 @@ class Node:
         *,
         max_clients: int,
         now_ms: Callable[[], int] = wall_clock_ms,
+        tracing: Tracing | None = None,
     ) -> None:
         self.config = config
+        self.tracing = tracing
+        """Which is None where nothing is traced."""
         self.origins = parse_origins(split_list(config.cors_origins))
         """Whose pages may use the node beside its own; false where there are none."""
         self.max_clients = max_clients
@@ -103,7 +111,7 @@ class Node:
         )
         self.admission = Admission(config, self.is_exempt)
         self.hub.parting.append(lambda client: self.admission.leave(client.address))
-        self._fanout = Fanout(self.hub)
+        self._fanout = Fanout(self.hub, tracing)
         self._clock = Clock(config, self.hub, now_ms=now_ms)
         self.tag = secrets.token_hex(TAG_BYTES)
         self.request_ids = RequestIds(self.tag)
@@ -223,6 +231,8 @@ class Node:
             admission=self.admission.statistics(),
             memory=self._budget.statistics(),
             refused=dict(self.refused),
+            log=logs.statistics(),
+            trace=self.tracing.statistics() if self.tracing else TraceStatistics(),
         )
 
     def _hear_revoked(self, revocations: Sequence[Revocation]) -> None:

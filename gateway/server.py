@@ -16,17 +16,18 @@ import resource
 import signal
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from dataclasses import replace
 from functools import partial
 
 import trio
 
-from gateway import __version__, control, logs
+from gateway import __version__, control, logs, tracing
 from gateway.client import Client, Reason
 from gateway.config import Config, LogFormat, is_loopback, split_address
 from gateway.connection import Connection
 from gateway.errors import ConfigError
 from gateway.front import Begin, Front
-from gateway.node import Node
+from gateway.node import Node, name_of
 from gateway.reception import Reception
 from gateway.tls import Certificate
 
@@ -156,7 +157,12 @@ async def serve(
     ``admin`` is the listener of ``admin_bind``.
     """
     descriptors = raise_descriptor_limit()
-    node = Node(config, max_clients=config.max_clients or descriptors - RESERVED_DESCRIPTORS)
+    config = replace(config, node_id=name_of(config))
+    node = Node(
+        config,
+        max_clients=config.max_clients or descriptors - RESERVED_DESCRIPTORS,
+        tracing=tracing.start(config.node_id),
+    )
     reception = Reception(
         node, certificate, max_connections=descriptors - RESERVED_DESCRIPTORS // 2
     )
@@ -187,8 +193,12 @@ async def serve(
                 accepting_admin.cancel()
                 await front.empty_queue(admin, nursery, reception.begin_admin)
                 await _answered(front)
+            for client in list(node.hub.holders()):
+                node.hub.close(client, Reason.DRAINING)  # who has not read; the log tells of each
             reception.abort()
             nursery.cancel_scope.cancel()
+    if node.tracing is not None:
+        await node.tracing.stop()
     _log.info("node %(node)s has drained", {"node": node.id})
 
 

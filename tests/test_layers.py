@@ -30,7 +30,7 @@ LAYERS = (
     ("replacements",),
     ("budget", "clock", "cluster", "fanout", "replays"),
     ("hub",),
-    ("admission", "lanes", "members", "pending", "replay"),
+    ("admission", "lanes", "members", "pending", "replay", "tracing"),
     ("stream_log",),
     ("client",),
     ("outbox", "bus"),
@@ -47,7 +47,8 @@ LAYERS = (
     ("identity",),
     ("addresses", "limits", "names", "origins", "policy"),
     ("errors", "logs", "request_id"),
-    ("log_lines",),
+    ("log_lines", "threads"),
+    ("trace_context",),
     ("__init__",),
 )
 """From top to bottom. Modules of one layer know nothing of each other."""
