@@ -103,7 +103,7 @@ class RemoteKeys:
         except (httpx.HTTPError, OSError, UnicodeError, ConfigError) as error:
             self.failures += 1
             _log.warning(
-                "the keys of an issuer could not be fetched",
+                "the keys at %(url)s could not be fetched: %(why)s",
                 {
                     "url": self._url,
                     "why": str(error) or type(error).__name__,
@@ -115,7 +115,7 @@ class RemoteKeys:
         if text != self._text:
             self._text, self.keys = text, keys
             self._changed()
-            _log.info("the keys of an issuer were fetched", {"url": self._url, "keys": len(keys)})
+            _log.info("%(keys)d keys from %(url)s", {"url": self._url, "keys": len(keys)})
         return True
 
 
