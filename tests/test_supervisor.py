@@ -173,7 +173,10 @@ def body_of(answer: bytes) -> bytes:
 
 async def test_the_node_says_when_all_workers_are_ready() -> None:
     async with supervised(node_id="n1") as n:
-        line = r"supervisor gateway: gateway \S+, node n1, on http://127\.0\.0\.1:\d+/, 2 workers\n"
+        line = (
+            r'process=supervisor logger=gateway msg="gateway \S+, node n1, on'
+            r' http://127\.0\.0\.1:\d+/, 2 workers" version=\S+ node=n1 url=\S+ workers=2\n'
+        )
         assert re.search(line, n.output)
         assert sorted(n.workers()) == sorted(n.ready.values())
         assert sorted(n.ready) == [1, 2]
