@@ -12,7 +12,8 @@ is no timer, so an idle hub delivers at once.
 """
 
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
+from functools import partial
 
 import trio
 
@@ -22,6 +23,7 @@ from gateway.control import Gap
 from gateway.event import Frame
 from gateway.hub import Hub
 from gateway.position import Position
+from gateway.tallies import Batch, Tally, batch_of, batch_of_several
 from gateway.tracing import Tracing
 
 YIELD_EVERY = 256
@@ -40,6 +42,8 @@ class Fanout:
         self._hub = hub
         self._tracing = tracing
         self._work = 0
+        self._deliveries = 0
+        """Of the pass so far."""
         self._since = self._others = 0.0
         """When the pass had its turn back, and for how long the others had had theirs."""
 
@@ -95,8 +99,10 @@ class Fanout:
         client.gaps += 1
 
     async def _pass(self, frames: list[Frame], before: Position) -> None:
-        channels = self._hub.members.channels
-        self._hub.passes += 1
+        hub, began = self._hub, trio.current_time()
+        channels = hub.members.channels
+        hub.passes += 1
+        self._deliveries = 0
         wanted: dict[str, list[Frame]] = {}
         for frame in frames:
             for name in frame.channels:
@@ -106,12 +112,17 @@ class Fanout:
         started_ns = time.time_ns() if traced else 0
         if len(wanted) == 1:
             ((name, batch),) = wanted.items()
-            await self._send(batch, list(channels[name].members), before)
+            channel = channels[name]
+            counted = batch_of(channel.tally, batch)
+            await self._send(batch, list(channel.members), before, counted)
         elif wanted:
             await self._send_merged(wanted, before)
         for frame in frames:
             if frame.end:
                 await self._end_channels(frame)
+        hub.pass_duration.observe(trio.current_time() - began)
+        hub.pass_events.observe(len(frames))
+        hub.pass_deliveries.observe(self._deliveries)
         if traced and self._tracing is not None:
             await self._tracing.delivered(traced, started_ns, time.time_ns())
 
@@ -128,10 +139,14 @@ class Fanout:
     async def _send_merged(self, wanted: dict[str, list[Frame]], before: Position) -> None:
         """A pass over several channels: clients of the same of them share one join."""
         names_of: dict[Client, tuple[str, ...]] = {}
+        tallies: dict[str, Tally] = {}
         turn = 0
         for name in wanted:
             channel = self._hub.members.channels.get(name)
-            for client in tuple(channel.members) if channel is not None else ():
+            if channel is None:
+                continue
+            tallies[name] = channel.tally
+            for client in tuple(channel.members):
                 names_of[client] = (*names_of.get(client, ()), name)
                 turn += 1
                 if not turn % GROUP_EVERY:
@@ -144,10 +159,13 @@ class Fanout:
                 await trio.lowlevel.checkpoint()
         for names, clients in groups.items():
             batch = wanted[names[0]]
-            if len(names) > 1:
+            if len(names) == 1:
+                counted = batch_of(tallies[names[0]], batch)
+            else:
                 merged = {frame.position: frame for name in names for frame in wanted[name]}
                 batch = [merged[position] for position in sorted(merged)]
-            await self._send(batch, clients, before)
+                counted = batch_of_several(batch, partial(_first, names, tallies))
+            await self._send(batch, clients, before, counted)
 
     async def _end_channels(self, frame: Frame) -> None:
         """Tell the clients of channels that a frame has ended; those who replay find it out."""
@@ -160,18 +178,22 @@ class Fanout:
                 if not turn % YIELD_EVERY:
                     await trio.lowlevel.checkpoint()
 
-    async def _send(self, frames: list[Frame], clients: list[Client], before: Position) -> None:
-        """Give ``frames`` to each of ``clients``, which want all of their channels.
+    async def _send(
+        self, frames: list[Frame], clients: list[Client], before: Position, counted: Batch
+    ) -> None:
+        """Give ``frames``, which count as ``counted``, to each of ``clients``, which want all of
+        their channels.
 
         This loop is where the time goes: one system call per client, and as little else as can be.
         """
         data = b"".join([frame.chunk for frame in frames])
         size, count, first, live = len(data), len(frames), frames[0].position, State.LIVE
-        hub, now, work, delivered = self._hub, trio.current_time(), self._work + count, 0
+        hub, now, work, whole = self._hub, trio.current_time(), self._work + count, 0
         for client in clients:
             if work >= YIELD_EVERY:
-                hub.totals.delivered += delivered
-                work = delivered = 0
+                hub.totals.wrote(counted, whole)
+                self._deliveries += whole * count
+                work = whole = 0
                 now = trio.current_time()
                 if now - self._since >= self._others:
                     await trio.lowlevel.checkpoint()
@@ -194,11 +216,12 @@ class Fanout:
                 client.offered += count
                 client.written += count
                 client.last_write = now
-                delivered += count
+                whole += 1
             else:
-                hub.fall_behind(client, frames, sent, before)
+                self._fall_behind(client, frames, sent, before)
                 work += count
-        hub.totals.delivered += delivered
+        hub.totals.wrote(counted, whole)
+        self._deliveries += whole * count
         self._work = work
 
     def _send_owed(self, client: Client, frames: list[Frame], before: Position) -> None:
@@ -226,7 +249,20 @@ class Fanout:
             self._hub.close(client, Reason.GONE)
             return
         client.last_write = trio.current_time()
+        self._fall_behind(client, frames, sent, before)
+
+    def _fall_behind(
+        self, client: Client, frames: list[Frame], sent: int, before: Position
+    ) -> None:
+        """As `Hub.fall_behind`; what was written whole is this pass's."""
+        written = client.written
         self._hub.fall_behind(client, frames, sent, before)
+        self._deliveries += client.written - written
+
+
+def _first(names: Sequence[str], tallies: Mapping[str, Tally], channels: Sequence[str]) -> Tally:
+    """That of the first of an event's ``channels`` that is among ``names``."""
+    return next(tallies[name] for name in channels if name in names)
 
 
 def _receivers(frame: Frame, channels: Mapping[str, Channel]) -> int:

@@ -48,7 +48,7 @@ def closed(client: Client, reason: Reason) -> None:
         "reason": str(reason),
         "seconds": trio.current_time() - client.opened_at,
         "delivered": client.written,
-        "replayed": client.replayed,
+        "replayed": client.from_history,
         "dropped": client.dropped,
         "gaps": client.gaps,
         "unsent": client.queued,

@@ -137,6 +137,23 @@ async def _start(
             await process.wait()
 
 
+async def lint(text: str) -> str:
+    """What Prometheus's own tool has to say against the text of /metrics."""
+    command = ("promtool", "check", "metrics")
+    done = await trio.run_process(
+        command, stdin=text.encode(), capture_stdout=True, capture_stderr=True, check=False
+    )
+    said = (done.stdout + done.stderr).decode()
+    return said or ("" if not done.returncode else f"exit status {done.returncode}")
+
+
+def number(text: str, name: str) -> float:
+    """The sum of a metric over its labels, or the one sample that ``name`` has labels of."""
+    found = re.findall(rf"(?m)^gateway_{re.escape(name)}(?:\{{.*\}})? (\S+)$", text)
+    assert found, name
+    return sum(map(float, found))
+
+
 class NodeProcess(Child):
     """A ``gateway serve`` that is ready. ``connections`` are closed when it is done with."""
 
@@ -164,8 +181,7 @@ class NodeProcess(Child):
         return stats
 
     async def metric(self, name: str) -> float:
-        text = (await self.get("/metrics")).text
-        return float(re.findall(rf"(?m)^gateway_{re.escape(name)} (\S+)$", text)[0])
+        return number((await self.get("/metrics")).text, name)
 
     async def until_metric(self, name: str, least: float) -> None:
         async def is_reached() -> bool:

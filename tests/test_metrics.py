@@ -1,28 +1,43 @@
 """What /metrics says: true to what happened, in names and labels that nobody outside can choose."""
 
 import re
+import ssl
+import subprocess
+import time
 from collections.abc import Mapping
-from dataclasses import fields
+from dataclasses import fields, replace
+from pathlib import Path
 
+import certificates
+import pytest
+import trio
+from certificates import Files
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.parser import text_string_to_metric_families
-from running import Gateway, request, running, until
+from running import Gateway, request, running, running_over_tls, until
 
+from gateway.api import admin
+from gateway.bus import Source
 from gateway.client import Reason
-from gateway.config import Config
+from gateway.config import DAY, Config
 from gateway.control import Gap
-from gateway.metrics import MEDIA_TYPE, render
+from gateway.edge.app import ROUTES, make_admin_app, make_app
+from gateway.hub import Opening
+from gateway.metrics import FAMILIES, MEDIA_TYPE, parts, render
 from gateway.node import Node
+from gateway.tallies import Dropped
+from gateway.tls import Certificate
 
 NDJSON = b"Content-Type: application/x-ndjson\r\n"
 JSON = b"Content-Type: application/json\r\n"
 
-Samples = Mapping[tuple[str, str | None], float]
-"""Values by name and, where there is one, the reason."""
+Samples = Mapping[tuple[str, frozenset[tuple[str, str]]], float]
+"""Values by name and labels."""
 
 
 def samples(text: str) -> Samples:
     return {
-        (sample.name, sample.labels.get("reason")): sample.value
+        (sample.name, frozenset(sample.labels.items())): sample.value
         for family in text_string_to_metric_families(text)
         for sample in family.samples
     }
@@ -34,8 +49,27 @@ async def scrape(gateway: Gateway) -> Samples:
     return samples(response.body.decode())
 
 
-def value(of: Samples, name: str, reason: str | None = None) -> float:
-    return of[f"gateway_{name}", reason]
+def value(of: Samples, name: str, **labels: str) -> float:
+    """The sum over all further labels; there must be one sample at least."""
+    found = [
+        number
+        for (each, has), number in of.items()
+        if each == f"gateway_{name}" and has >= labels.items()
+    ]
+    assert found, (name, labels)
+    return sum(found)
+
+
+def labels(of: Samples, label: str, name: str = "") -> set[str]:
+    """The values of a label, of all metrics or of one."""
+    return {
+        dict(has)[label]
+        for each, has in of
+        if label in dict(has) and each.startswith(f"gateway_{name}")
+    }
+
+
+LABELS = {"class", "code", "generation", "le", "reason", "route", "source", "version", "worker"}
 
 
 async def test_names_and_labels_follow_the_rules() -> None:
@@ -51,14 +85,13 @@ async def test_names_and_labels_follow_the_rules() -> None:
         for family in families:
             assert family.name.startswith("gateway_")
             assert family.documentation.endswith(".")
-            assert family.type in ("gauge", "counter")
+            assert family.type in ("gauge", "counter", "histogram")
             for sample in family.samples:
                 assert sample.name.endswith("_total") == (family.type == "counter"), sample
-                assert set(sample.labels) <= {"reason"}
+                assert set(sample.labels) <= LABELS
         assert re.search(r"^# TYPE gateway_clients gauge$", text, re.MULTILINE)
-        reasons = {reason for _, reason in samples(text) if reason is not None}
-        ours = {*Reason, *Gap, "full", "draining", "connections", "no-descriptor"}
-        assert reasons <= ours
+        ours = {*Reason, *Gap, *Dropped, *Opening, "full"}
+        assert labels(samples(text), "reason") <= ours
 
 
 async def test_no_text_of_a_stranger_is_in_the_metrics() -> None:
@@ -79,11 +112,11 @@ async def test_no_text_of_a_stranger_is_in_the_metrics() -> None:
         assert client not in text
 
 
-SETTINGS = ("gateway_clients_max", "gateway_memory_max_bytes")
-"""What is told of the settings."""
-
-ONES = ("gateway_workers", "gateway_bus_up")
+ONES = ("workers", "bus_up", "ready", "build_info")
 """What is 1 at the beginning."""
+
+NEVER_ZERO = ("clients_max", "memory_max_bytes", "uptime_seconds", "worker_", "run_loop_", "gc_")
+"""What is told of the settings and of the process."""
 
 
 async def test_an_idle_node_has_every_metric_at_its_beginning() -> None:
@@ -93,15 +126,17 @@ async def test_an_idle_node_has_every_metric_at_its_beginning() -> None:
         assert value(found, "clients_max") == 7
         assert value(found, "memory_max_bytes") == Config().memory_bytes
         assert value(found, "uptime_seconds") > 0
-        others = {
-            key: number
-            for key, number in found.items()
-            if key[0] not in (*SETTINGS, "gateway_uptime_seconds", *ONES)
-        }
-        assert set(others.values()) == {0}
-        assert [value(found, name.removeprefix("gateway_")) for name in ONES] == [1, 1]
-        assert {reason for name, reason in found if name == "gateway_closed_total"} == set(Reason)
-        assert {reason for name, reason in found if name == "gateway_gaps_total"} == set(Gap)
+        other = tuple(f"gateway_{name}" for name in (*ONES, *NEVER_ZERO))
+        for (name, has), number in found.items():
+            if not name.startswith(other):
+                assert number == 0, (name, has)
+        assert {value(found, name) for name in ONES} == {1}
+        assert labels(found, "reason", "closed") == set(Reason)
+        assert labels(found, "reason", "gaps") == set(Gap)
+        assert labels(found, "reason", "dropped") == set(Dropped)
+        assert labels(found, "reason", "opened") == set(Opening)
+        assert labels(found, "source") == set(Source)
+        assert labels(found, "route") == {"/events", "/poll", "/publish", "/publish/<channel>"}
 
 
 async def test_the_numbers_are_true_to_what_happened() -> None:
@@ -146,7 +181,7 @@ async def test_the_numbers_are_true_to_what_happened() -> None:
             "keepalives_total": 0,
         }.items():
             assert value(found, name) == number, name
-        assert value(found, "refused_total", "full") == 1
+        assert value(found, "refused_total", reason="full") == 1
         assert value(found, "history_bytes") > 0
         assert 1 <= value(found, "passes_total") <= 5
 
@@ -164,11 +199,12 @@ async def test_the_numbers_are_true_to_what_happened() -> None:
             ("closed_total", "draining", 0),
             ("gaps_total", "unknown", 1),
             ("gaps_total", "trimmed", 0),
-            ("clients", None, 2),
-            ("opened_total", None, 4),
-            ("draining", None, 1),
+            ("opened_total", "new", 2),
+            ("opened_total", "resumed", 2),
+            ("opened_total", "replay", 0),
         ):
-            assert value(found, name, reason) == number, (name, reason)
+            assert value(found, name, reason=reason) == number, (name, reason)
+        assert [value(found, name) for name in ("clients", "draining", "ready")] == [2, 1, 0]
 
 
 async def test_what_a_stalled_reader_costs_is_seen() -> None:
@@ -211,6 +247,213 @@ async def test_keepalives_of_both_lanes_are_counted() -> None:
         assert gateway.node.hub.statistics().keepalives > before
 
 
+async def test_requests_are_timed_by_route_and_status() -> None:
+    """Whatever they are answered with, and whoever answers them."""
+    async with running(max_clients=2) as gateway:
+        wires = [await gateway.open(target, version=version) for target, version in OPENED]
+        for wire in wires:
+            await wire.opened()
+        for raw in (
+            request("POST", "/publish/a", body=b"x"),
+            request("POST", "/publish/a/b", body=b"x", version="1.0"),
+            request("POST", "/publish", JSON, body=b'{"channel":"a","data":1}'),
+            request("POST", "/publish", JSON, body=b"{}"),
+            request("POST", "/publish", NDJSON, body=b'{"channel":"a","data":1}\n'),
+            request("POST", "/publish?%FF=x", JSON, body=b"{}"),
+            request("GET", "/events/a"),
+            request("GET", "/poll/a?wait=0"),
+            request("PUT", "/clients/x/channels/a.b/c"),
+            request("DELETE", "/clients/x/channels/a"),
+            request("DELETE", "/clients/x"),
+            request("PUT", "/clients/x/token"),
+            request("DELETE", "/tokens/x"),
+            request("DELETE", "/users/x"),
+            request("GET", "/channels/a"),
+            request("GET", "/stats"),
+            request("GET", "/healthz"),
+            request("GET", "/readyz"),
+            request("GET", "/openapi.json"),
+            request("GET", "/"),
+            request("GET", "/clients"),
+            request("PATCH", "/stats"),
+            b"nonsense\r\n\r\n",
+        ):
+            await gateway.ask(raw)
+        await wires[0].aclose()
+        await gateway.clients(1)
+        start = time.perf_counter()
+        await gateway.ask(request("GET", "/poll?channel=a&wait=0.2"))
+        longest = time.perf_counter() - start
+        found = await scrape(gateway)
+        counts = {
+            (dict(has)["route"], int(dict(has)["code"])): number
+            for (name, has), number in found.items()
+            if name == "gateway_request_duration_seconds_count" and number
+        }
+        assert counts == {
+            ("/events", 200): 2,
+            ("/events", 503): 1,
+            ("/publish/<channel>", 202): 2,
+            ("/publish", 202): 1,
+            ("/publish", 200): 1,
+            ("/publish", 400): 2,
+            ("/poll", 503): 1,
+            ("/poll", 200): 1,
+            ("/clients/<id>/channels/<channel>", 404): 2,
+            ("/clients/<id>", 404): 1,
+            ("/clients/<id>/token", 400): 1,
+            ("/tokens/<jti>", 400): 1,
+            ("/users/<id>", 200): 1,
+            ("/channels/<channel>", 200): 1,
+            ("/stats", 200): 1,
+            ("/healthz", 200): 1,
+            ("/readyz", 503): 1,
+            ("/openapi.json", 200): 1,
+            ("/", 200): 1,
+            ("other", 404): 1,
+            ("other", 405): 1,
+            ("other", 400): 1,
+        }
+        polled = value(found, "request_duration_seconds_sum", route="/poll", code="200")
+        assert 0.19 <= polled <= longest
+        assert 0 < value(found, "request_duration_seconds_sum", route="/events", code="200") < 5
+
+
+OPENED = (("/events/a", "1.1"), ("/events?channel=b", "1.0"))
+
+
+async def test_streams_and_polls_over_tls_are_timed_too(certificate: Files) -> None:
+    async with running_over_tls(certificate) as gateway:
+        await (await gateway.open("/events/a")).opened()
+        await gateway.ask(request("GET", "/poll/a?wait=0"))
+        found = samples(render(gateway.node.statistics()).decode())
+        for route in ("/events", "/poll"):
+            assert value(found, "request_duration_seconds_count", route=route, code="200") == 1
+
+
+def test_every_route_has_its_name() -> None:
+    node = Node(Config(), max_clients=1)
+    for app in (make_app(node), make_admin_app(node)):
+        assert {rule.rule for rule in app.url_map.iter_rules()} <= set(ROUTES)
+
+
+def expiry(certificate: Files) -> float:
+    """As openssl has it."""
+    command = ("openssl", "x509", "-noout", "-enddate", "-in", str(certificate.cert))
+    told = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    return ssl.cert_time_to_seconds(told.strip().removeprefix("notAfter="))
+
+
+async def test_the_certificate_says_when_it_expires(certificate: Files) -> None:
+    async with running_over_tls(certificate) as gateway:
+        found = samples(render(gateway.node.statistics()).decode())
+    assert value(found, "tls_certificate_expiry_timestamp_seconds") == expiry(certificate)
+    async with running() as gateway:
+        text = render(gateway.node.statistics()).decode()
+    assert "gateway_tls_certificate" not in text
+
+
+async def test_of_a_chain_the_first_to_expire_counts_and_so_does_what_is_read_again(
+    certificate: Files, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    used = certificates.make(tmp_path, "used")
+    monkeypatch.setattr(certificates, "MADE", certificates.MADE.replace("-days 2", "-days 9"))
+    longer = certificates.make(tmp_path, "longer")
+    assert expiry(longer) > expiry(used) + 6 * DAY
+    served = Certificate(replace(Config(), **used.settings))
+    assert served.expires == expiry(used)
+    before = expiry(used)
+    chain = longer.cert.read_bytes() + used.cert.read_bytes()
+    used.replace_by(longer)
+    await served.reload()
+    assert served.expires == expiry(longer)
+    used.cert.write_bytes(chain)
+    await served.reload()
+    assert served.expires == before
+    used.cert.write_text("rubbish")
+    await served.reload()
+    assert served.expires == before
+
+
+async def test_a_full_node_is_not_ready() -> None:
+    async with running(max_clients=1) as gateway:
+        assert value(await scrape(gateway), "ready") == 1
+        await (await gateway.open("/events/a")).opened()
+        assert value(await scrape(gateway), "ready") == 0
+        assert (await gateway.ask(request("GET", "/readyz"))).status == 503
+
+
+async def test_passes_and_replays_are_measured() -> None:
+    async with running() as gateway:
+        wires = [await gateway.open("/events/a") for _ in range(3)]
+        for wire in wires:
+            await wire.opened()
+        for _ in range(2):
+            await gateway.publish("a", "x")
+        for wire in wires:
+            for _ in range(2):
+                await wire.event()
+        found = await scrape(gateway)
+        assert value(found, "received_total") == value(found, "pass_events_sum") == 2
+        assert value(found, "pass_deliveries_sum") == value(found, "delivered_total") == 6
+        passes = value(found, "passes_total")
+        for name in ("duration_seconds", "events", "deliveries"):
+            assert value(found, f"pass_{name}_count") == passes
+        assert value(found, "subscriptions") == 6
+        assert value(found, "replay_duration_seconds_count") == 0
+        for target in ("/events/a?replay=1", "/events/a?lastEventId=earliest"):
+            wire = await gateway.open(target)
+            await wire.opened()
+            await wire.event()
+        await until(lambda: not gateway.node.hub.statistics().replaying)
+        found = await scrape(gateway)
+        assert value(found, "replay_duration_seconds_count", source="memory") == 2
+        assert value(found, "replay_duration_seconds_count") == 2
+        assert value(found, "opened_total", reason="replay") == 2
+
+
+async def test_others_have_their_turns_while_the_text_is_made() -> None:
+    node = Node(Config(), max_clients=1)
+    turns = 0
+
+    async def take_turns() -> None:
+        nonlocal turns
+        while True:
+            await trio.lowlevel.checkpoint()
+            turns += 1
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(take_turns)
+        await trio.lowlevel.checkpoint()
+        before = turns
+        text = (await admin.open_metrics(node)).body
+        nursery.cancel_scope.cancel()
+    assert text.count(b"\n") > 2 * admin.LINES_PER_TURN
+    assert turns - before >= 2
+    for part in parts(node.statistics()):
+        assert part.count(b"\n") < admin.LINES_PER_TURN
+
+
+def test_the_table_of_metrics_is_complete_and_true() -> None:
+    """Names, types and labels, in both directions."""
+    table = (Path(__file__).parent.parent / "grafana" / "METRICS.md").read_text()
+    rows = re.findall(r"^\| `(gateway_\w+)` \| (\w+) \|(.*?)\| .+ \|$", table, re.MULTILINE)
+    told = {name: (kind, re.findall(r"`(\w+)`", labels)) for name, kind, labels in rows}
+    assert len(told) == len(rows)
+    kinds = {
+        GaugeMetricFamily: ("gauge", ""),
+        CounterMetricFamily: ("counter", "_total"),
+        HistogramMetricFamily: ("histogram", ""),
+    }
+    assert told == {
+        f"gateway_{family.name}{kinds[family.type][1]}": (
+            kinds[family.type][0],
+            list(family.labels),
+        )
+        for family in FAMILIES
+    }
+
+
 async def test_every_figure_of_the_statistics_is_in_the_metrics() -> None:
     """One window, nothing left out: a new statistic wants a metric."""
     async with running() as gateway:
@@ -229,7 +472,15 @@ async def test_every_figure_of_the_statistics_is_in_the_metrics() -> None:
                 renamed = {
                     "queued_frames": "outbox_frames",
                     "queued_bytes": "outbox_bytes",
+                    "deepest_frames": "outbox_deepest_frames",
+                    "pass_duration": "pass_duration_seconds_bucket",
+                    "pass_events": "pass_events_bucket",
+                    "pass_deliveries": "pass_deliveries_bucket",
+                    "openings": "opened_total",
+                    "classes": "delivered_total",
                     "lost": "bus_links_lost_total",
+                    "probes": "bus_probe_seconds_bucket",
+                    "proof_age": "bus_lag_seconds",
                     "evicted": "bus_evicted_keys_total",
                 }
                 known.add(f"gateway_{renamed.get(field.name, field.name)}")

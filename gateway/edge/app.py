@@ -11,6 +11,7 @@ from typing import Any
 
 import msgspec
 import trio
+from quart import Request as QuartRequest
 from quart import Response, g, request
 from quart.globals import request_ctx
 from quart_trio import QuartTrio
@@ -27,14 +28,37 @@ from gateway.api.publish import publish
 from gateway.api.refusals import is_refusal, told
 from gateway.api.request import NOT_STORED, Answer, Request, parse_target, problem
 from gateway.api.subscribe import STREAM_HEADERS, subscribe
-from gateway.edge.serve import Connection
+from gateway.edge.serve import ANSWERED, Connection
 from gateway.errors import GatewayError, MethodNotAllowed, NotFound
 from gateway.http1_render import STRICT_HEADERS
 from gateway.node import Node
 from gateway.request_id import HEADER as REQUEST_ID
 from gateway.request_id import NAME
+from gateway.requests import OTHER, PUBLISH_TO
 
 STATIC = Path(__file__).parent.parent / "static"
+
+ROUTES = {
+    "/": "/",
+    "/events": "/events",
+    "/events/<rest:channel>": "/events",
+    "/poll": "/poll",
+    "/poll/<rest:channel>": "/poll",
+    "/publish": "/publish",
+    "/publish/<rest:channel>": PUBLISH_TO,
+    "/clients/<client>": "/clients/<id>",
+    "/clients/<client>/channels/<rest:channel>": "/clients/<id>/channels/<channel>",
+    "/clients/<client>/token": "/clients/<id>/token",
+    "/tokens/<rest:token_id>": "/tokens/<jti>",
+    "/users/<rest:user>": "/users/<id>",
+    "/channels/<rest:channel>": "/channels/<channel>",
+    "/stats": "/stats",
+    "/metrics": "/metrics",
+    "/healthz": "/healthz",
+    "/readyz": "/readyz",
+    openapi.PATH: openapi.PATH,
+}
+"""As what requests count whose route has that rule."""
 
 _log = logging.getLogger(__name__)
 
@@ -128,6 +152,12 @@ def _bare_app(node: Node) -> QuartTrio:
         return response
 
     app.register_error_handler(GatewayError, _refused)
+
+    def count(asked: QuartRequest, status: int, seconds: float) -> None:
+        rule = asked.url_rule.rule if asked.url_rule is not None else ""
+        node.requests.observe(ROUTES.get(rule, OTHER), status, seconds)
+
+    app.extensions[ANSWERED] = count
     return app
 
 
