@@ -65,7 +65,7 @@ class EventSource:
             self._retry_after = seconds(connection.header("retry-after"))
             raise TurnedAway(f"status {status}")
         body = connection.receive_all().decode(errors="replace")
-        raise Ended(f"status {status}: {body[:200]}")
+        raise Ended(f"status {status}: {body.strip()[:200]}")
 
     def live(self) -> None:
         """From now on silence is no failure."""

@@ -20,9 +20,9 @@ from locust.env import Environment
 from locust.runners import STATE_INIT, STATE_MISSING, MasterRunner, WorkerRunner
 
 from stress.account import Final
-from stress.book import Book
+from stress.book import TICK, Book
 from stress.tally import Tally
-from stress.verdict import Ledgers, Verdict, judge
+from stress.verdict import EXIT_WRONG, Ledgers, Verdict, judge
 
 ASK, ANSWER = "gateway-ask", "gateway-answer"
 LEDGERS, REPORT = "ledgers", "report"
@@ -30,9 +30,9 @@ LEDGERS, REPORT = "ledgers", "report"
 ANSWER_SECONDS = 10.0
 """For an answer, beyond the patience that subscribers and publishers are given."""
 
-EXIT_WRONG = 3
-"""Where the verdict is not right. locust itself ends with 1 where requests failed, which
-``--exit-code-on-error 0`` forgives, and with 2 for a wrong command line."""
+ASK_AGAIN_SECONDS = 1.0
+"""A worker that has just joined is not all ears yet: locust connects it before the locustfile is
+told that there is a worker."""
 
 logger = logging.getLogger("gateway")
 
@@ -54,6 +54,8 @@ class Settlement:
         self._counts: dict[str, dict[str, int]] = {}
         self._question = ""
         self._answers: dict[str, Any] = {}
+        self._told: dict[tuple[str, str], Any] = {}
+        """What this process has answered in this run, or None while it finds that out."""
         self._lock = RLock()
         self._reported = Event()
         self._reported.set()
@@ -79,8 +81,11 @@ class Settlement:
         """A run starts: its name goes to the workers with all other options."""
         self.verdict = None
         if isinstance(self._runner, WorkerRunner):
+            run = self._options.run_id
+            self._told = {key: answer for key, answer in self._told.items() if key[0] == run}
             self._reported.clear()
-            self.book = Book(self._options.run_id, self._runner.worker_index)
+            self.book = Book(run, self._runner.worker_index)
+            self.book.publishing = not self._told  # it may have joined a run that ends already
             return
         self._run = self._options.run_id = secrets.token_hex(4)
         self._counts.clear()
@@ -144,15 +149,17 @@ class Settlement:
         self._question, self._answers = question, {}
         there = {name for name, node in runner.clients.items() if node.state != STATE_MISSING}
         self._processes |= there
-        for name in there:
-            asked = {"run": self._run, "question": question, "finals": finals or []}
-            runner.send_message(ASK, asked | {"patience": self._patience}, name)
+        asked = {"run": self._run, "question": question, "finals": finals or []}
         until = time.monotonic() + self._patience + ANSWER_SECONDS
-        while not there <= self._answers.keys() and time.monotonic() < until:
-            gevent.sleep(0.05)
+        while (waiting := there - self._answers.keys()) and time.monotonic() < until:
+            for name in waiting:
+                runner.send_message(ASK, asked | {"patience": self._patience}, name)
+            with gevent.Timeout(ASK_AGAIN_SECONDS, False):
+                while not there <= self._answers.keys():
+                    gevent.sleep(TICK)
         return self._answers
 
-    def _take_answer(self, msg: Any, **_: object) -> None:
+    def _take_answer(self, environment: Environment, msg: Any) -> None:
         told = msg.data
         if told["run"] == self._run and told["question"] == self._question:
             self._answers[msg.node_id] = told["answer"]
@@ -187,11 +194,21 @@ class Settlement:
 
     # -- the end, where users run
 
-    def _answer(self, msg: Any, **_: object) -> None:
-        asked, answer = msg.data, []
-        if self.book is not None and self.book.run == asked["run"]:
-            finals = [Final(*each) for each in asked["finals"]]
-            answer = _answer_of(self.book, asked["question"], finals, asked["patience"])
+    def _answer(self, environment: Environment, msg: Any) -> None:
+        """To be asked again changes nothing."""
+        asked = msg.data
+        key = (asked["run"], asked["question"])
+        if key not in self._told:
+            self._told[key] = None
+            if self.book is not None and self.book.run == asked["run"]:
+                finals = [Final(*each) for each in asked["finals"]]
+                self._told[key] = _answer_of(
+                    self.book, asked["question"], finals, asked["patience"]
+                )
+            else:
+                self._told[key] = []
+        if (answer := self._told[key]) is None:
+            return  # it is being found out
         told = {"run": asked["run"], "question": asked["question"], "answer": answer}
         self._runner.send_message(ANSWER, told)
         if asked["question"] == REPORT:

@@ -8,6 +8,10 @@ from stress.account import Final, Hole
 from stress.ledger import Ledger
 from stress.tally import Tally
 
+EXIT_WRONG = 3
+"""Where the verdict is not right. locust itself ends with 1 where requests failed, which
+``--exit-code-on-error 0`` forgives, and with 2 for a wrong command line."""
+
 EXAMPLES = 10
 """Subscribers whose losses are spelled out; the others are counted."""
 
