@@ -127,9 +127,13 @@ class Book:
     def _wait_for(self, finals: dict[int, list[Final]], patience: float) -> None:
         began = time.monotonic()
         waiting = list(self.accounts)
-        while waiting and time.monotonic() - began < patience:
-            waiting = [a for a in waiting if a in self.accounts and a.lacks(finals)]
+        while time.monotonic() - began < patience:
+            # One that lacks something is enough to wait; who has all will not lack anything again.
+            while waiting and not (waiting[-1] in self.accounts and waiting[-1].lacks(finals)):
+                waiting.pop()
             quiet = time.monotonic() - max(self._last_event, began)
-            if quiet > QUIET_SECONDS and all(account.is_told(finals) for account in waiting):
+            if not waiting or (
+                quiet > QUIET_SECONDS and all(account.is_told(finals) for account in waiting)
+            ):
                 break
             time.sleep(TICK)

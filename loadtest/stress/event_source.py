@@ -8,7 +8,7 @@ import random
 from collections.abc import Iterator, Sequence
 
 from gateway.sse import ParseLimit, Parser, ServerSentEvent
-from stress.http import READ_BYTES, Connection, Target
+from stress.http import READ_BYTES, Connection, Target, seconds
 
 RETRY_SECONDS = 3.0
 """Before a stream has said otherwise; as in Firefox and Chrome."""
@@ -46,7 +46,8 @@ class EventSource:
         self._parser = Parser()
 
     def open(self) -> None:
-        """Connect. Raises TurnedAway, Ended, and OSError."""
+        """Connect, instead of the connection before. Raises TurnedAway, Ended, and OSError."""
+        self.close()
         self._parser = Parser()
         self._retry_after = 0.0
         connection = Connection(
@@ -103,8 +104,3 @@ class EventSource:
         if self._connection is not None:
             self._connection.close()
             self._connection = None
-
-
-def seconds(retry_after: str | None) -> float:
-    """What the header says; 0 without it, and for a date."""
-    return float(retry_after) if retry_after and retry_after.isdigit() else 0.0

@@ -172,3 +172,8 @@ def _connect(target: Target, timeout: float, receive_buffer: int) -> socket.sock
         else:
             return sock
     raise failure
+
+
+def seconds(retry_after: str | None) -> float:
+    """Of a Retry-After; 0 without it, and for a date."""
+    return float(retry_after) if retry_after and retry_after.isdigit() else 0.0

@@ -3,15 +3,13 @@
 import json
 import random
 import time
-from enum import Enum, auto
-from typing import NamedTuple
 
 import gevent
 from locust import task
 
-from stress.event_source import seconds
+from stress.attempt import Attempt, Outcome, meaning
 from stress.http import Connection
-from stress.stamp import Stamp, place
+from stress.stamp import Stamp
 from stress.user import GatewayUser
 
 PUBLISH_SECONDS = 20.0
@@ -26,22 +24,6 @@ RETRY_PUBLISH_SECONDS = 0.5
 
 CATCH_UP_SECONDS = 1.0
 """A publisher that is late makes up for no more than that."""
-
-
-class Outcome(Enum):
-    """Of one attempt to publish."""
-
-    TAKEN = auto()
-    REFUSED = auto()
-    """It was not taken, and never will be."""
-    UNKNOWN = auto()
-
-
-class Attempt(NamedTuple):
-    outcome: Outcome
-    place: int = 0
-    why: str = ""
-    retry_after: float = 0.0
 
 
 class Publisher(GatewayUser):
@@ -80,7 +62,7 @@ class Publisher(GatewayUser):
         ledger = book.ledger(self._name, channel)
         number = ledger.number + 1
         stamp = Stamp(book.run, self._name, channel, number, time.time_ns(), ledger.place)
-        body = json.dumps(
+        event = json.dumps(
             {
                 "channel": f"{options.channel_prefix}{channel}",
                 "id": f"{book.run}/{self._name}/{channel}/{number}",
@@ -91,9 +73,9 @@ class Publisher(GatewayUser):
         try:
             for attempts in range(PUBLISH_ATTEMPTS):
                 gevent.sleep(RETRY_PUBLISH_SECONDS if attempts > 1 else 0)
-                known_as_open, may_be_taken = may_be_taken, True  # while it is on its way
-                attempt = self._attempt(body)
-                may_be_taken = known_as_open or attempt.outcome is Outcome.UNKNOWN
+                before, may_be_taken = may_be_taken, True  # while it is on its way
+                attempt = self._attempt(event)
+                may_be_taken = before or attempt.outcome is Outcome.UNKNOWN
                 taken_at = attempt.place
                 if taken_at or not may_be_taken:
                     break
@@ -108,7 +90,7 @@ class Publisher(GatewayUser):
             else:
                 book.tally.refused += 1
 
-    def _attempt(self, body: bytes) -> Attempt:
+    def _attempt(self, event: bytes) -> Attempt:
         began = time.perf_counter()
         try:
             connection = self._connection or self._connect()
@@ -116,13 +98,14 @@ class Publisher(GatewayUser):
             attempt = Attempt(Outcome.REFUSED, why=str(error))
         else:
             try:
-                status = connection.request("POST", "/publish", self._headers, body)
-                attempt = _meaning(status, connection.receive_all(), connection)
+                status = connection.request("POST", "/publish", self._headers, event)
+                body = connection.receive_all()
+                attempt = meaning(status, body, connection.header("retry-after"))
             except OSError as error:
                 attempt = Attempt(Outcome.UNKNOWN, why=str(error))
         if attempt.outcome is not Outcome.TAKEN:
             self._hang_up()
-        self.tell("PUBLISH", time.perf_counter() - began, len(body), attempt.why)
+        self.tell("PUBLISH", time.perf_counter() - began, len(event), attempt.why)
         return attempt
 
     def _connect(self) -> Connection:
@@ -134,20 +117,3 @@ class Publisher(GatewayUser):
         if self._connection is not None:
             self._connection.close()
             self._connection = None
-
-
-def _meaning(status: int, body: bytes, connection: Connection) -> Attempt:
-    """Of an answer: what is below 500 was refused, and so is what the gateway says it has refused;
-    what a balancer says for it may have been taken."""
-    try:
-        told = json.loads(body)
-    except ValueError:
-        told = {}
-    if not isinstance(told, dict):
-        told = {}
-    if status == 202 and (at := place(str(told.get("id")))):
-        return Attempt(Outcome.TAKEN, at)
-    why = f"status {status} {told.get('detail', '')}".strip()
-    if status == 202 or (status >= 500 and told.get("outcome") != "refused"):
-        return Attempt(Outcome.UNKNOWN, why=why)
-    return Attempt(Outcome.REFUSED, why=why, retry_after=seconds(connection.header("retry-after")))

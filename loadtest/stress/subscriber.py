@@ -159,5 +159,6 @@ class SlowReader(Subscriber):
     def receive(self) -> Sequence[ServerSentEvent] | None:
         if not self.is_open or self.book.settling:
             return self.source.receive()
-        gevent.sleep(SLOW_READ / self.options.slow_bytes)
-        return self.source.receive(SLOW_READ)
+        most = min(SLOW_READ, self.options.slow_bytes)
+        gevent.sleep(most / self.options.slow_bytes)
+        return self.source.receive(most)
