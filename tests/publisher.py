@@ -18,6 +18,8 @@ ANSWER_WITHIN = 15.0
 
 RETRY_AFTER = 0.05
 
+BY_A_NODE = re.compile(rb"(?i)\r\ncontent-type: *application/")
+
 Document: TypeAlias = dict[str, Any]
 
 
@@ -151,7 +153,8 @@ class Publisher:
 
 
 async def _post(stream: trio.SocketStream, kind: str, body: bytes) -> list[Document] | None:
-    """What the node answers, a document for each line; None if the connection is lost."""
+    """What the node answers, a document for each line; None if the connection is lost, or if what
+    answers is a balancer that knows no more than that."""
     head = f"POST /publish HTTP/1.1\r\nHost: x\r\nContent-Type: {kind}\r\n"
     answer = b""
     try:
@@ -161,6 +164,8 @@ async def _post(stream: trio.SocketStream, kind: str, body: bytes) -> list[Docum
                 return None
             answer += data
     except trio.BrokenResourceError:
+        return None
+    if BY_A_NODE.search(answer) is None:
         return None
     return [json.loads(line) for line in lines.splitlines()]
 
