@@ -7,6 +7,7 @@ one last event, and all subscribers read up to it. Then `defects` must be empty.
 import math
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from typing import Protocol
 
 import trio
 from process import PATIENCE, NodeProcess, eventually, node
@@ -62,6 +63,7 @@ class Load:
         stay: float = math.inf,
         last_event_id: str = "",
         ports: Sequence[int] = (),
+        keeps_cookies: bool = True,
     ) -> Subscriber:
         """A subscriber from now on, of ``ports`` only if they are given; see `Subscriber`."""
         number = len(self.subscribers)
@@ -71,6 +73,7 @@ class Load:
             ports or _rotated(self._ports, number),
             stay=stay,
             last_event_id=last_event_id,
+            keeps_cookies=keeps_cookies,
         )
         self.subscribers.append(subscriber)
         self._nursery.start_soon(subscriber.run)
@@ -189,11 +192,18 @@ def _rotated(ports: list[int], by: int) -> list[int]:
     return ports[by:] + ports[:by]
 
 
+class Listening(Protocol):
+    """A node, or a balancer in front of some."""
+
+    @property
+    def port(self) -> int: ...
+
+
 @asynccontextmanager
-async def load_on(nodes: Sequence[NodeProcess]) -> AsyncIterator[Load]:
+async def load_on(servers: Sequence[Listening]) -> AsyncIterator[Load]:
     """A `Load` that ends with the block. A failure shows how far it came."""
     async with trio.open_nursery() as nursery:
-        load = Load([n.port for n in nodes], nursery)
+        load = Load([server.port for server in servers], nursery)
         try:
             yield load
         except Exception as failure:

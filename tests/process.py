@@ -81,6 +81,19 @@ class Child:
 
         await eventually(is_stopped)
 
+    async def until_listening(self, port: int) -> None:
+        """Return once somebody, who is this program, accepts connections there."""
+
+        async def listens() -> bool:
+            try:
+                await (await trio.open_tcp_stream("127.0.0.1", port)).aclose()
+            except OSError:
+                assert self.process.returncode is None, self.output
+                return False
+            return True
+
+        await eventually(listens)
+
     async def wait(self) -> int:
         """The exit code, once the program has ended and all its output is here."""
         with trio.fail_after(PATIENCE):
@@ -150,6 +163,11 @@ class NodeProcess(Child):
     @property
     def url(self) -> str:
         return f"{'https' if self.tls else 'http'}://127.0.0.1:{self.port}"
+
+    @property
+    def admin_port(self) -> int:
+        """Of a node with ``--admin-bind``."""
+        return int(re.findall(r"probes on http://127\.0\.0\.1:(\d+)/", self.output)[0])
 
     def client(self) -> httpx.AsyncClient:
         return httpx.AsyncClient(trust_env=False, timeout=PATIENCE, verify=self.tls or True)

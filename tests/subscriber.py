@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from collections.abc import Iterator, Sequence
 from itertools import cycle
 
@@ -14,6 +15,8 @@ from gateway.sse import Parser, ServerSentEvent
 
 RECONNECT_AFTER = 0.05
 """Seconds between two connections: short, so that a test has many, and not a busy loop."""
+
+_COOKIE = re.compile(r"(?i)\r\nset-cookie: *([^;\r]+)")
 
 
 class Dechunker:
@@ -37,7 +40,8 @@ class Dechunker:
 
 
 class Subscriber:
-    """Connects to ``ports`` in turn, each time with the last id that it has seen."""
+    """Connects to ``ports`` in turn, each time with the last id that it has seen, and with a cookie
+    that has been set by then."""
 
     def __init__(
         self,
@@ -47,6 +51,7 @@ class Subscriber:
         *,
         stay: float = math.inf,
         last_event_id: str = "",
+        keeps_cookies: bool = True,
     ) -> None:
         """``stay`` is for how many seconds it keeps a connection."""
         self.recording = Recording(name, frozenset((*channels, "global")))
@@ -55,6 +60,8 @@ class Subscriber:
         self.received: set[str] = set()
         self._path = "/events?channels=" + ",".join(channels)
         self._last_event_id = last_event_id
+        self._keeps_cookies = keeps_cookies
+        self._cookie = ""
         self._ports: Iterator[int] = cycle(ports)
 
     async def run(self) -> None:
@@ -80,6 +87,8 @@ class Subscriber:
             if not head.startswith(b"HTTP/1.1 200 "):
                 return
             self.connections += 1
+            if self._keeps_cookies and (found := _COOKIE.search(head.decode("latin-1"))):
+                self._cookie = found[1]
             chunks, parser = Dechunker(), Parser()
             while True:
                 for event in parser.receive_data(chunks.receive_data(data)):
@@ -92,6 +101,8 @@ class Subscriber:
         lines = [f"GET {self._path} HTTP/1.1", "Host: x", "Accept: text/event-stream"]
         if self._last_event_id:
             lines.append(f"Last-Event-ID: {self._last_event_id}")
+        if self._cookie:
+            lines.append(f"Cookie: {self._cookie}")
         return "\r\n".join([*lines, "", ""]).encode()
 
     def _take(self, event: ServerSentEvent) -> None:

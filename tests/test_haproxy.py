@@ -7,7 +7,7 @@ from pathlib import Path
 import certificates
 import pytest
 import trio
-from process import Child, child, eventually
+from process import child
 from redis_server import free_port
 from running import Wire, request, running, running_over_tls
 
@@ -56,17 +56,8 @@ async def haproxy(
         CONFIGURATION.format(mode=mode, port=port, node=node, server=server, option=option)
     )
     async with child("haproxy", "-db", "-f", str(file)) as proxy:
-        await eventually(lambda: _listens(proxy, port))
+        await proxy.until_listening(port)
         yield port
-
-
-async def _listens(proxy: Child, port: int) -> bool:
-    try:
-        await (await trio.open_tcp_stream("127.0.0.1", port)).aclose()
-    except OSError:
-        assert proxy.process.returncode is None, proxy.output
-        return False
-    return True
 
 
 async def ask(port: int, raw: bytes) -> Wire:

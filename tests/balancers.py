@@ -1,0 +1,250 @@
+"""The shipped HAProxy and nginx, in front of the nodes of a test.
+
+The files are those of deploy/. What is other than there is what their first rule allows: addresses,
+files, the user, numbers of connections, and the times that a test divides.
+"""
+
+import grp
+import os
+import pwd
+import re
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import NamedTuple, Protocol
+
+import certificates
+import httpx
+import trio
+from process import Child, child
+from redis_server import free_port
+from running import ACCEPT, Response, Wire, request
+
+DEPLOY = Path(__file__).parent.parent / "deploy"
+HAPROXY = DEPLOY / "haproxy" / "haproxy.cfg"
+NGINX = DEPLOY / "nginx" / "nginx.conf"
+
+NODES = 3
+"""That the files are written for."""
+
+SILENCE = 90.0
+"""Seconds for which a stream may be silent, as shipped."""
+
+CHECK_INTERVAL = 0.1
+"""Seconds between two of HAProxy's checks."""
+
+DESCRIPTORS = 20_000
+CONNECTIONS = 4_000
+"""What any machine allows; nobody here needs more."""
+
+MARK = "# SITE"
+"""Of the lines of nginx.conf that differ from site to site."""
+
+
+class Backend(Protocol):
+    """A node, as a balancer sees it."""
+
+    @property
+    def port(self) -> int: ...
+
+    @property
+    def admin_port(self) -> int: ...
+
+
+class Absent(NamedTuple):
+    """A node that is not there."""
+
+    port: int
+    admin_port: int
+
+
+class Ports:
+    """What a balancer listens on."""
+
+    def __init__(self) -> None:
+        self.redirect, self.https, self.inside, self.statistics = (free_port() for _ in range(4))
+
+
+class Balancer:
+    """A running one, and clients for it. Their connections are closed when it is done with."""
+
+    def __init__(
+        self,
+        process: Child,
+        ports: Ports,
+        certificate: certificates.Files,
+        counted: tuple[str, str],
+    ) -> None:
+        """``counted`` is at which path, and behind what, it counts its connections."""
+        self.process = process
+        self.port = ports.inside
+        """Of plain HTTP, for applications and operators."""
+        self.https_port = ports.https
+        self.redirect_port = ports.redirect
+        self._certificate = certificate
+        self._statistics = f"http://127.0.0.1:{ports.statistics}{counted[0]}"
+        self._counted = re.compile(re.escape(counted[1]) + r" (\d+)")
+        self._wires: list[Wire] = []
+
+    async def connect(self, *, tls: bool = True) -> Wire:
+        stream = await trio.open_tcp_stream("127.0.0.1", self.https_port if tls else self.port)
+        ssl = None
+        if tls:
+            context = self._certificate.client()
+            ssl = trio.SSLStream(stream, context, server_hostname="localhost")
+        wire = Wire(stream, ssl)
+        self._wires.append(wire)
+        return wire
+
+    async def open(self, target: str, *headers: bytes, tls: bool = True) -> Wire:
+        """An event stream whose head has not been read yet."""
+        wire = await self.connect(tls=tls)
+        await wire.send(request("GET", target, ACCEPT, *headers))
+        return wire
+
+    async def ask(self, raw: bytes, *, tls: bool = False) -> Response:
+        """The one response to ``raw``."""
+        wire = await self.connect(tls=tls)
+        await wire.send(raw)
+        return await wire.response()
+
+    async def connections(self) -> int:
+        """How many it counts of its clients: HAProxy of browsers, nginx of this question as well."""
+        async with httpx.AsyncClient(trust_env=False) as client:
+            found = self._counted.search((await client.get(self._statistics)).text)
+        assert found is not None
+        return int(found[1])
+
+    def close(self) -> None:
+        for wire in self._wires:
+            wire.socket_stream.socket.close()
+
+
+@asynccontextmanager
+async def haproxy(
+    nodes: Sequence[Backend],
+    certificate: certificates.Files,
+    *,
+    silence: float = SILENCE,
+    node_connections: int = CONNECTIONS,
+) -> AsyncIterator[Balancer]:
+    """``silence`` is for how many seconds a stream may be silent; each node gets no more than
+    ``node_connections``."""
+    ports = Ports()
+    with TemporaryDirectory() as directory:
+        variables = {
+            "LISTEN_HTTP": f"127.0.0.1:{ports.redirect}",
+            "LISTEN_HTTPS": f"127.0.0.1:{ports.https}",
+            "LISTEN_INSIDE": f"127.0.0.1:{ports.inside}",
+            "LISTEN_STATISTICS": f"127.0.0.1:{ports.statistics}",
+            "ADMIN_SOCKET": f"{directory}/socket",
+            "CERTIFICATE": _in_one_file(certificate, directory),
+            "MAXCONN": str(CONNECTIONS),
+            "DESCRIPTORS": str(DESCRIPTORS),
+            "NODE_MAXCONN": str(node_connections),
+            "SILENCE": _milliseconds(silence),
+            "CHECK_INTERVAL": _milliseconds(CHECK_INTERVAL),
+        }
+        if os.geteuid() != 0:
+            variables["RUN_AS"] = pwd.getpwuid(os.geteuid()).pw_name
+            variables["RUN_AS_GROUP"] = grp.getgrgid(os.getegid()).gr_name
+        for number, node in enumerate(_all(nodes), 1):
+            variables[f"NODE_{number}"] = f"127.0.0.1:{node.port}"
+            variables[f"NODE_{number}_ADMIN"] = str(node.admin_port)
+        counted = "/metrics", 'haproxy_frontend_current_sessions{proxy="browsers"}'
+        command = child("haproxy", "-db", "-f", str(HAPROXY), **variables)
+        async with _started(command, ports, certificate, counted) as balancer:
+            yield balancer
+
+
+@asynccontextmanager
+async def nginx(
+    nodes: Sequence[Backend],
+    certificate: certificates.Files,
+    *,
+    silence: float = SILENCE,
+    node_connections: int = CONNECTIONS,
+) -> AsyncIterator[Balancer]:
+    """As `haproxy`."""
+    ports = Ports()
+    with TemporaryDirectory() as directory:
+        values = {
+            "/run/nginx.pid": f"{directory}/pid",
+            "/var/log/nginx/error.log": "stderr",
+            "/var/log/nginx/access.log": "/dev/stdout",
+            "nofile 100000": f"nofile {DESCRIPTORS}",
+            "connections 50000": f"connections {CONNECTIONS}",
+            "max_conns=25000": f"max_conns={node_connections}",
+            "timeout 90s": f"timeout {_milliseconds(silence)}",
+            "listen 80;": f"listen 127.0.0.1:{ports.redirect};",
+            "listen 443 ": f"listen 127.0.0.1:{ports.https} ",
+            "127.0.0.1:8081": f"127.0.0.1:{ports.inside}",
+            "127.0.0.1:8404": f"127.0.0.1:{ports.statistics}",
+            "/etc/nginx/certs/fullchain.pem": str(certificate.cert),
+            "/etc/nginx/certs/privkey.pem": str(certificate.key),
+        }
+        for number, node in enumerate(_all(nodes), 1):
+            values[f"10.0.0.1{number}:8080"] = f"127.0.0.1:{node.port}"
+        file = _written_for_this_site(values, directory)
+        counted = "/status", "Active connections:"
+        command = child("nginx", "-g", "daemon off;", "-c", file)
+        async with _started(command, ports, certificate, counted) as balancer:
+            yield balancer
+
+
+@asynccontextmanager
+async def _started(
+    command: AbstractAsyncContextManager[Child],
+    ports: Ports,
+    certificate: certificates.Files,
+    counted: tuple[str, str],
+) -> AsyncIterator[Balancer]:
+    async with command as process:
+        await process.until_listening(ports.inside)
+        balancer = Balancer(process, ports, certificate, counted)
+        try:
+            yield balancer
+        except Exception as failure:
+            failure.add_note(f"The balancer said:\n{process.output}")
+            raise
+        finally:
+            balancer.close()
+
+
+def _all(nodes: Sequence[Backend]) -> list[Backend]:
+    """As many as the files are written for; those that ``nodes`` has not are not there."""
+    absent = (Absent(free_port(), free_port()) for _ in range(NODES - len(nodes)))
+    return [*nodes, *absent]
+
+
+def _milliseconds(seconds: float) -> str:
+    return f"{round(seconds * 1000)}ms"
+
+
+def _in_one_file(certificate: certificates.Files, directory: str) -> str:
+    pem = Path(directory, "certificate.pem")
+    pem.write_bytes(certificate.cert.read_bytes() + certificate.key.read_bytes())
+    return str(pem)
+
+
+def _written_for_this_site(values: dict[str, str], directory: str) -> str:
+    """The name of a copy of NGINX that has ``values`` in its marked lines, each at least once, and
+    keeps its temporary files in ``directory``."""
+    lines = []
+    used: set[str] = set()
+    for line in NGINX.read_text("utf-8").split("\n"):
+        here = line
+        if MARK in line:
+            used.update(value for value in values if value in line)
+            for shipped, value in values.items():
+                here = here.replace(shipped, value)
+        elif line == "http {":
+            for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi"):
+                here += f" {kind}_temp_path {directory}/{kind};"
+        lines.append(here)
+    assert used == values.keys(), values.keys() - used
+    file = Path(directory, "nginx.conf")
+    file.write_text("\n".join(lines), "utf-8")
+    file.parent.chmod(0o711)  # its workers are another user, if it is started by root
+    return str(file)
