@@ -14,14 +14,13 @@ Nothing here awaits, and nothing here knows history or the other clients. Rules:
 """
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from enum import Enum, StrEnum, auto
 from socket import socket
 
 import trio
 
 from gateway import control
-from gateway.charge import Charge
 from gateway.config import ChannelRule
 from gateway.event import Frame
 from gateway.http1_render import chunk
@@ -29,6 +28,7 @@ from gateway.identity import ANYBODY, Identity
 from gateway.outbox import Outbox
 from gateway.policy import Policy
 from gateway.position import ZERO, Position
+from gateway.tallies import Dropped, Tally, Totals
 
 FLUSH_BYTES = 32 * 1024
 """Joined for one call, and staged from the outbox at a time: few calls, most stays droppable."""
@@ -76,24 +76,15 @@ class Reason(StrEnum):
     UNEXPECTED_INPUT = "unexpected-input"
 
 
-class Totals:
-    """Counters over all clients of a hub, past ones included, and what is charged for them."""
-
-    __slots__ = ("charge", "delivered", "dropped", "replayed")
-
-    def __init__(self, charge: Charge) -> None:
-        self.charge = charge
-        self.delivered = self.dropped = self.replayed = 0
-
-
 class Channel:
     """Who wants a channel. ``members`` maps each client to the position after which it does."""
 
-    __slots__ = ("members", "name", "rule")
+    __slots__ = ("members", "name", "rule", "tally")
 
-    def __init__(self, name: str, rule: ChannelRule) -> None:
+    def __init__(self, name: str, rule: ChannelRule, tally: Tally) -> None:
         self.name = name
         self.rule = rule
+        self.tally = tally
         self.members: dict[Client, Position] = {}
 
 
@@ -115,6 +106,7 @@ class Client:
         "outbox",
         "position",
         "reason",
+        "replayed",
         "sock",
         "staged",
         "state",
@@ -147,6 +139,8 @@ class Client:
         """Up to here everything came out of history; the passes give what is later."""
         self.joined = position
         """No membership began after this: a later frame of its channels is the client's."""
+        self.replayed = ZERO
+        """The last position that was staged out of history: what is later, was live."""
         self.totals = totals
         self.state = State.REPLAYING
         self.channels: tuple[Channel, ...] = ()
@@ -190,7 +184,7 @@ class Client:
 
         Returns how many frames are thereby dealt with; the later ones are still to be offered.
         """
-        done = 0
+        done = whole = 0
         for frame in frames:
             if sent <= 0:
                 break
@@ -198,13 +192,13 @@ class Client:
             self.position = frame.position
             size = len(frame.chunk)
             if sent >= size:
-                self.written += 1
-                self.totals.delivered += 1
+                whole += 1
             else:
                 self.totals.charge.hold(frame)
                 self.stage(memoryview(frame.chunk)[sent:], frame)
             sent -= size
             done += 1
+        self._count_written(frames[:whole])
         return done
 
     def offer(self, frame: Frame, policy: Policy) -> bool:
@@ -216,8 +210,12 @@ class Client:
         if dropped is None:
             return False
         self.offered += 1
-        self.dropped += dropped
-        self.totals.dropped += dropped
+        if dropped:
+            self.dropped += dropped
+            full = int(self.outbox.dropped_to == frame.position)
+            counts = self._tally(frame).dropped
+            counts[Dropped.FULL] += full
+            counts[Dropped.REPLACED] += dropped - full
         return True
 
     def stage(self, data: bytes | memoryview, frame: Frame | None = None) -> None:
@@ -242,6 +240,7 @@ class Client:
         """Stage a frame out of history, without its id if the stream stands later already."""
         self.offered += 1
         self.totals.replayed += 1
+        self.replayed = max(self.replayed, frame.position)
         self.totals.charge.hold(frame)
         if with_id:
             self.stage_frame(frame)
@@ -294,17 +293,39 @@ class Client:
     def credit(self, sent: int) -> None:
         """``sent`` of the bytes that `next_bytes` gave have been accepted."""
         self.last_write = trio.current_time()
+        written: list[Frame] = []
         while sent and self.staged:
             data, frame = self.staged.popleft()
             if sent < len(data):
                 self.staged.appendleft((memoryview(data)[sent:], frame))
-                return
+                break
             sent -= len(data)
             if frame is not None:
                 self.totals.charge.add(-_copied(data, frame))
                 self.totals.charge.release(frame)
-                self.written += 1
-                self.totals.delivered += 1
+                written.append(frame)
+        self._count_written(written)
+
+    def _count_written(self, frames: Sequence[Frame]) -> None:
+        """The last bytes of ``frames`` were accepted just now."""
+        self.written += len(frames)
+        live = [frame for frame in frames if frame.id_line and frame.position > self.replayed]
+        if live:
+            self.totals.wrote(self.totals.batch(live, self._tallies()))
+        if len(live) < len(frames):
+            for frame in frames:
+                if not frame.id_line or frame.position <= self.replayed:
+                    self._tally(frame).delivered += 1
+
+    def _tally(self, frame: Frame) -> Tally:
+        for name in frame.channels:
+            for channel in self.channels:
+                if channel.name == name:
+                    return channel.tally
+        return self.totals.tally_of(frame.channels, {})
+
+    def _tallies(self) -> dict[str, Tally]:
+        return {channel.name: channel.tally for channel in self.channels}
 
     def _stage_waiting(self) -> bool:
         size = 0
@@ -347,9 +368,12 @@ class Client:
         if self.state is State.ENDING:
             fresh.close()
         self.dropped += dropped
-        self.totals.dropped += dropped
-        old.throw_away()
+        known = self._tallies()
+        old.throw_away(lambda frame: self._count_thrown_away(frame, known))
         return dropped
+
+    def _count_thrown_away(self, frame: Frame, known: Mapping[str, Tally]) -> None:
+        self.totals.tally_of(frame.channels, known).dropped[Dropped.MEMORY] += 1
 
     def abandon_outbox(self) -> None:
         """Throw the outbox away. What waits in it will be replayed, and so will its holes."""

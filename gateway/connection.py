@@ -12,6 +12,7 @@ What is here is for plain sockets; connections of other kinds are subclasses of 
 """
 
 import socket
+import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 
@@ -29,6 +30,7 @@ from gateway.errors import GatewayError, RequestTimeout, TooManyRequests, Unavai
 from gateway.http1 import Parsed, Phase, RequestReader
 from gateway.http1_render import CONTINUE, render_response, render_stream_head
 from gateway.node import Node
+from gateway.requests import OTHER, PUBLISH_TO
 from gateway.streams import EventStream
 from gateway.transport import READ_BYTES, Transport, plain_stream
 
@@ -90,6 +92,9 @@ class Connection:
         self._crowded = False
         self._has_received = False
         self._held = 0
+        self._route = OTHER
+        self._asked_at = 0.0
+        """Of the last request that came: its route, and when it was whole, in seconds."""
         self.scope = trio.CancelScope()
         self._deadline: float | None = None
         """When ``scope`` is to be cancelled; None from a new phase until it is next looked at."""
@@ -185,6 +190,7 @@ class Connection:
 
     async def _serve(self, parsed: Parsed) -> bool:
         """Answer one request; whether another one may follow on the connection."""
+        self._asked_at = time.perf_counter()
         target = parsed.target
         polls = parsed.method == "GET" and _is_under(target, _POLL)
         hot = parsed.version == "1.1" and (
@@ -195,6 +201,7 @@ class Connection:
         if not hot:
             await self._service.edge(parsed, self._hand_over(), self._peer)
             return False
+        self._route = _route(target)
         if polls:
             parsed.body = b""  # it means nothing, and would take the room of others for long
             self._release()
@@ -231,6 +238,7 @@ class Connection:
             return False
         self._count(result)
         await self._send(self._rendered(result, parsed, keep_alive=True))
+        self._observe(result.status)
         if self._reader.buffered:
             await trio.lowlevel.checkpoint()  # as in _receive, for requests that came together
         return True
@@ -239,6 +247,7 @@ class Connection:
         """Serve a stream, behind ``head``, for as long as it takes a task. Raises Unavailable."""
         client = await self._node.streams.open(stream, self._sock, preamble=head)
         self._sock = None
+        self._observe(200)  # as the first thing that is done now is to write
         await self._node.streams.serve(client)
 
     def _hand_over(self) -> Transport:
@@ -276,8 +285,11 @@ class Connection:
 
     async def _end_with(self, answer: Answer, parsed: Parsed | None = None) -> None:
         """Send a last answer so that it arrives, and end the connection."""
+        if parsed is None:
+            self._route, self._asked_at = OTHER, time.perf_counter()
         self._count(answer)
         await self._send(self._rendered(answer, parsed, keep_alive=False))
+        self._observe(answer.status)
         self._release()
         await self._send_eof()
         left = LINGER_BYTES
@@ -292,6 +304,10 @@ class Connection:
     def _count(self, answer: Answer) -> None:
         if answer.status >= 400:
             self._node.count_refusal(answer.status)
+
+    def _observe(self, status: int) -> None:
+        """The answer to the last request has been written, or a stream begun."""
+        self._node.requests.observe(self._route, status, time.perf_counter() - self._asked_at)
 
     def _rendered(self, answer: Answer, parsed: Parsed | None, *, keep_alive: bool) -> bytes:
         """The answer to ``parsed``, or to what could not be parsed."""
@@ -339,3 +355,10 @@ class Connection:
 def _is_under(target: bytes, path: bytes) -> bool:
     """Whether a target in origin form names ``path`` or something below it."""
     return target.startswith(path) and target[len(path) : len(path) + 1] in (b"", b"/", b"?")
+
+
+def _route(target: bytes) -> str:
+    """The route of a hot request."""
+    if not target.startswith(_PUBLISH):
+        return EVENTS if target.startswith(_EVENTS) else POLL
+    return PUBLISH_TO if target.startswith(b"/", len(_PUBLISH)) else PUBLISH

@@ -11,7 +11,7 @@ is no timer, so an idle hub delivers at once.
 3. Frames come in position order and leave in position order, whatever the channels.
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 
 import trio
 
@@ -21,6 +21,7 @@ from gateway.control import Gap
 from gateway.event import Frame
 from gateway.hub import Hub
 from gateway.position import Position
+from gateway.tallies import Tally
 
 YIELD_EVERY = 256
 """Clients written to, or frames queued, between two checkpoints: about half a millisecond."""
@@ -37,6 +38,8 @@ class Fanout:
     def __init__(self, hub: Hub) -> None:
         self._hub = hub
         self._work = 0
+        self._deliveries = 0
+        """Of the pass so far."""
         self._since = self._others = 0.0
         """When the pass had its turn back, and for how long the others had had theirs."""
 
@@ -91,8 +94,10 @@ class Fanout:
         hub.gaps[reason] += 1
 
     async def _pass(self, frames: list[Frame], before: Position) -> None:
-        channels = self._hub.members.channels
-        self._hub.passes += 1
+        hub, began = self._hub, trio.current_time()
+        channels = hub.members.channels
+        hub.passes += 1
+        self._deliveries = 0
         wanted: dict[str, list[Frame]] = {}
         for frame in frames:
             for name in frame.channels:
@@ -100,20 +105,29 @@ class Fanout:
                     wanted.setdefault(name, []).append(frame)
         if len(wanted) == 1:
             ((name, batch),) = wanted.items()
-            await self._send(batch, list(channels[name].members), before)
+            channel = channels[name]
+            known = {name: channel.tally}
+            await self._send(batch, list(channel.members), before, known)
         elif wanted:
             await self._send_merged(wanted, before)
         for frame in frames:
             if frame.end:
                 await self._end_channels(frame)
+        hub.pass_duration.observe(trio.current_time() - began)
+        hub.pass_events.observe(len(frames))
+        hub.pass_deliveries.observe(self._deliveries)
 
     async def _send_merged(self, wanted: dict[str, list[Frame]], before: Position) -> None:
         """A pass over several channels: clients of the same of them share one join."""
         names_of: dict[Client, tuple[str, ...]] = {}
+        known: dict[str, Tally] = {}
         turn = 0
         for name in wanted:
             channel = self._hub.members.channels.get(name)
-            for client in tuple(channel.members) if channel is not None else ():
+            if channel is None:
+                continue
+            known[name] = channel.tally
+            for client in tuple(channel.members):
                 names_of[client] = (*names_of.get(client, ()), name)
                 turn += 1
                 if not turn % GROUP_EVERY:
@@ -129,7 +143,7 @@ class Fanout:
             if len(names) > 1:
                 merged = {frame.position: frame for name in names for frame in wanted[name]}
                 batch = [merged[position] for position in sorted(merged)]
-            await self._send(batch, clients, before)
+            await self._send(batch, clients, before, {name: known[name] for name in names})
 
     async def _end_channels(self, frame: Frame) -> None:
         """Tell the clients of channels that a frame has ended; those who replay find it out."""
@@ -142,18 +156,27 @@ class Fanout:
                 if not turn % YIELD_EVERY:
                     await trio.lowlevel.checkpoint()
 
-    async def _send(self, frames: list[Frame], clients: list[Client], before: Position) -> None:
-        """Give ``frames`` to each of ``clients``, which want all of their channels.
+    async def _send(
+        self,
+        frames: list[Frame],
+        clients: list[Client],
+        before: Position,
+        known: Mapping[str, Tally],
+    ) -> None:
+        """Give ``frames`` to each of ``clients``, which want all of their channels, and of those
+        have the ones that are ``known``.
 
         This loop is where the time goes: one system call per client, and as little else as can be.
         """
         data = b"".join([frame.chunk for frame in frames])
         size, count, first, live = len(data), len(frames), frames[0].position, State.LIVE
-        hub, now, work, delivered = self._hub, trio.current_time(), self._work + count, 0
+        hub, now, work, whole = self._hub, trio.current_time(), self._work + count, 0
+        written = hub.totals.batch(frames, known)
         for client in clients:
             if work >= YIELD_EVERY:
-                hub.totals.delivered += delivered
-                work = delivered = 0
+                hub.totals.wrote(written, whole)
+                self._deliveries += whole * count
+                work = whole = 0
                 now = trio.current_time()
                 if now - self._since >= self._others:
                     await trio.lowlevel.checkpoint()
@@ -176,11 +199,12 @@ class Fanout:
                 client.offered += count
                 client.written += count
                 client.last_write = now
-                delivered += count
+                whole += 1
             else:
-                hub.fall_behind(client, frames, sent, before)
+                self._fall_behind(client, frames, sent, before)
                 work += count
-        hub.totals.delivered += delivered
+        hub.totals.wrote(written, whole)
+        self._deliveries += whole * count
         self._work = work
 
     def _send_owed(self, client: Client, frames: list[Frame], before: Position) -> None:
@@ -208,7 +232,15 @@ class Fanout:
             self._hub.close(client, Reason.GONE)
             return
         client.last_write = trio.current_time()
+        self._fall_behind(client, frames, sent, before)
+
+    def _fall_behind(
+        self, client: Client, frames: list[Frame], sent: int, before: Position
+    ) -> None:
+        """As `Hub.fall_behind`; what was written whole is this pass's."""
+        written = client.written
         self._hub.fall_behind(client, frames, sent, before)
+        self._deliveries += client.written - written
 
 
 def _is_owed(client: Client, frame: Frame) -> bool:

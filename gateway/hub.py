@@ -8,14 +8,16 @@
 
 from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
+from enum import StrEnum
 
 import trio
 
 from gateway import control
 from gateway.charge import Charge
-from gateway.client import Client, Reason, State, Totals
+from gateway.client import Client, Reason, State
 from gateway.config import Config
 from gateway.event import Frame
+from gateway.histogram import CROWDS, PAUSES, SIZES, Distribution, Histogram
 from gateway.http1_render import LAST_CHUNK, chunk
 from gateway.lanes import Poller
 from gateway.members import Members
@@ -24,6 +26,7 @@ from gateway.outbox import Outbox
 from gateway.pending import Pending
 from gateway.policy import Policy
 from gateway.position import ZERO, Position
+from gateway.tallies import ClassStatistics, Totals
 
 CLOSES_PER_TICK = 256
 """Stalled clients closed at a time; the others with the next tick."""
@@ -31,26 +34,58 @@ CLOSES_PER_TICK = 256
 _RANK = {policy: rank for rank, policy in enumerate(Policy)}
 
 
+class Opening(StrEnum):
+    """Where a stream begins, and so why it was opened."""
+
+    NEW = "new"
+    """Now."""
+    RESUMED = "resumed"
+    """After a position that it names: its client comes back."""
+    REPLAY = "replay"
+    """With events of before, as many as it asks for, or all there are."""
+
+
 @dataclass(frozen=True, slots=True)
 class HubStatistics:
-    """A snapshot. ``opened`` and ``closed`` count streams since the start."""
+    """A snapshot. ``openings`` and ``closed`` count streams since the start, by their reasons;
+    ``classes`` is by class of channels; ``behind_longest`` and ``pass_duration`` are in seconds.
+    """
 
     clients: int
     channels: int
+    subscriptions: int
     behind: int
+    behind_longest: float
     replaying: int
-    delivered: int
     replayed: int
-    dropped: int
+    received: int
     queued_frames: int
     queued_bytes: int
+    deepest_frames: int
+    """What waits for the client for which the most does."""
     pending_frames: int
     pending_bytes: int
     passes: int
+    pass_duration: Distribution
+    pass_events: Distribution
+    pass_deliveries: Distribution
     keepalives: int
     gaps: dict[str, int]
-    opened: int
+    openings: dict[str, int]
     closed: dict[str, int]
+    classes: dict[str, ClassStatistics]
+
+    @property
+    def delivered(self) -> int:
+        return sum(each.delivered for each in self.classes.values())
+
+    @property
+    def dropped(self) -> int:
+        return sum(sum(each.dropped.values()) for each in self.classes.values())
+
+    @property
+    def opened(self) -> int:
+        return sum(self.openings.values())
 
 
 class Hub:
@@ -62,24 +97,29 @@ class Hub:
         unsubscribe: Callable[[Collection[str]], None],
         catch_up: Callable[[Client], None],
         watermark: Callable[[], Position],
+        now_ms: Callable[[], int],
     ) -> None:
         """``charge`` is told what waits for clients, ``unsubscribe`` of each membership that ends,
         ``catch_up`` of clients that must replay from their position; ``watermark`` is the position
-        that an idle bus proves.
+        that an idle bus proves, and ``now_ms`` the clock of its positions.
         """
         self._config = config
         self._catch_up = catch_up
         self._watermark = watermark
         self._poller = Poller(self._caught_up, self.close)
-        self.members = Members(config.rule, unsubscribe)
+        self.totals = Totals(charge, config, now_ms)
+        self.members = Members(config.rule, self.totals.tally, unsubscribe)
         self._behind: dict[Client, None] = {}
         self.pending = Pending(config)
         self.turn = trio.Lock()
         self._charge = charge
-        self.totals = Totals(charge)
         self._proven = ZERO
         self.passes = 0
-        self.keepalives = self._opened = 0
+        self.pass_duration = Histogram(PAUSES)
+        self.pass_events = Histogram(SIZES)
+        self.pass_deliveries = Histogram(CROWDS)
+        self.keepalives = 0
+        self._openings: dict[str, int] = dict.fromkeys(Opening, 0)
         self.gaps: dict[str, int] = dict.fromkeys(control.Gap, 0)
         self._closed: dict[str, int] = dict.fromkeys(Reason, 0)
         self.parting: list[Callable[[Client], None]] = []
@@ -97,11 +137,13 @@ class Hub:
 
     # -- members
 
-    def add(self, client: Client, channels: Iterable[str], after: Position) -> None:
+    def add(
+        self, client: Client, channels: Iterable[str], after: Position, opening: Opening
+    ) -> None:
         """A new client; it is replaying until `go_live`."""
         if client.sock is not None:
             self._poller.add(client)  # raises OSError where the system has no room for one more
-        self._opened += 1
+        self._openings[opening] += 1
         self.members.add(client, channels, after)
 
     @property
@@ -333,21 +375,29 @@ class Hub:
 
     def statistics(self) -> HubStatistics:
         behind = [client for client in self._behind if client.waits]
+        queued = [client.queued for client in behind]
+        now = trio.current_time()
         return HubStatistics(
             clients=len(self.members.clients),
             channels=len(self.members.channels),
+            subscriptions=self.members.subscriptions,
             behind=len(behind),
+            behind_longest=max((now - client.behind_since for client in behind), default=0.0),
             replaying=sum(c.state is State.REPLAYING for c in self.members.clients.values()),
-            delivered=self.totals.delivered,
             replayed=self.totals.replayed,
-            dropped=self.totals.dropped,
-            queued_frames=sum(c.queued for c in behind),
+            received=self.pending.received,
+            queued_frames=sum(queued),
             queued_bytes=sum(c.outbox.bytes for c in behind if c.outbox),
+            deepest_frames=max(queued, default=0),
             pending_frames=len(self.pending),
             pending_bytes=self.pending.bytes,
             passes=self.passes,
+            pass_duration=self.pass_duration.snapshot(),
+            pass_events=self.pass_events.snapshot(),
+            pass_deliveries=self.pass_deliveries.snapshot(),
             keepalives=self.keepalives,
             gaps=dict(self.gaps),
-            opened=self._opened,
+            openings=dict(self._openings),
             closed=dict(self._closed),
+            classes=self.totals.statistics(),
         )

@@ -10,20 +10,27 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from gateway.client import Channel, Client
 from gateway.config import ChannelRule
 from gateway.position import Position
+from gateway.tallies import Tally
 
 
 class Members:
     def __init__(
         self,
         rule: Callable[[str], ChannelRule],
+        tally: Callable[[ChannelRule], Tally],
         unsubscribe: Callable[[Collection[str]], None],
     ) -> None:
-        """``unsubscribe`` is told of each membership that ends."""
+        """``tally`` has what is counted of a rule's channels, ``unsubscribe`` is told of each
+        membership that ends.
+        """
         self._rule = rule
+        self._tally = tally
         self._unsubscribe = unsubscribe
         self._users: dict[str, dict[Client, None]] = {}
         self.clients: dict[str, Client] = {}
         self.channels: dict[str, Channel] = {}
+        self.subscriptions = 0
+        """Memberships: of each client as many as it has channels."""
 
     def add(self, client: Client, channels: Iterable[str], after: Position) -> None:
         self.clients[client.id] = client
@@ -46,8 +53,10 @@ class Members:
         """Give ``client`` what comes on the channel ``name`` after that position."""
         channel = self.channels.get(name)
         if channel is None:
-            channel = self.channels[name] = Channel(name, self._rule(name))
+            rule = self._rule(name)
+            channel = self.channels[name] = Channel(name, rule, self._tally(rule))
         if client not in channel.members:
+            self.subscriptions += 1
             client.channels = (*client.channels, channel)
         channel.members[client] = after
         client.joined = max(client.joined, after)
@@ -57,6 +66,7 @@ class Members:
         channel = self.channels.get(name)
         if channel is None or channel.members.pop(client, None) is None:
             return False
+        self.subscriptions -= 1
         client.channels = tuple(kept for kept in client.channels if kept is not channel)
         if not channel.members:
             del self.channels[name]

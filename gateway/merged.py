@@ -6,7 +6,6 @@
 3. Channels are summed too: one with clients at two workers counts twice.
 """
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, is_dataclass, replace
 from typing import Any, TypeVar
@@ -16,40 +15,58 @@ from gateway.auth import AuthStatistics
 from gateway.budget import MemoryStatistics
 from gateway.bus import BusStatistics, LinkStatistics
 from gateway.cluster import ClusterStatistics
+from gateway.histogram import Distribution, added
 from gateway.hub import HubStatistics
 from gateway.ledger import LedgerStatistics
 from gateway.node import NodeStatistics
+from gateway.process import ProcessStatistics
 
 GAUGES: Mapping[type, frozenset[str]] = {
     NodeStatistics: frozenset(
-        {"uptime_seconds", "max_clients", "workers"},
+        {"uptime_seconds", "max_clients", "workers", "certificate_expires"},
     ),
     HubStatistics: frozenset(
         {
             "clients",
             "channels",
+            "subscriptions",
             "behind",
+            "behind_longest",
             "replaying",
             "queued_frames",
             "queued_bytes",
+            "deepest_frames",
             "pending_frames",
             "pending_bytes",
         }
     ),
     BusStatistics: frozenset({"channels", "history_bytes", "dedupe_entries"}),
-    LinkStatistics: frozenset({"up", "subscriptions"}),
+    LinkStatistics: frozenset({"up", "subscriptions", "proof_age", "clock_skew"}),
     AuthStatistics: frozenset({"tokens_remembered"}),
     ClusterStatistics: frozenset({"waiting", "queued"}),
     LedgerStatistics: frozenset({"leases", "releases", "buckets", "revocations"}),
     AdmissionStatistics: frozenset({"waiting", "addresses", "paced", "longest_wait"}),
     MemoryStatistics: frozenset({"bytes", "max_bytes"}),
+    ProcessStatistics: frozenset({"resident_bytes", "open_fds", "max_fds", "tasks"}),
 }
 """What a worker holds at the moment. All other numbers count."""
 
-GREATEST = frozenset({"uptime_seconds", "revocations", "longest_wait"})
+GREATEST = frozenset(
+    {
+        "uptime_seconds",
+        "revocations",
+        "longest_wait",
+        "behind_longest",
+        "deepest_frames",
+        "proof_age",
+    }
+)
+WIDEST = frozenset({"clock_skew"})
+EARLIEST = frozenset({"certificate_expires"})
 LEAST = frozenset({"up", "full", "cut_off", "draining"})
-"""Of these the greatest, or the least, is the node's: its links are up while those of all workers
-are, and it is full, cut off or draining when all of them are."""
+"""Of these the greatest, or the furthest from 0, or the least but 0, or the least, is the node's:
+its links are up while those of all workers are, and it is full, cut off or draining when all of
+them are."""
 
 Statistics = TypeVar("Statistics")
 
@@ -82,15 +99,19 @@ def _value(name: str, values: list[Any]) -> Any:
     first = values[0]
     if name in GREATEST:
         return max(values)
+    if name in WIDEST:
+        return max(values, key=abs)
+    if name in EARLIEST:
+        return min(filter(None, values), default=0.0)
     if name in LEAST:
         return min(values)
     if isinstance(first, str):
         return first
     if isinstance(first, dict):
-        total: Counter[str] = Counter()
-        for value in values:
-            total.update(value)
-        return dict(total)
+        keys = dict.fromkeys(key for value in values for key in value)
+        return {key: _value("", [each[key] for each in values if key in each]) for key in keys}
+    if isinstance(first, Distribution):
+        return added(values)
     if is_dataclass(first):
         return _merged(values)
     return sum(values)
@@ -106,5 +127,13 @@ def _counted(of: Statistics) -> Statistics:
         elif field.name in gauges:
             kept[field.name] = type(value)()
         else:
-            kept[field.name] = _counted(value) if is_dataclass(value) else value
+            kept[field.name] = _counted_value(value)
     return type(of)(**kept)
+
+
+def _counted_value(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _counted_value(each) for key, each in value.items()}
+    if is_dataclass(value) and not isinstance(value, Distribution):
+        return _counted(value)
+    return value

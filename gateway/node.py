@@ -23,14 +23,18 @@ from gateway.clock import Clock
 from gateway.cluster import Cluster, ClusterStatistics
 from gateway.config import Config, is_loopback, split_address, split_list
 from gateway.fanout import Fanout
+from gateway.histogram import Distribution
 from gateway.hub import Hub, HubStatistics
 from gateway.ledger import Ledger, LedgerStatistics, MemoryLedger
 from gateway.origins import parse_origins
+from gateway.process import LoopStatistics, Process, ProcessStatistics
 from gateway.rates import ChannelRates
 from gateway.replacements import Replacements
+from gateway.requests import RequestDurations
 from gateway.revocation import Revocation
 from gateway.revoked import Revoked
 from gateway.streams import Streams
+from gateway.tls import Certificate
 
 TAG_BYTES = 4
 """Of randomness: tells the workers of a cluster apart, each start of one anew."""
@@ -38,8 +42,9 @@ TAG_BYTES = 4
 
 @dataclass(frozen=True, slots=True)
 class NodeStatistics:
-    """A snapshot of a worker, or of all of a node's; ``refused`` are requests turned away, by
-    reason."""
+    """A snapshot of a worker, or of all of a node's. ``refused`` are requests turned away, by
+    reason; ``replays`` and ``requests`` how long those took, in seconds, by what they were read
+    from, and by route and status; ``processes`` is by the worker's number."""
 
     id: str
     uptime_seconds: float
@@ -56,8 +61,19 @@ class NodeStatistics:
     admission: AdmissionStatistics
     memory: MemoryStatistics
     refused: dict[str, int]
+    replays: dict[str, Distribution]
+    requests: dict[str, dict[str, Distribution]]
+    processes: dict[str, ProcessStatistics]
+    loop: LoopStatistics
+    certificate_expires: float = 0.0
+    """In seconds since 1970; 0 without TLS."""
     workers: int = 1
     worker_restarts: int = 0
+
+    @property
+    def ready(self) -> bool:
+        """Whether a balancer should send new clients here."""
+        return not (self.draining or self.full or self.cut_off)
 
 
 def name_of(config: Config) -> str:
@@ -71,9 +87,14 @@ class Node:
         config: Config,
         *,
         max_clients: int,
+        certificate: Certificate | None = None,
+        number: int = 1,
         now_ms: Callable[[], int] = wall_clock_ms,
     ) -> None:
+        """``number`` is that of this worker among those of the node."""
         self.config = config
+        self._certificate = certificate
+        self._number = number
         self.origins = parse_origins(split_list(config.cors_origins))
         """Whose pages may use the node beside its own; false where there are none."""
         self.max_clients = max_clients
@@ -84,6 +105,8 @@ class Node:
         self.leaving = False
         """No new clients are taken."""
         self.refused: dict[str, int] = {}
+        self.requests = RequestDurations()
+        self._process = Process()
         self.ask_supervisor: Callable[[], Awaitable[NodeStatistics]] | None = None
         """Of a worker among several: the statistics of all of them."""
         self.proxies: TrustedProxies | None = None
@@ -99,6 +122,7 @@ class Node:
             unsubscribe=lambda names: self.bus.unsubscribe(names),
             catch_up=lambda client: self.streams.catch_up(client),
             watermark=lambda: self.bus.head(),
+            now_ms=lambda: now_ms() + self.bus.ahead_ms,
         )
         self.admission = Admission(config, self.is_exempt)
         self.hub.parting.append(lambda client: self.admission.leave(client.address))
@@ -164,6 +188,7 @@ class Node:
             nursery.start_soon(self.auth.run)
             nursery.start_soon(self.replacements.run)
             nursery.start_soon(self.admission.run)
+            nursery.start_soon(self._process.run)
             task_status.started()
 
     def refuse(self, reason: str) -> None:
@@ -221,6 +246,11 @@ class Node:
             admission=self.admission.statistics(),
             memory=self._budget.statistics(),
             refused=dict(self.refused),
+            replays=self.streams.replays.durations(),
+            requests=self.requests.statistics(),
+            processes={str(self._number): self._process.statistics()},
+            loop=self._process.loop_statistics(),
+            certificate_expires=self._certificate.expires if self._certificate else 0.0,
         )
 
     def _hear_revoked(self, revocations: Sequence[Revocation]) -> None:

@@ -10,7 +10,7 @@ decides. It is made when a client falls behind and gone when it has caught up.
 4. A frame is charged from when it is taken in. Whoever takes it out has it to release.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import trio
 
@@ -155,16 +155,20 @@ class Outbox:
         """No frame will follow: `wait` ends once it has given out what is queued."""
         self._give.close()
 
-    def throw_away(self) -> None:
-        """Nothing of it is wanted any more. What waits is freed soon, and charged until then."""
+    def throw_away(self, see: Callable[[Frame], None] | None = None) -> None:
+        """Nothing of it is wanted any more. What waits is freed soon, and charged until then; each
+        frame is shown to ``see`` when it is.
+        """
         self._give.close()
         self._is_thrown_away = True
         if self.frames:
-            self._charge.throw_away(self._rest())
+            self._charge.throw_away(self._rest(see))
 
-    def _rest(self) -> Iterator[Frame]:
+    def _rest(self, see: Callable[[Frame], None] | None) -> Iterator[Frame]:
         while (taken := self.take()) is not None:
             if taken[1] is not None:
+                if see is not None:
+                    see(taken[1])
                 yield taken[1]
 
     def _taken(self, frame: Frame) -> Frame:

@@ -28,6 +28,8 @@ class Pending:
         self._arrived = trio.Event()
         self._left = trio.Event()
         self.bytes = 0
+        self.received = 0
+        """Frames, since the start."""
         self.taken: Position = ZERO
         """The last position that a pass has taken; live clients are given everything up to it."""
 
@@ -51,6 +53,7 @@ class Pending:
     def deliver(self, frame: Frame) -> None:
         self._frames.append(frame)
         self.bytes += len(frame.chunk)
+        self.received += 1
         self._arrived.set()
 
     async def arrived(self) -> None:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import trio
 
-from gateway.bus import Bus, History
+from gateway.bus import Bus, History, Source
 from gateway.event import Frame
 from gateway.position import ZERO, Position
 
@@ -30,6 +30,9 @@ MAX_NEWEST = 1000
 
 PAGE_BYTES = 64 * 1024
 """Bytes that a page holds on to while a slow client reads it, but for a single larger frame."""
+
+
+_DISTANCE = {source: distance for distance, source in enumerate(Source)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +51,18 @@ class Replay:
     client wants to begin where history does: it is no gap that something was trimmed before.
     """
 
-    def __init__(self, after: Position, *, fresh: bool = False, forgiving: bool = False) -> None:
+    def __init__(
+        self,
+        after: Position,
+        *,
+        fresh: bool = False,
+        forgiving: bool = False,
+        source: Source = Source.MEMORY,
+    ) -> None:
+        """``source`` is where ``after`` was found, if it was looked for in history."""
+        self.fresh = fresh
+        self.source = source
+        """The furthest from where anything was read so far."""
         self.reached = after
         self.begun = fresh
         """Whether history has been looked at, as it must be at least once to know of a gap."""
@@ -64,7 +78,8 @@ class Replay:
         found: dict[str, History] = {}
         share = max(MIN_PART, PAGE_FRAMES // max(1, len(channels)))
         for name, position in after.items():
-            found[name] = await bus.history(name, position, until, share)
+            part = found[name] = await bus.history(name, position, until, share)
+            self.source = furthest(self.source, part.source)
         gaps = [name for name, part in found.items() if part.previous > after[name]]
         for name in gaps:
             self._proven[name] = found[name].previous
@@ -98,6 +113,11 @@ def cut(frames: Sequence[Frame], reached: Position) -> tuple[Sequence[Frame], Po
     return frames, reached
 
 
+def furthest(*sources: Source) -> Source:
+    """Of several sources the one that costs the most to read."""
+    return max(sources, key=_DISTANCE.__getitem__)
+
+
 async def before_newest(bus: Bus, channels: Iterable[str], count: int, head: Position) -> Position:
     """The position after which the last ``count`` events of the merged channels come.
 
@@ -112,7 +132,12 @@ async def before_newest(bus: Bus, channels: Iterable[str], count: int, head: Pos
     return newest[0].before() if newest else head
 
 
-async def before_earliest(bus: Bus, channels: Iterable[str], head: Position) -> Position:
-    """The position after which everything comes that the merged channels still hold up to H."""
-    found = [(await bus.history(name, ZERO, head, 1)).frames for name in channels]
-    return min((frames[0].position.before() for frames in found if frames), default=head)
+async def before_earliest(
+    bus: Bus, channels: Iterable[str], head: Position
+) -> tuple[Position, Source]:
+    """The position after which everything comes that the merged channels still hold up to H; and
+    the furthest from where it was read.
+    """
+    found = [await bus.history(name, ZERO, head, 1) for name in channels]
+    firsts = (part.frames[0].position.before() for part in found if part.frames)
+    return min(firsts, default=head), furthest(*(part.source for part in found))

@@ -11,13 +11,14 @@ from dataclasses import dataclass, field
 import trio
 
 from gateway import control
-from gateway.bus import Bus
+from gateway.bus import Bus, Source
 from gateway.client import Client, State
 from gateway.event import Frame
+from gateway.histogram import WAITS, Distribution, Histogram
 from gateway.hub import Hub
 from gateway.names import is_reserved
 from gateway.position import Position
-from gateway.replay import Replay
+from gateway.replay import Replay, furthest
 
 PAGES_PER_TICK = 4
 """Pages of history staged between two turns of everybody else, about a millisecond: a crowd that
@@ -32,6 +33,12 @@ class Job:
     replay: Replay
     joined: Position
     """The H of its latest channel: what is live begins there at the earliest."""
+    began: float
+    """By trio's clock."""
+    is_replay: bool
+    """Whether anything can have been missed."""
+    source: Source = Source.MEMORY
+    """The furthest from where what was missed of added channels was read."""
     added: list[tuple[str, Position, Replay, control.Gap | None]] = field(default_factory=list)
     """Each with the position after which it was asked for."""
 
@@ -41,15 +48,22 @@ class Replays:
         self._bus = bus
         self._hub = hub
         self._jobs: dict[Client, Job] = {}
+        self._durations = {source: Histogram(WAITS) for source in Source}
         self._turnstile = trio.CapacityLimiter(PAGES_PER_TICK)
 
     def __len__(self) -> int:
         """Clients that are replaying, or are about to."""
         return len(self._jobs)
 
-    def begin(self, client: Client, replay: Replay, joined: Position) -> None:
-        """``client`` is replaying from here on; nothing is live for it before ``joined``."""
-        self._jobs[client] = Job(replay, joined)
+    def begin(self, client: Client, replay: Replay, joined: Position, began: float) -> None:
+        """``client`` is replaying from here on; nothing is live for it before ``joined``. Its
+        ``replay`` was asked for at that time of trio's clock.
+        """
+        self._jobs[client] = Job(replay, joined, began, not replay.fresh)
+
+    def durations(self) -> dict[str, Distribution]:
+        """Seconds that replays took until their streams were live, by what they were read from."""
+        return {source: each.snapshot() for source, each in self._durations.items()}
 
     def forget(self, client: Client) -> None:
         """Nobody serves ``client`` any more."""
@@ -66,6 +80,7 @@ class Replays:
         """Have an added channel's missed events come first; the position from which it is live."""
         job = self._jobs[client]
         job.joined = max(job.joined, head)
+        job.is_replay = True
         job.added.append((name, missed.reached, missed, reason))
         return max(job.replay.reached, missed.reached)
 
@@ -98,6 +113,9 @@ class Replays:
         if client.state is State.REPLAYING:
             del self._jobs[client]
             self._hub.go_live(client, job.replay.reached)
+            if job.is_replay:
+                source = furthest(job.source, job.replay.source)
+                self._durations[source].observe(trio.current_time() - job.began)
         return True
 
     async def _stage_page(self, client: Client, job: Job) -> None:
@@ -107,6 +125,7 @@ class Replays:
             name, since, missed, reason = job.added[0]
             floors = {name: missed.reached}
             page = await missed.page(self._bus, floors, max(job.replay.reached, missed.reached))
+            job.source = furthest(job.source, missed.source)
             if not job.added or job.added[0][2] is not missed:  # it was removed meanwhile
                 return
             if reason is not None:

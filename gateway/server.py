@@ -155,13 +155,19 @@ async def serve(
     attend: Attend,
     admin: socket.socket | None = None,
     certificate: Certificate | None = None,
+    number: int = 1,
 ) -> None:
     """Serve on ``listener`` until told to leave, by a signal or by what ``attend`` hears.
 
-    ``admin`` is the listener of ``admin_bind``.
+    ``admin`` is the listener of ``admin_bind``, ``number`` that of the worker.
     """
     descriptors = raise_descriptor_limit()
-    node = Node(config, max_clients=config.max_clients or descriptors - RESERVED_DESCRIPTORS)
+    node = Node(
+        config,
+        max_clients=config.max_clients or descriptors - RESERVED_DESCRIPTORS,
+        certificate=certificate,
+        number=number,
+    )
     reception = Reception(
         node, certificate, max_connections=descriptors - RESERVED_DESCRIPTORS // 2
     )

@@ -26,7 +26,7 @@ from gateway.client import Client, Reason, State
 from gateway.clock import Clock
 from gateway.config import Config
 from gateway.errors import BadRequest, ChannelEnded, NotFound, TooManyRequests, Unavailable
-from gateway.hub import Hub
+from gateway.hub import Hub, Opening
 from gateway.identity import ANYBODY, Identity
 from gateway.names import is_reserved
 from gateway.position import ZERO, Position, Resume, Start
@@ -113,6 +113,7 @@ class Streams:
             asked = resume if isinstance(resume, Position) else ZERO
             head = await self._bus.subscribe(stream.channels, asked)
             subscribed = True
+            began = trio.current_time()
             replay, reason = await self._replay(stream.channels, resume, head)
             after = replay.reached
             client = Client(
@@ -124,7 +125,7 @@ class Streams:
                 identity=stream.identity,
                 address=stream.address,
             )
-            self._hub.add(client, stream.channels, after)
+            self._hub.add(client, stream.channels, after, _opening(resume))
             added = True
         finally:
             self.opening -= 1
@@ -143,7 +144,7 @@ class Streams:
         )
         if reason is not None:
             self.replays.stage_gap(client, stream.channels, reason)
-        self.replays.begin(client, replay, head)
+        self.replays.begin(client, replay, head, began)
         if self._is_revoked(stream.identity):  # while its channels were being subscribed to
             self._hub.finish(client, Reason.REVOKED, control.closed(after))
         if user is not None:
@@ -157,10 +158,10 @@ class Streams:
         match resume:
             case int(count):
                 after = await before_newest(self._bus, channels, count, head)
-                return Replay(after, forgiving=True), None
+                return Replay(after, forgiving=True, source=self._bus.source), None
             case Start.EARLIEST:
-                after = await before_earliest(self._bus, channels, head)
-                return Replay(after, forgiving=True), None
+                after, source = await before_earliest(self._bus, channels, head)
+                return Replay(after, forgiving=True, source=source), None
             case Position() as after if after <= head:
                 if self._bus.vouches(after):
                     return Replay(after), None
@@ -341,12 +342,20 @@ class Streams:
     def catch_up(self, client: Client) -> None:
         """A client that has just turned to replaying begins, from its position."""
         lossless = self._bus.vouches(client.position)
-        self.replays.begin(client, Replay(client.position, forgiving=not lossless), ZERO)
+        missed = Replay(client.position, forgiving=not lossless)
+        self.replays.begin(client, missed, ZERO, trio.current_time())
         if not lossless:
             names = [channel.name for channel in client.channels]
             self.replays.stage_gap(client, names, control.Gap.RESTARTED)
         if client.sock is not None:
             self._start_soon(client)
+
+
+def _opening(resume: Resume | int) -> Opening:
+    """What of a stream is asked for by where it is to begin."""
+    if isinstance(resume, int) or resume is Start.EARLIEST:
+        return Opening.REPLAY
+    return Opening.NEW if resume is Start.NOW else Opening.RESUMED
 
 
 def _check_open(client: Client) -> None:

@@ -9,6 +9,7 @@ import ssl
 from pathlib import Path
 
 import trio
+from cryptography.x509 import load_pem_x509_certificates
 
 from gateway.config import Config
 from gateway.errors import ConfigError
@@ -26,7 +27,8 @@ class Certificate:
     def __init__(self, config: Config) -> None:
         """Raises ConfigError when they cannot be used."""
         self._config = config
-        self.context = load(config)
+        self.context, self.expires = load(config)
+        """And when the first certificate of the chain expires, in seconds since 1970."""
         self._turn = trio.Lock()
 
     async def handshake(self, stream: TlsStream) -> None:
@@ -40,19 +42,21 @@ class Certificate:
         """Read the files again; if they cannot be used, say so and keep what there is."""
         try:
             # In a thread: files may be far away.
-            self.context = await trio.to_thread.run_sync(load, self._config)
+            self.context, self.expires = await trio.to_thread.run_sync(load, self._config)
         except ConfigError as error:
             _log.error("the certificate was not read again, the old one stays: %s", error)
         else:
             _log.info("the certificate has been read again, for new connections")
 
 
-def load(config: Config) -> ssl.SSLContext:
-    """TLS 1.2 or later with the ciphers of Python's defaults. Raises ConfigError."""
+def load(config: Config) -> tuple[ssl.SSLContext, float]:
+    """TLS 1.2 or later with the ciphers of Python's defaults, and when the first certificate of the
+    chain expires. Raises ConfigError."""
+    read: dict[str, bytes] = {}
     for setting in ("tls_cert", "tls_key"):
         file = getattr(config, setting)
         try:
-            Path(file).read_bytes()
+            read[setting] = Path(file).read_bytes()
         except OSError as error:
             raise ConfigError(f"{setting}: {file} cannot be read: {error.strerror}.") from None
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
@@ -71,7 +75,8 @@ def load(config: Config) -> ssl.SSLContext:
         raise ConfigError(
             f"tls_cert and tls_key: {config.tls_cert} and {config.tls_key} cannot be used: {told}."
         ) from None
-    return context
+    chain = load_pem_x509_certificates(read["tls_cert"])
+    return context, min(each.not_valid_after_utc.timestamp() for each in chain)
 
 
 def _no_passphrase() -> str:

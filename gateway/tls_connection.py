@@ -62,6 +62,8 @@ class TlsConnection(ArrivingConnection):
             async with aclosing(self._node.streams.given(client)) as given:
                 async for data in given:
                     await self._send(before + chunk(data))
+                    if before:
+                        self._observe(200)
                     before = b""
             await self._send(before + LAST_CHUNK)
             await self._send_eof()

@@ -67,12 +67,13 @@ async def _run(
     async for message in control:
         assert isinstance(message, Start)
         start_logging(message.config, f"worker {message.number}")
-        await _serve(message.config, listener, admin, control)
+        await _serve(message.config, message.number, listener, admin, control)
         break
 
 
 async def _serve(
     config: Config,
+    number: int,
     listener: socket.socket,
     admin: socket.socket | None,
     control: ControlSocket[ToWorker],
@@ -81,7 +82,7 @@ async def _serve(
     link = Link(config, control)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(control.write)
-        await serve(config, listener, link.attend, admin, certificate)
+        await serve(config, listener, link.attend, admin, certificate, number)
         link.say_goodbye()
         nursery.cancel_scope.deadline = trio.current_time() + LAST_WORDS_WAIT
 

@@ -9,12 +9,14 @@ from rig import SMALLEST_BUFFER, Dechunker, Reader
 
 from gateway import control
 from gateway.charge import Charge
-from gateway.client import FLUSH_BYTES, Client, State, Totals
+from gateway.client import FLUSH_BYTES, Client, State
+from gateway.config import Config
 from gateway.event import Event, Frame, render
 from gateway.http1_render import chunk
 from gateway.outbox import Outbox
 from gateway.policy import Policy
 from gateway.position import ZERO, Position
+from gateway.tallies import Totals
 
 
 def frame(number: int, size: int = 1) -> Frame:
@@ -31,7 +33,7 @@ class Pair(Reader):
         near.setblocking(False)
         self.far.setblocking(False)
         self.near = near
-        self.client = Client("id", None, near, ZERO, Totals(Charge(sys.maxsize)))
+        self.client = Client("id", None, near, ZERO, Totals(Charge(sys.maxsize), Config(), int))
         self.client.state = State.LIVE
         self._chunks = Dechunker()
 

@@ -22,11 +22,18 @@ from redis_buses import Cluster, cluster
 from redis_scripts import AGE, RULES, Scripts, packed
 from running import ACCEPT, HOST, Gateway, request, running
 
+from gateway import __version__
 from gateway.api import admin
+from gateway.bus import Source
 from gateway.client import Reason
 from gateway.control import Gap
+from gateway.edge.app import ROUTES
+from gateway.histogram import CROWDS, PAUSES, WAITS
+from gateway.hub import Opening
 from gateway.logs import OneLine
 from gateway.names import user_channel
+from gateway.requests import OTHER
+from gateway.tallies import DEFAULT, Dropped
 
 # --- frames ---------------------------------------------------------------------------------------
 
@@ -119,12 +126,26 @@ WORDS = (
     *("channels", "revocations", "supervisor"),
 )
 
-LABELS_OF: dict[str, set[tuple[str, str]]] = {
-    "gateway_closed_total": {("reason", reason) for reason in Reason},
-    "gateway_gaps_total": {("reason", reason) for reason in Gap},
-    "gateway_refused_total": {("reason", reason) for reason in (*WORDS, *STATUSES)},
+REASONS_OF: dict[str, set[str]] = {
+    "gateway_closed_total": set(Reason),
+    "gateway_dropped_total": set(Dropped),
+    "gateway_gaps_total": set(Gap),
+    "gateway_opened_total": set(Opening),
+    "gateway_refused_total": {*WORDS, *STATUSES},
 }
-"""All labels that there may be, of the metrics that have any."""
+"""All values that there may be of the label ``reason``."""
+
+OTHER_LABELS: dict[str, set[str]] = {
+    "class": {DEFAULT},
+    "code": {str(status.value) for status in HTTPStatus},
+    "generation": {"0", "1", "2"},
+    "le": {*(str(float(bound)) for bound in (*WAITS, *PAUSES, *CROWDS)), "+Inf"},
+    "route": {*ROUTES.values(), OTHER},
+    "source": set(Source),
+    "version": {__version__},
+    "worker": {"1"},
+}
+"""And of every other label."""
 
 NAMES = [
     'x"} 1\ngateway_forged_total{reason="x',
@@ -188,13 +209,14 @@ async def test_no_metric_has_a_label_that_a_stranger_can_choose() -> None:
     async with running() as gateway:
         for name in NAMES:
             await drive(gateway, name)
+        await labels(gateway)  # which is a request as well
         found = await labels(gateway)
         for name in NAMES:
             await drive(gateway, f"{name}2")
         assert await labels(gateway) == found
         assert {"gateway_refused_total"} < {metric for metric, *_ in found}
         for metric, name, value in found:
-            assert (name, value) in LABELS_OF[metric]
+            assert value in (REASONS_OF[metric] if name == "reason" else OTHER_LABELS[name])
 
 
 # --- keys of Redis --------------------------------------------------------------------------------

@@ -7,22 +7,25 @@ from dataclasses import fields
 from prometheus_client.parser import text_string_to_metric_families
 from running import Gateway, request, running, until
 
+from gateway.bus import Source
 from gateway.client import Reason
 from gateway.config import Config
 from gateway.control import Gap
+from gateway.hub import Opening
 from gateway.metrics import MEDIA_TYPE, render
 from gateway.node import Node
+from gateway.tallies import Dropped
 
 NDJSON = b"Content-Type: application/x-ndjson\r\n"
 JSON = b"Content-Type: application/json\r\n"
 
-Samples = Mapping[tuple[str, str | None], float]
-"""Values by name and, where there is one, the reason."""
+Samples = Mapping[tuple[str, frozenset[tuple[str, str]]], float]
+"""Values by name and labels."""
 
 
 def samples(text: str) -> Samples:
     return {
-        (sample.name, sample.labels.get("reason")): sample.value
+        (sample.name, frozenset(sample.labels.items())): sample.value
         for family in text_string_to_metric_families(text)
         for sample in family.samples
     }
@@ -34,8 +37,27 @@ async def scrape(gateway: Gateway) -> Samples:
     return samples(response.body.decode())
 
 
-def value(of: Samples, name: str, reason: str | None = None) -> float:
-    return of[f"gateway_{name}", reason]
+def value(of: Samples, name: str, **labels: str) -> float:
+    """The sum over all further labels; there must be one sample at least."""
+    found = [
+        number
+        for (each, has), number in of.items()
+        if each == f"gateway_{name}" and has >= labels.items()
+    ]
+    assert found, (name, labels)
+    return sum(found)
+
+
+def labels(of: Samples, label: str, name: str = "") -> set[str]:
+    """The values of a label, of all metrics or of one."""
+    return {
+        dict(has)[label]
+        for each, has in of
+        if label in dict(has) and each.startswith(f"gateway_{name}")
+    }
+
+
+LABELS = {"class", "code", "generation", "le", "reason", "route", "source", "version", "worker"}
 
 
 async def test_names_and_labels_follow_the_rules() -> None:
@@ -51,14 +73,13 @@ async def test_names_and_labels_follow_the_rules() -> None:
         for family in families:
             assert family.name.startswith("gateway_")
             assert family.documentation.endswith(".")
-            assert family.type in ("gauge", "counter")
+            assert family.type in ("gauge", "counter", "histogram")
             for sample in family.samples:
                 assert sample.name.endswith("_total") == (family.type == "counter"), sample
-                assert set(sample.labels) <= {"reason"}
+                assert set(sample.labels) <= LABELS
         assert re.search(r"^# TYPE gateway_clients gauge$", text, re.MULTILINE)
-        reasons = {reason for _, reason in samples(text) if reason is not None}
-        ours = {*Reason, *Gap, "full", "draining", "connections", "no-descriptor"}
-        assert reasons <= ours
+        ours = {*Reason, *Gap, *Dropped, *Opening, "full"}
+        assert labels(samples(text), "reason") <= ours
 
 
 async def test_no_text_of_a_stranger_is_in_the_metrics() -> None:
@@ -79,11 +100,11 @@ async def test_no_text_of_a_stranger_is_in_the_metrics() -> None:
         assert client not in text
 
 
-SETTINGS = ("gateway_clients_max", "gateway_memory_max_bytes")
-"""What is told of the settings."""
-
-ONES = ("gateway_workers", "gateway_bus_up")
+ONES = ("workers", "bus_up", "ready", "build_info")
 """What is 1 at the beginning."""
+
+NEVER_ZERO = ("clients_max", "memory_max_bytes", "uptime_seconds", "worker_", "run_loop_", "gc_")
+"""What is told of the settings and of the process."""
 
 
 async def test_an_idle_node_has_every_metric_at_its_beginning() -> None:
@@ -93,15 +114,17 @@ async def test_an_idle_node_has_every_metric_at_its_beginning() -> None:
         assert value(found, "clients_max") == 7
         assert value(found, "memory_max_bytes") == Config().memory_bytes
         assert value(found, "uptime_seconds") > 0
-        others = {
-            key: number
-            for key, number in found.items()
-            if key[0] not in (*SETTINGS, "gateway_uptime_seconds", *ONES)
-        }
-        assert set(others.values()) == {0}
-        assert [value(found, name.removeprefix("gateway_")) for name in ONES] == [1, 1]
-        assert {reason for name, reason in found if name == "gateway_closed_total"} == set(Reason)
-        assert {reason for name, reason in found if name == "gateway_gaps_total"} == set(Gap)
+        other = tuple(f"gateway_{name}" for name in (*ONES, *NEVER_ZERO))
+        for (name, has), number in found.items():
+            if not name.startswith(other):
+                assert number == 0, (name, has)
+        assert {value(found, name) for name in ONES} == {1}
+        assert labels(found, "reason", "closed") == set(Reason)
+        assert labels(found, "reason", "gaps") == set(Gap)
+        assert labels(found, "reason", "dropped") == set(Dropped)
+        assert labels(found, "reason", "opened") == set(Opening)
+        assert labels(found, "source") == set(Source)
+        assert labels(found, "route") == {"/events", "/poll", "/publish", "/publish/<channel>"}
 
 
 async def test_the_numbers_are_true_to_what_happened() -> None:
@@ -146,7 +169,7 @@ async def test_the_numbers_are_true_to_what_happened() -> None:
             "keepalives_total": 0,
         }.items():
             assert value(found, name) == number, name
-        assert value(found, "refused_total", "full") == 1
+        assert value(found, "refused_total", reason="full") == 1
         assert value(found, "history_bytes") > 0
         assert 1 <= value(found, "passes_total") <= 5
 
@@ -164,11 +187,12 @@ async def test_the_numbers_are_true_to_what_happened() -> None:
             ("closed_total", "draining", 0),
             ("gaps_total", "unknown", 1),
             ("gaps_total", "trimmed", 0),
-            ("clients", None, 2),
-            ("opened_total", None, 4),
-            ("draining", None, 1),
+            ("opened_total", "new", 2),
+            ("opened_total", "resumed", 2),
+            ("opened_total", "replay", 0),
         ):
-            assert value(found, name, reason) == number, (name, reason)
+            assert value(found, name, reason=reason) == number, (name, reason)
+        assert [value(found, name) for name in ("clients", "draining", "ready")] == [2, 1, 0]
 
 
 async def test_what_a_stalled_reader_costs_is_seen() -> None:
@@ -229,7 +253,15 @@ async def test_every_figure_of_the_statistics_is_in_the_metrics() -> None:
                 renamed = {
                     "queued_frames": "outbox_frames",
                     "queued_bytes": "outbox_bytes",
+                    "deepest_frames": "outbox_deepest_frames",
+                    "pass_duration": "pass_duration_seconds_bucket",
+                    "pass_events": "pass_events_bucket",
+                    "pass_deliveries": "pass_deliveries_bucket",
+                    "openings": "opened_total",
+                    "classes": "delivered_total",
                     "lost": "bus_links_lost_total",
+                    "probes": "bus_probe_seconds_bucket",
+                    "proof_age": "bus_lag_seconds",
                     "evicted": "bus_evicted_keys_total",
                 }
                 known.add(f"gateway_{renamed.get(field.name, field.name)}")

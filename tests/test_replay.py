@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from rig import EPOCH
 
 from gateway import replay
-from gateway.bus import History
+from gateway.bus import History, Source
 from gateway.bus.memory import MemoryBus
 from gateway.config import Config
 from gateway.event import Event, Frame, render
@@ -132,7 +132,8 @@ def test_the_earliest_is_before_all_that_is_held_and_after_nothing_else(
 ) -> None:
     async def check() -> None:
         bus, positions = await bus_with(events, held=held)
-        after = await before_earliest(bus, "ab", bus.head())
+        after, source = await before_earliest(bus, "ab", bus.head())
+        assert source is Source.MEMORY
         kept: set[Position] = set()
         for name in "ab":
             kept |= set([p for p, e in zip(positions, events, strict=True) if name in e][-held:])

@@ -17,7 +17,7 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 from gateway import control, fanout, replay
 from gateway.bus.memory import MemoryBus
 from gateway.charge import Charge
-from gateway.client import Client, Reason, State, Totals
+from gateway.client import Client, Reason, State
 from gateway.clock import Clock
 from gateway.config import Config
 from gateway.errors import BadRequest, ChannelEnded, NotFound
@@ -27,6 +27,7 @@ from gateway.names import is_reserved
 from gateway.policy import Policy
 from gateway.position import ZERO, Closed, Position, Resume, Start, parse_resume
 from gateway.streams import EventStream
+from gateway.tallies import Totals
 
 BIG = "x" * 3000
 QUIET = 3600.0
@@ -799,7 +800,8 @@ async def test_keepalives_come_in_time_and_evenly_spread(autojump_clock: MockClo
 
     clock = Clock(Config(keepalive=interval), cast(Hub, NotingHub()), now_ms=now_ms)
     direct = cast(socket, object())  # never touched here
-    clients = [Client(str(n), None, direct, ZERO, Totals(Charge(0))) for n in range(10_000)]
+    totals = Totals(Charge(0), Config(), int)
+    clients = [Client(str(n), None, direct, ZERO, totals) for n in range(10_000)]
     for client in clients:
         client.state = State.LIVE
         clock.schedule(client)

@@ -18,12 +18,24 @@ Every bus keeps these promises, and one set of tests holds each of them to that:
 
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import Protocol
 
 from gateway.control import Gap
 from gateway.errors import GatewayError
 from gateway.event import Event, Frame
+from gateway.histogram import LATENCIES, Distribution, empty
 from gateway.position import ZERO, Position
+
+
+class Source(StrEnum):
+    """Where history was found. The further away it is, the later it stands here."""
+
+    MEMORY = "memory"
+    """In the memory of the one node that there is."""
+    RING = "ring"
+    """In that of this node, as one of several."""
+    REDIS = "redis"
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +49,10 @@ class History:
     frames: Sequence[Frame]
     previous: Position
     complete: bool
+    source: Source = Source.MEMORY
+
+
+_NO_PROBES = empty(LATENCIES)
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +80,14 @@ class LinkStatistics:
     subscriptions: int = 0
     history_reads: int = 0
     """Channels read from history; what rings gave is not among them."""
+    reconnects: int = 0
+    """Links that were made again after they had been lost."""
+    probes: Distribution = _NO_PROBES
+    """Seconds from asking for a proof to its coming."""
+    proof_age: float = 0.0
+    """Seconds since the newest proof came, or since the start where none has."""
+    clock_skew: float = 0.0
+    """Seconds by which Redis's clock is ahead of the node's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,6 +148,14 @@ class Bus(Protocol):
     @property
     def batch(self) -> int:
         """Events of one request that are best published together."""
+
+    @property
+    def source(self) -> Source:
+        """Where `newest` looks."""
+
+    @property
+    def ahead_ms(self) -> int:
+        """Milliseconds by which the clock of positions is ahead of the node's."""
 
     def vouches(self, after: Position) -> bool:
         """False if something later than ``after`` may be gone without history showing a gap."""

@@ -84,7 +84,7 @@ class Commands:
         self._scope: trio.CancelScope | None = None
         self._unusable = ""
         """What says that the connection cannot be used: nothing more is sent over it."""
-        self.losses = 0
+        self.losses = self.reconnects = 0
 
     @property
     def connected(self) -> bool:
@@ -174,6 +174,7 @@ class Commands:
                 await self._attach(connection)
             backoff.reset()
             self._up.set()
+            self.reconnects = self.losses
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._write, connection)
                 nursery.start_soon(self._watch)

@@ -8,13 +8,13 @@
 """
 
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import hiredis
 import trio
 
-from gateway.bus import History, wire
+from gateway.bus import History, Source, wire
 from gateway.bus.commands import Commands
 from gateway.bus.resp import Argument, LinkLost, Reply
 from gateway.config import ChannelRule
@@ -113,7 +113,8 @@ class HistoryReader:
         (page,) = await self.patiently((channel,), after, limit)
         while not page.frames and not page.complete:  # all of it was unreadable
             (more,) = await self.patiently((channel,), page.previous, limit)
-            page = History(more.frames, max(page.previous, more.previous), more.complete)
+            previous = max(page.previous, more.previous)
+            page = replace(more, previous=previous)
         return page
 
     async def patiently(
@@ -206,7 +207,7 @@ class HistoryReader:
         if frames:
             usual = sum(len(frame.chunk) for frame in frames) // len(frames)
             self._usual_frames = max(1, min(MOST_FRAMES, READ_BYTES // max(1, usual)))
-        return History(frames, previous, complete)
+        return History(frames, previous, complete, Source.REDIS)
 
     async def newest(self, channel: str, limit: int) -> list[Frame]:
         """Raises LinkLost."""
@@ -245,11 +246,15 @@ def cut(history: History, until: Position) -> History:
     frames = history.frames
     if not frames:
         later = history.previous > until
-        return History((), until if later else history.previous, complete=True)
+        previous = until if later else history.previous
+        return History((), previous, complete=True, source=history.source)
     if frames[-1].position <= until:
         return history
     return History(
-        [frame for frame in frames if frame.position <= until], history.previous, complete=True
+        [frame for frame in frames if frame.position <= until],
+        history.previous,
+        complete=True,
+        source=history.source,
     )
 
 

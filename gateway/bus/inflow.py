@@ -28,6 +28,7 @@ from gateway.config import ChannelRule, Config
 from gateway.control import Gap
 from gateway.errors import Unavailable
 from gateway.event import Frame
+from gateway.histogram import Distribution
 from gateway.position import ZERO, Position
 
 _log = logging.getLogger(__name__)
@@ -97,6 +98,8 @@ class Inflow:
         """It has paused since the last proof: what is read was sent a while ago."""
         self._overrun_at: list[float] = []
         self.proven = ZERO
+        self._proven_at = trio.current_time()
+        """When the newest proof came, by trio's clock."""
         self.holes = self.unreadable = self.overruns = 0
 
     @property
@@ -106,6 +109,25 @@ class Inflow:
     @property
     def losses(self) -> int:
         return self._listener.losses
+
+    @property
+    def reconnects(self) -> int:
+        return self._listener.reconnects
+
+    @property
+    def probes(self) -> Distribution:
+        """Seconds until a proof came."""
+        return self._prover.probes.snapshot()
+
+    @property
+    def proof_age(self) -> float:
+        """Seconds since the newest proof came, or since the start."""
+        return trio.current_time() - self._proven_at
+
+    @property
+    def clock_skew(self) -> float:
+        """Seconds by which Redis's clock is ahead of ours."""
+        return self._prover.skew.seconds
 
     @property
     def ready(self) -> bool:
@@ -168,6 +190,7 @@ class Inflow:
         if self.proven != ZERO:
             await self._merge(told.head)
         self.proven = max(self.proven, told.head)
+        self._proven_at = trio.current_time()
         self._multi = None
 
     async def _merge(self, head: Position) -> None:
@@ -316,6 +339,7 @@ class Inflow:
             if self._multi is not None:
                 raise self._hole("one of an event's channels")
             self.proven = max(self.proven, told.head)
+            self._proven_at = trio.current_time()
             self._prover.take(told)
         elif channel in self._own_channels:
             self._receive(payload)

@@ -78,7 +78,7 @@ class Listener:
         self._unconfirmed: set[bytes] = set()
         self._waiting: set[Subscription] = set()
         """Of the subscriptions that a new connection has to confirm."""
-        self.losses = 0
+        self.losses = self.reconnects = 0
 
     @property
     def is_live(self) -> bool:
@@ -142,6 +142,7 @@ class Listener:
                 await self._join(connection)
                 backoff.reset()
                 self._live.set()
+                self.reconnects = self.losses
                 while True:
                     replies = await connection.receive()
                     for are_messages, some in groupby(replies, _is_message):

@@ -15,7 +15,7 @@ from itertools import islice
 
 import trio
 
-from gateway.bus import BusStatistics, History, Sink
+from gateway.bus import BusStatistics, History, Sink, Source
 from gateway.bus.ring import Ring
 from gateway.charge import Charge
 from gateway.config import ChannelRule, Config
@@ -94,6 +94,14 @@ class MemoryBus:
     @property
     def batch(self) -> int:
         return PUBLISH_WORK
+
+    @property
+    def source(self) -> Source:
+        return Source.MEMORY
+
+    @property
+    def ahead_ms(self) -> int:
+        return 0
 
     @property
     def ready(self) -> bool:

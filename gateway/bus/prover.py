@@ -8,6 +8,8 @@ there came before it. One is asked for on the command connection, for all who wa
    connection, a reply without a proof the other one, and another Redis, or a demoted one, both.
 """
 
+import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -20,6 +22,7 @@ from gateway.bus.listener import Listener
 from gateway.bus.resp import LinkLost, Reply
 from gateway.bus.subscriptions import Subscription
 from gateway.bus.wire import position_of
+from gateway.histogram import LATENCIES, Histogram
 from gateway.position import Position
 
 PROOFS = 5
@@ -31,6 +34,22 @@ its last proof."""
 
 RECORDS_SLICE = 500
 """Channels asked about in one go."""
+
+CLOCK_LOOKS = 8
+"""Looks at Redis's clock of which the one counts that took the least time, as in NTP."""
+
+
+class Skew:
+    """By how much another clock is ahead of ours, out of several looks at it."""
+
+    def __init__(self) -> None:
+        self._looks: deque[tuple[float, float]] = deque(maxlen=CLOCK_LOOKS)
+        self.seconds = 0.0
+
+    def see(self, theirs: float, asked: float, answered: float) -> None:
+        """It said ``theirs`` at some time between the two, by our clock."""
+        self._looks.append((answered - asked, theirs - (asked + answered) / 2))
+        _, self.seconds = min(self._looks)
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +78,8 @@ class _Proof:
     subscriptions: Sequence[Subscription]
     decided: trio.Event = field(default_factory=trio.Event)
     came: bool = False
+    came_at: float = 0.0
+    """By trio's clock."""
 
 
 class Prover:
@@ -84,6 +105,10 @@ class Prover:
         self._proofs: dict[int, _Proof] = {}
         self._resuming = self._numbers = 0
         self._confirmed: list[Subscription] = []
+        self.probes = Histogram(LATENCIES)
+        """Of seconds until a proof came."""
+        self.skew = Skew()
+        """Of Redis's clock."""
         self._asked = trio.Event()
         """Set by the next proof that is asked for from now on."""
         self._wake = trio.Event()
@@ -129,9 +154,11 @@ class Prover:
 
     async def _watch(self) -> None:
         """Give the links up where they lead to another Redis by now, or one that was demoted."""
-        role, server, stats = await self._link.commands.ask(
-            ("ROLE",), ("INFO", "server"), ("INFO", "stats")
+        asked = time.time()
+        role, server, stats, now = await self._link.commands.ask(
+            ("ROLE",), ("INFO", "server"), ("INFO", "stats"), ("TIME",)
         )
+        self.skew.see(int(now[0]) + int(now[1]) / 1e6, asked, time.time())
         run_id = fields(server).get(b"run_id", b"").decode()
         if role[0] != PRIMARY or run_id != self._link.run_id:
             self._link.commands.convict("it no longer leads to the primary")
@@ -142,6 +169,7 @@ class Prover:
     async def _prove(self, subscriptions: Sequence[Subscription]) -> None:
         """Have a position proven that is read from now on, and ``subscriptions`` begin with it."""
         number, proof = self._new_proof(subscriptions)
+        began = trio.current_time()
         try:
             await self._ask(number)
             records: list[Reply] = []
@@ -155,6 +183,7 @@ class Prover:
                 if not proof.decided.is_set() and not self._is_paused():
                     self._listener.convict(f"no proof for {self._timeout:g} s")
                 raise LinkLost("the proof did not come")
+            self.probes.observe(proof.came_at - began)
         finally:
             self._proofs.pop(number, None)
         for subscription, reply in zip(subscriptions, records, strict=True):
@@ -192,7 +221,7 @@ class Prover:
         for subscription in proof.subscriptions:
             if not subscription.begin(told.head):
                 raise LinkLost(f"a message to {subscription.name} is missing")
-        proof.came = True
+        proof.came, proof.came_at = True, trio.current_time()
         proof.decided.set()
 
     def lost(self) -> None:

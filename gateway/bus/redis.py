@@ -15,11 +15,12 @@ Publishing and reading go through `Commands`, everything that is live comes thro
 import logging
 from collections.abc import Awaitable, Callable, Collection, Iterator, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from typing import TypeVar
 
 import trio
 
-from gateway.bus import BusStatistics, History, LinkStatistics, Sink, TellGap
+from gateway.bus import BusStatistics, History, LinkStatistics, Sink, Source, TellGap
 from gateway.bus.address import Address
 from gateway.bus.history import RETRY_SECONDS, HistoryReader
 from gateway.bus.inflow import Inflow
@@ -140,6 +141,14 @@ class RedisBus:
         return BATCH
 
     @property
+    def source(self) -> Source:
+        return Source.REDIS
+
+    @property
+    def ahead_ms(self) -> int:
+        return round(self._inflow.clock_skew * 1000)
+
+    @property
     def ready(self) -> bool:
         return self._inflow.ready
 
@@ -176,8 +185,10 @@ class RedisBus:
         subscription = self._subscriptions.get(channel)
         if subscription is not None and subscription.begun and until <= self.head():
             subscription.ring.expire(self._oldest(channel), RINGS_SLICE)
-            if after >= subscription.ring.reaches or await self._fill(subscription, after):
-                return subscription.ring.history(after, until, limit)
+            reaches = after >= subscription.ring.reaches
+            if reaches or await self._fill(subscription, after):
+                found = subscription.ring.history(after, until, limit)
+                return replace(found, source=Source.RING if reaches else Source.REDIS)
         return await self._reader.read(channel, after, until, limit)
 
     async def newest(self, channel: str, limit: int) -> Sequence[Frame]:
@@ -221,6 +232,10 @@ class RedisBus:
                 overruns=inflow.overruns,
                 subscriptions=len(self._subscriptions),
                 history_reads=self._reader.reads,
+                reconnects=self.commands.reconnects + inflow.reconnects,
+                probes=inflow.probes,
+                proof_age=inflow.proof_age,
+                clock_skew=inflow.clock_skew,
             ),
         )
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import msgspec
 import trio
+from quart import Request as QuartRequest
 from quart import Response, request
 from quart.globals import request_ctx
 from quart_trio import QuartTrio
@@ -24,12 +25,35 @@ from gateway.api.poll import poll
 from gateway.api.publish import publish
 from gateway.api.request import NOT_STORED, Answer, Request, parse_target, problem
 from gateway.api.subscribe import STREAM_HEADERS, subscribe
-from gateway.edge.serve import Connection
+from gateway.edge.serve import ANSWERED, Connection
 from gateway.errors import GatewayError, MethodNotAllowed, NotFound
 from gateway.http1_render import STRICT_HEADERS
 from gateway.node import Node
+from gateway.requests import OTHER, PUBLISH_TO
 
 STATIC = Path(__file__).parent.parent / "static"
+
+ROUTES = {
+    "/": "/",
+    "/events": "/events",
+    "/events/<rest:channel>": "/events",
+    "/poll": "/poll",
+    "/poll/<rest:channel>": "/poll",
+    "/publish": "/publish",
+    "/publish/<rest:channel>": PUBLISH_TO,
+    "/clients/<client>": "/clients/<id>",
+    "/clients/<client>/channels/<rest:channel>": "/clients/<id>/channels/<channel>",
+    "/clients/<client>/token": "/clients/<id>/token",
+    "/tokens/<rest:token_id>": "/tokens/<jti>",
+    "/users/<rest:user>": "/users/<id>",
+    "/channels/<rest:channel>": "/channels/<channel>",
+    "/stats": "/stats",
+    "/metrics": "/metrics",
+    "/healthz": "/healthz",
+    "/readyz": "/readyz",
+    openapi.PATH: openapi.PATH,
+}
+"""As what requests count whose route has that rule."""
 
 _log = logging.getLogger(__name__)
 
@@ -105,6 +129,12 @@ def _bare_app(node: Node) -> QuartTrio:
         return response
 
     app.register_error_handler(GatewayError, _refused)
+
+    def count(asked: QuartRequest, status: int, seconds: float) -> None:
+        route = ROUTES[asked.url_rule.rule] if asked.url_rule is not None else OTHER
+        node.requests.observe(route, status, seconds)
+
+    app.extensions[ANSWERED] = count
     return app
 
 

@@ -14,6 +14,7 @@ Delete each with the release that mends it; the tests of each say when.
 """
 
 import logging
+import time
 from typing import Any, cast
 
 import trio
@@ -39,6 +40,10 @@ HALF_CLOSED_SECONDS = 0.5
 """How long an answer may still take when its asker has ended its side: some end it to say that this
 was all (``nc -N``), and hypercorn would drop the answer."""
 
+ANSWERED = "gateway.answered"
+"""The extension of an app that is told of each request its status and after how many seconds the
+first bytes of its body were written."""
+
 _log = logging.getLogger(__name__)
 
 
@@ -48,10 +53,20 @@ class Connection(TrioASGIHTTPConnection):
     async def handle_request(  # type: ignore[override]  # as quart-trio overrides quart
         self, nursery: trio.Nursery, request: Request, send: ASGISendCallable
     ) -> None:
+        status = 0
+        begun = False
+
         async def send_whole(message: ASGISendEvent) -> None:
+            nonlocal status, begun
             last = message["type"] == "http.response.body" and not message.get("more_body")
             with trio.CancelScope(shield=last):
                 await send(message)
+            if message["type"] == "http.response.start":
+                status = message["status"]
+            elif message["type"] == "http.response.body" and not begun:
+                begun = True
+                seconds = time.perf_counter() - self.scope["state"]["asked_at"]
+                self.app.extensions[ANSWERED](request, status, seconds)
 
         await super().handle_request(nursery, request, send_whole)
 
@@ -147,7 +162,7 @@ class Edge:
         kind = OneRequestOverTls if isinstance(transport, TlsStream) else OneRequest
         stream = kind(render_request(parsed), transport, self._write_timeout)
         self._open.add(stream)
-        state = ConnectionState({"peer": peer})
+        state = ConnectionState({"peer": peer, "asked_at": time.perf_counter()})
         try:
             await TCPServer(self._app, self._config, self._context, state, cast(Any, stream))
         finally:

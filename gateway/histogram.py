@@ -1,0 +1,67 @@
+"""Distributions: how many values of each size there were. Pure.
+
+A `Histogram` counts, a `Distribution` is its frozen snapshot. Bounds are fixed, so that those of
+several workers, and of the same worker before it was replaced, add up bucket by bucket.
+"""
+
+from bisect import bisect_left
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+LATENCIES = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
+"""Seconds, from what a healthy node needs to what a reader has long called broken."""
+
+PAUSES = (0.0001, 0.0005, 0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 5.0)
+"""Seconds, of what stops everything else meanwhile."""
+
+WAITS = (*LATENCIES, 30.0, 60.0)
+"""Seconds, of what may take as long as a peer likes."""
+
+SIZES = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10_000)
+CROWDS = (*SIZES, 20_000, 50_000, 100_000)
+
+
+@dataclass(frozen=True, slots=True)
+class Distribution:
+    """A snapshot: ``counts`` of the values up to each of ``bounds`` and above the one before it,
+    and last of those above all; and the sum of all values."""
+
+    bounds: tuple[float, ...]
+    counts: tuple[int, ...]
+    sum: float
+
+    @property
+    def count(self) -> int:
+        return sum(self.counts)
+
+
+class Histogram:
+    __slots__ = ("_bounds", "_counts", "_sum")
+
+    def __init__(self, bounds: Sequence[float]) -> None:
+        """``bounds`` grow; each belongs to the values below it."""
+        self._bounds = tuple(bounds)
+        self._counts = [0] * (len(self._bounds) + 1)
+        self._sum = 0.0
+
+    def observe(self, value: float, times: int = 1) -> None:
+        """Count ``value``, as often as it was seen."""
+        self._counts[bisect_left(self._bounds, value)] += times
+        self._sum += value * times
+
+    def snapshot(self) -> Distribution:
+        return Distribution(self._bounds, tuple(self._counts), self._sum)
+
+
+def empty(bounds: Sequence[float]) -> Distribution:
+    """That of no values at all."""
+    return Histogram(bounds).snapshot()
+
+
+def added(parts: Sequence[Distribution]) -> Distribution:
+    """The values of all ``parts``, which have the same bounds; at least one part."""
+    return Distribution(
+        parts[0].bounds,
+        tuple(map(sum, zip(*(part.counts for part in parts), strict=True))),
+        sum(part.sum for part in parts),
+    )

@@ -1,0 +1,47 @@
+"""The workers as processes: processor, memory, descriptors, collector, trio's loop."""
+
+from gateway.metrics.family import by_key, counters, gauges, histogram, histograms
+
+FAMILIES = (
+    histogram(
+        "run_loop_lag_seconds",
+        "Seconds by which trio's loop woke a task too late that had slept.",
+        lambda now: now.loop.lag,
+    ),
+    histograms(
+        "gc_pause_seconds",
+        "Seconds that a collection of garbage took, during which nothing else ran.",
+        ("generation",),
+        lambda now: by_key(now.loop.gc_pauses),
+    ),
+    counters(
+        "worker_cpu_seconds",
+        "Seconds of processor time that the worker has used.",
+        ("worker",),
+        lambda now: by_key({n: each.cpu_seconds for n, each in now.processes.items()}),
+    ),
+    gauges(
+        "worker_resident_memory_bytes",
+        "Bytes of the worker's process that are in memory.",
+        ("worker",),
+        lambda now: by_key({n: each.resident_bytes for n, each in now.processes.items()}),
+    ),
+    gauges(
+        "worker_open_fds",
+        "Descriptors that the worker has open.",
+        ("worker",),
+        lambda now: by_key({n: each.open_fds for n, each in now.processes.items()}),
+    ),
+    gauges(
+        "worker_max_fds",
+        "Descriptors that the worker may have open.",
+        ("worker",),
+        lambda now: by_key({n: each.max_fds for n, each in now.processes.items()}),
+    ),
+    gauges(
+        "worker_tasks",
+        "Tasks of trio's that are living in the worker.",
+        ("worker",),
+        lambda now: by_key({n: each.tasks for n, each in now.processes.items()}),
+    ),
+)

@@ -1,0 +1,135 @@
+"""What became of the events that clients were owed, by class of channels. Pure.
+
+1. A class is a ``[[channel]]`` table of the configuration, named by its pattern; channels of none
+   are DEFAULT. So whoever names channels names no class.
+2. MAX_CLASSES tables are counted apart, in their order, and all further ones as OTHER.
+3. What is written together is counted together: whoever writes one batch to a thousand clients
+   counts once (`Batch`), and never for each delivery.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import TypeAlias
+
+from gateway.charge import Charge
+from gateway.config import ChannelRule, Config
+from gateway.event import Frame
+from gateway.histogram import LATENCIES, Distribution, Histogram
+
+DEFAULT = "default"
+OTHER = "other"
+
+MAX_CLASSES = 32
+"""Each is twenty time series of every node, and a line of every panel."""
+
+
+class Dropped(StrEnum):
+    """Why an event was not given to a client that was owed it."""
+
+    FULL = "full"
+    """Its outbox was full."""
+    REPLACED = "replaced"
+    """A newer one of its key came, under the policy ``latest``."""
+    MEMORY = "memory"
+    """The node's memory was used up."""
+
+
+@dataclass(frozen=True, slots=True)
+class ClassStatistics:
+    """A snapshot of one class, counted since the start; ``dropped`` by reason.
+
+    ``lag`` is in seconds, of what was live when it was written.
+    """
+
+    delivered: int
+    dropped: dict[str, int]
+    lag: Distribution
+
+
+class Tally:
+    """The counters of one class."""
+
+    __slots__ = ("delivered", "dropped", "lag")
+
+    def __init__(self) -> None:
+        self.delivered = 0
+        self.dropped: dict[str, int] = dict.fromkeys(Dropped, 0)
+        self.lag = Histogram(LATENCIES)
+
+    def statistics(self) -> ClassStatistics:
+        return ClassStatistics(self.delivered, dict(self.dropped), self.lag.snapshot())
+
+
+Batch: TypeAlias = "Sequence[tuple[Tally, Collection[tuple[int, int]]]]"
+"""Frames that are written together: of each class, how many there are of each millisecond."""
+
+
+class Totals:
+    """Counters over all clients of a hub, past ones included, and what is charged for them."""
+
+    __slots__ = ("_config", "_now_ms", "_tallies", "charge", "replayed")
+
+    def __init__(self, charge: Charge, config: Config, now_ms: Callable[[], int]) -> None:
+        """``now_ms`` is the clock by which events have their positions."""
+        self.charge = charge
+        self.replayed = 0
+        self._config = config
+        self._now_ms = now_ms
+        patterns = dict.fromkeys(rule.match for rule in config.channels)
+        self._tallies = {name: Tally() for name in (DEFAULT, *tuple(patterns)[:MAX_CLASSES])}
+        if len(patterns) > MAX_CLASSES:
+            self._tallies[OTHER] = Tally()
+
+    @property
+    def delivered(self) -> int:
+        return sum(tally.delivered for tally in self._tallies.values())
+
+    @property
+    def dropped(self) -> int:
+        return sum(sum(tally.dropped.values()) for tally in self._tallies.values())
+
+    def tally(self, rule: ChannelRule) -> Tally:
+        """The counters of the channels that have this rule."""
+        if not any(rule is configured for configured in self._config.channels):
+            return self._tallies[DEFAULT]
+        return self._tallies.get(rule.match) or self._tallies[OTHER]
+
+    def tally_of(self, channels: Sequence[str], known: Mapping[str, Tally]) -> Tally:
+        """That of an event of ``channels``, for whoever gets it through those that are ``known``.
+
+        It is that of the first one. Where there is none, as when a client has left it, it is looked
+        for in the configuration, which takes its time.
+        """
+        for name in channels:
+            if name in known:
+                return known[name]
+        return self.tally(self._config.rule(channels[0]))
+
+    def batch(self, frames: Sequence[Frame], known: Mapping[str, Tally]) -> Batch:
+        """What will be counted when ``frames``, of ``known`` channels, are written."""
+        if len(frames) == 1:
+            (frame,) = frames
+            return ((self.tally_of(frame.channels, known), ((frame.position[0], 1),)),)
+        times: dict[tuple[str, ...], list[int]] = {}
+        for frame in frames:
+            times.setdefault(frame.channels, []).append(frame.position[0])
+        return [
+            (self.tally_of(channels, known), Counter(some).items())
+            for channels, some in times.items()
+        ]
+
+    def wrote(self, batch: Batch, clients: int = 1) -> None:
+        """Count that ``batch``, which was live, was just written to so many clients."""
+        if not clients:
+            return
+        now_ms = self._now_ms()
+        for tally, times in batch:
+            for ms, count in times:
+                deliveries = count * clients
+                tally.delivered += deliveries
+                tally.lag.observe(max(now_ms - ms, 0) / 1000, deliveries)
+
+    def statistics(self) -> dict[str, ClassStatistics]:
+        return {name: tally.statistics() for name, tally in self._tallies.items()}
