@@ -3,11 +3,6 @@
 Whoever imports this has imported `measuring` before.
 """
 
-import csv
-import io
-import os
-import pwd
-import resource
 import signal
 import time
 from collections.abc import AsyncIterator, Sequence
@@ -20,14 +15,11 @@ from typing import Any
 import certificates
 import httpx
 import trio
+from balancers import NODES, Balancer, haproxy
 from process import NodeProcess, child, eventually, node
 from redis_server import free_port
 
-NODES = 3
-
-ROOT = Path(__file__).resolve().parent.parent
-HAPROXY = ROOT / "deploy" / "haproxy" / "haproxy.cfg"
-RULES = ROOT / "grafana" / "rules.yml"
+RULES = Path(__file__).resolve().parent.parent / "grafana" / "rules.yml"
 
 PROMETHEUS = """\
 global:
@@ -70,69 +62,13 @@ class Place:
         return code
 
 
-class Balancer:
-    """HAProxy, by its page of statistics."""
-
-    def __init__(self, port: int, statistics_port: int) -> None:
-        self.port = port
-        self._statistics = f"http://127.0.0.1:{statistics_port}/;csv"
-
-    async def has_up(self, *numbers: int) -> bool:
-        """Whether it gives new streams to all of these nodes."""
-        try:
-            async with httpx.AsyncClient(trust_env=False) as client:
-                text = (await client.get(self._statistics)).text
-        except httpx.TransportError:
-            return False
-        rows = csv.DictReader(io.StringIO(text.removeprefix("# ")))
-        up = {row["svname"] for row in rows if row["pxname"] == "streams" and _is_up(row)}
-        return up.issuperset(f"node{number}" for number in numbers)
-
-
-def _is_up(row: dict[str, str]) -> bool:
-    return row["status"].startswith("UP")
-
-
-@asynccontextmanager
-async def haproxy(directory: Path, places: Sequence[Place], check: float) -> AsyncIterator[Balancer]:
-    """The configuration of deploy/, in front of the nodes; ``check`` is its interval in seconds."""
-    files = certificates.make(directory, "haproxy")
-    pem = directory / "haproxy.pem"
-    pem.write_bytes(files.cert.read_bytes() + files.key.read_bytes())
-    inside, statistics, http, https = (free_port() for _ in range(4))
-    variables = {
-        "RUN_AS": pwd.getpwuid(os.getuid()).pw_name,
-        "ADMIN_SOCKET": str(directory / "admin.sock"),
-        "CERTIFICATE": str(pem),
-        "LISTEN_HTTP": f"127.0.0.1:{http}",
-        "LISTEN_HTTPS": f"127.0.0.1:{https}",
-        "LISTEN_INSIDE": f"127.0.0.1:{inside}",
-        "LISTEN_STATISTICS": f"127.0.0.1:{statistics}",
-        "CHECK_INTERVAL": f"{check * 1000:.0f}ms",
-        "MAXCONN": "8000",
-        "DESCRIPTORS": str(resource.getrlimit(resource.RLIMIT_NOFILE)[1]),
-    }
-    for place in places:
-        variables[f"NODE_{place.number}"] = f"127.0.0.1:{place.port}"
-        variables[f"NODE_{place.number}_ADMIN"] = str(place.admin_port)
-    async with child("haproxy", "-db", "-f", str(HAPROXY), **variables) as proxy:
-        balancer = Balancer(inside, statistics)
-
-        async def is_up() -> bool:
-            assert proxy.process.returncode is None, proxy.output
-            return await balancer.has_up(*(place.number for place in places))
-
-        await eventually(is_up)
-        yield balancer
-
-
 class Prometheus:
     """It scrapes all nodes each second, and evaluates the alerts of grafana/ as often."""
 
     def __init__(self, port: int) -> None:
         self._url = f"http://127.0.0.1:{port}/api/v1"
 
-    async def _ask(self, path: str, **query: object) -> list[dict[str, Any]]:
+    async def _ask(self, path: str, **query: str | float) -> list[dict[str, Any]]:
         async with httpx.AsyncClient(trust_env=False) as client:
             answer = await client.get(f"{self._url}/{path}", params=query)
         answer.raise_for_status()
@@ -187,9 +123,7 @@ class Replaced:
 
 
 class Site:
-    def __init__(
-        self, places: Sequence[Place], balancer: Balancer, prometheus: Prometheus
-    ) -> None:
+    def __init__(self, places: Sequence[Place], balancer: Balancer, prometheus: Prometheus) -> None:
         self.places = places
         self.balancer = balancer
         self.prometheus = prometheus
@@ -222,7 +156,10 @@ async def site(*flags: str, check: float) -> AsyncIterator[Site]:
         async with trio.open_nursery() as starting:
             for place in places:
                 starting.start_soon(place.start)
-        balancer = await stack.enter_async_context(haproxy(directory, places, check))
+        certificate = certificates.make(directory, "haproxy")
+        balancer = await stack.enter_async_context(
+            haproxy(places, certificate, check_interval=check)
+        )
         watcher = await stack.enter_async_context(prometheus(directory, places))
         yield Site(places, balancer, watcher)
         nursery.cancel_scope.cancel()

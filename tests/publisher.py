@@ -79,6 +79,8 @@ class Publisher:
     ) -> None:
         """``pause`` is in seconds, between requests; ``padding`` in bytes, of each event."""
         self.stopping = False
+        self.repeats = 0
+        """Events that had to be sent once more."""
         self._targets = cycle(targets)
         self._ports: Iterator[int] = cycle(ports)
         self._ledger = ledger
@@ -115,6 +117,7 @@ class Publisher:
                 else:
                     again.append(event)
             batch = again
+            self.repeats += len(again)
             if batch:
                 await trio.sleep(RETRY_AFTER)
 

@@ -362,8 +362,8 @@ def test_a_node_that_saw_more_than_was_restored_makes_it_known_afterwards(
 
 
 def test_what_was_lost_with_one_run_is_one_break(scripts: Scripts) -> None:
-    """Of several nodes that a promoted replica lacks something of: the first one makes it known, and
-    the others' clients are told of no second gap. What was seen beyond the lifted clock is news."""
+    """Of several nodes that have seen what a promoted replica lacks, the first one makes it known,
+    and no client is told of a second gap. What was seen beyond the lifted clock is news."""
     (last,) = scripts.publish()
     ms, seq = position(last)
     seen = f"{ms}-{seq + 1}"
