@@ -82,10 +82,10 @@ class Prometheus:
         except httpx.HTTPError:
             return False
 
-    async def alerts(self, state: str, since: float) -> set[str]:
-        """The names of those that were in ``state`` at any time from ``since`` on."""
-        query = f'ALERTS{{alertstate="{state}"}}'
-        series = await self._ask("query_range", query=query, start=since, end=time.time(), step=1)
+    async def alerts(self, state: str, since: float | None = None) -> set[str]:
+        """The names of those in ``state`` now, or at any time from ``since`` on."""
+        query, now = f'ALERTS{{alertstate="{state}"}}', time.time()
+        series = await self._ask("query_range", query=query, start=since or now, end=now, step=1)
         return {each["metric"]["alertname"] for each in series}
 
 

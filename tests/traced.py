@@ -23,8 +23,6 @@ class Connection:
     told: float | None = None
     """When it was told to come back."""
     ended: float | None = None
-    status: int = 0
-    """Of the answer; 0: there was none."""
 
 
 @dataclass(slots=True)
@@ -95,7 +93,6 @@ def read(
                 client.connections[-1].told = at
             case "ended":
                 client.connections[-1].ended = at
-                client.connections[-1].status = int(detail.split()[0])
             case "gap":
                 told = json.loads(detail)
                 gap = Gap(frozenset(told["channels"]), told["reason"], at - clock)
