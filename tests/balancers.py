@@ -8,11 +8,11 @@ import grp
 import os
 import pwd
 import re
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, TypeAlias
 
 import certificates
 import httpx
@@ -21,9 +21,14 @@ from process import Child, child
 from redis_server import free_port
 from running import ACCEPT, Response, Wire, request
 
+Start: TypeAlias = Callable[..., AbstractAsyncContextManager["Balancer"]]
+"""`haproxy` or `nginx`."""
+
 DEPLOY = Path(__file__).parent.parent / "deploy"
 HAPROXY = DEPLOY / "haproxy" / "haproxy.cfg"
 NGINX = DEPLOY / "nginx" / "nginx.conf"
+
+README = DEPLOY / "README.md"
 
 NODES = 3
 """That the files are written for."""
@@ -110,7 +115,7 @@ class Balancer:
         return await wire.response()
 
     async def connections(self) -> int:
-        """How many it counts of its clients: HAProxy of browsers, nginx of this question as well."""
+        """How many it counts: HAProxy those of browsers, nginx that of this question as well."""
         async with httpx.AsyncClient(trust_env=False) as client:
             found = self._counted.search((await client.get(self._statistics)).text)
         assert found is not None
@@ -135,10 +140,11 @@ async def haproxy(
     *,
     silence: float = SILENCE,
     node_connections: int = CONNECTIONS,
+    address_connections: int = CONNECTIONS,
     check_interval: float = CHECK_INTERVAL,
 ) -> AsyncIterator[Balancer]:
-    """``silence`` is for how many seconds a stream may be silent; each node gets no more than
-    ``node_connections``."""
+    """``silence`` is for how many seconds a stream may be silent; no node gets more than
+    ``node_connections``, and nobody has more than ``address_connections``."""
     ports = Ports()
     with TemporaryDirectory() as directory:
         variables = {
@@ -147,10 +153,11 @@ async def haproxy(
             "LISTEN_INSIDE": f"127.0.0.1:{ports.inside}",
             "LISTEN_STATISTICS": f"127.0.0.1:{ports.statistics}",
             "ADMIN_SOCKET": f"{directory}/socket",
-            "CERTIFICATE": _in_one_file(certificate, directory),
+            "CERTIFICATE": in_one_file(certificate, directory),
             "MAXCONN": str(CONNECTIONS),
             "DESCRIPTORS": str(DESCRIPTORS),
             "NODE_MAXCONN": str(node_connections),
+            "ADDRESS_CONNECTIONS": str(address_connections),
             "SILENCE": _milliseconds(silence),
             "CHECK_INTERVAL": _milliseconds(check_interval),
         }
@@ -163,6 +170,8 @@ async def haproxy(
         counted = "/metrics", 'haproxy_frontend_current_sessions{proxy="browsers"}'
         command = child("haproxy", "-db", "-f", str(HAPROXY), **variables)
         async with _started(command, ports, certificate, counted) as balancer:
+            for number in range(len(nodes), NODES):
+                await balancer.process.until(f"Server streams/node{number + 1} is DOWN")
             yield balancer
 
 
@@ -173,6 +182,7 @@ async def nginx(
     *,
     silence: float = SILENCE,
     node_connections: int = CONNECTIONS,
+    address_connections: int = CONNECTIONS,
 ) -> AsyncIterator[Balancer]:
     """As `haproxy`."""
     ports = Ports()
@@ -184,6 +194,7 @@ async def nginx(
             "nofile 100000": f"nofile {DESCRIPTORS}",
             "connections 50000": f"connections {CONNECTIONS}",
             "max_conns=25000": f"max_conns={node_connections}",
+            "addresses 2000": f"addresses {address_connections}",
             "timeout 90s": f"timeout {_milliseconds(silence)}",
             "listen 80;": f"listen 127.0.0.1:{ports.redirect};",
             "listen 443 ": f"listen 127.0.0.1:{ports.https} ",
@@ -230,7 +241,8 @@ def _milliseconds(seconds: float) -> str:
     return f"{round(seconds * 1000)}ms"
 
 
-def _in_one_file(certificate: certificates.Files, directory: str) -> str:
+def in_one_file(certificate: certificates.Files, directory: str) -> str:
+    """The name of a file in ``directory`` with the certificate and its key, as HAProxy takes it."""
     pem = Path(directory, "certificate.pem")
     pem.write_bytes(certificate.cert.read_bytes() + certificate.key.read_bytes())
     return str(pem)

@@ -3,26 +3,28 @@
 Both are meant where a test does not name one.
 """
 
+import re
 import signal
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import TypeAlias
+from pathlib import Path
+from statistics import median
 
 import balancers
 import certificates
 import pytest
 import trio
-from balancers import SILENCE, Backend, Balancer
+from balancers import HAPROXY, NGINX, README, SILENCE, Absent, Backend, Balancer, Start, in_one_file
 from load import cluster, load_on
-from process import NodeProcess, eventually
+from process import NodeProcess, child, eventually
+from redis_server import free_port
 from running import Wire, request, running
 from test_demo_page import browser
 
+from gateway.api.poll import MAX_WAIT
 from gateway.config import Config
-
-Start: TypeAlias = Callable[..., AbstractAsyncContextManager[Balancer]]
 
 of_both = pytest.mark.parametrize("start", [balancers.haproxy, balancers.nginx])
 
@@ -73,6 +75,15 @@ async def visit(balancer: Balancer, cookie: bytes = b"") -> Visit:
     return Visit(wire, str(connected.json["clientId"]).partition(".")[0], cookie)
 
 
+async def visit_at(balancer: Balancer, node: str) -> Visit:
+    """A visit that leads to that node."""
+    for _ in range(50):
+        visited = await visit(balancer)
+        if visited.node == node:
+            return visited
+    raise AssertionError(f"nobody comes to {node}")
+
+
 async def test_a_client_stays_with_its_node_by_a_cookie(
     redis_url: str, new_prefix: str, certificate: certificates.Files
 ) -> None:
@@ -100,43 +111,42 @@ async def test_a_node_that_drains_gets_no_new_streams_and_keeps_those_it_has(
     redis_url: str, new_prefix: str, certificate: certificates.Files
 ) -> None:
     """HAProxy learns of it by /readyz, within drain_grace; nginx at the refused connection."""
-    flags = ("--drain-grace", "2", "--drain-seconds", "2")
+    flags = ("--drain-grace", "1.5", "--drain-seconds", "2")
     async with (
         three_nodes(redis_url, new_prefix, *flags) as nodes,
         both(nodes, certificate) as (haproxy, nginx),
     ):
         tags = [await tag_of(n) for n in nodes]
-        stays = await visit(haproxy)
-        number = tags.index(stays.node)
-        nodes[number].signal(signal.SIGTERM)
-        await haproxy.process.until(f"Server streams/node{number + 1} is DOWN")
-        await (await nodes[number].connect()).aclose()  # it still accepts, but nobody comes
-        moved = [await visit(haproxy, stays.cookie) for _ in range(6)]
-        assert stays.node not in {each.node for each in moved}
-        assert {each.cookie for each in moved} != {stays.cookie}
-        await publish(haproxy, "while it drains")
-        assert (await stays.wire.event()).data == "while it drains"
-        assert (await stays.wire.event()).event == "reconnect"
-        assert await nodes[number].wait() == 0
+        by_haproxy = await visit(haproxy)
+        by_nginx = await visit_at(nginx, by_haproxy.node)
+        number = tags.index(by_haproxy.node)
+        leaving = nodes[number]
 
-        stays = await visit(nginx)
-        number = tags.index(stays.node)
-        nodes[number].signal(signal.SIGTERM)
-        await eventually(partial(refuses, nodes[number]))
-        moved = [await visit(nginx, stays.cookie) for _ in range(6)]
-        assert stays.node not in {each.node for each in moved}
-        await publish(nginx, "while it drains")
-        assert (await stays.wire.event()).data == "while it drains"
-        assert (await stays.wire.event()).event == "reconnect"
-        assert await nodes[number].wait() == 0
+        leaving.signal(signal.SIGTERM)
+        await haproxy.process.until(f"Server streams/node{number + 1} is DOWN")
+        assert not await refuses(leaving)
+        moved = [await visit(haproxy, by_haproxy.cookie) for _ in range(6)]
+        assert by_haproxy.node not in {each.node for each in moved}
+        assert by_haproxy.cookie not in {each.cookie for each in moved}
+        await publish(haproxy, "in its grace")
+        for stays in (by_haproxy, by_nginx):
+            assert (await stays.wire.event()).data == "in its grace"
+
+        await eventually(partial(refuses, leaving))
+        moved = [await visit(nginx, by_nginx.cookie) for _ in range(6)]
+        assert by_nginx.node not in {each.node for each in moved}
+
+        await publish(nginx, "as it drains")
+        assert (await by_nginx.wire.event()).data == "as it drains"
+        assert (await by_nginx.wire.event()).event == "reconnect"
+        assert "reconnect" in {block.event for block in await by_haproxy.wire.blocks()}
+        assert await leaving.wait() == 0
 
 
 async def tag_of(n: NodeProcess) -> str:
-    """The tag of its one worker."""
+    """The tag of its one worker, which has a stream more from now on."""
     stream = await n.open_stream("/events/a")
-    text = stream.body.decode()
-    await stream.transport.aclose()
-    return text.partition('"clientId":"')[2].partition(".")[0]
+    return stream.body.decode().partition('"clientId":"')[2].partition(".")[0]
 
 
 async def refuses(n: NodeProcess) -> bool:
@@ -258,3 +268,302 @@ async def test_a_dozen_streams_of_a_page_are_one_connection(
         await page.run(OPEN)
         await gateway.clients(6)
         assert await page.run("return window.opened.length") <= 6
+
+
+@of_both
+async def test_a_client_that_leaves_has_left_the_node(
+    start: Start, certificate: certificates.Files
+) -> None:
+    """And not at the next keepalive: until then it would count among the streams of its user."""
+    async with (
+        running(admin_bind="127.0.0.1:0", keepalive=1000) as gateway,
+        start([gateway], certificate) as balancer,
+    ):
+        for tls in (False, True):
+            wire = await balancer.open("/events/a", tls=tls)
+            await wire.opened()
+            await wire.aclose()
+            await gateway.clients(0)
+        poll = await balancer.connect(tls=False)
+        await poll.send(request("GET", "/poll/a?wait=60"))
+        await gateway.clients(1)
+        await poll.aclose()
+        await gateway.clients(0)
+
+
+SECRET = "not-for-the-log"
+
+
+@of_both
+async def test_where_no_node_is_there_everybody_is_told_to_come_back(
+    start: Start, certificate: certificates.Files
+) -> None:
+    """In the words of the nodes: a status other than 200 would end an EventSource. Pages of other
+    origins may read that much. And no token gets into the log."""
+    async with start([], certificate) as balancer:
+        origin = b"Origin: https://page.example\r\n"
+        wire = await balancer.open(f"/events/a?token={SECRET}", origin)
+        response = await wire.response()
+        assert response.status == 200, response.body
+        assert response.header("content-type") == "text/event-stream"
+        assert response.header("cache-control") == "no-cache"
+        assert response.header("access-control-allow-origin") == "https://page.example"
+        assert re.fullmatch(
+            rb'retry: \d{4}\nevent: reconnect\ndata: {"reason":"unavailable"}\n\n', response.body
+        )
+        assert (await balancer.ask(request("GET", f"/events/a?token={SECRET}"))).status == 503
+        answer = await balancer.ask(request("POST", f"/publish/a?token={SECRET}", body=b"x"))
+        assert answer.status == 503
+        assert answer.header("content-type") == "application/problem+json"
+        assert answer.header("retry-after") == "1"
+        outcome = "refused" if start is balancers.haproxy else "unknown"
+        assert answer.json["outcome"] == outcome
+        await balancer.process.until(r"POST /publish/a\s")
+    assert SECRET not in balancer.process.output
+
+
+@of_both
+async def test_a_publish_goes_on_to_another_node_where_a_connection_is_refused(
+    start: Start, certificate: certificates.Files
+) -> None:
+    """Although that node is held to be ready."""
+    async with running(admin_bind="127.0.0.1:0") as gateway:
+        refusing = Absent(free_port(), gateway.admin_port)
+        async with start([refusing, gateway, gateway], certificate) as balancer:
+            for _ in range(12):
+                await publish(balancer, "x")
+
+
+async def test_haproxy_leaves_a_node_that_refuses_connections_before_its_next_check(
+    certificate: certificates.Files,
+) -> None:
+    async with running(admin_bind="127.0.0.1:0") as gateway:
+        refusing = Absent(free_port(), gateway.admin_port)
+        async with balancers.haproxy([refusing, gateway, gateway], certificate) as balancer:
+            while "node1 is DOWN, reason: Health analyze" not in balancer.process.output:
+                await publish(balancer, "x")
+
+
+@dataclass
+class Silent:
+    """A node that is ready, and ends each connection once it has read a request."""
+
+    port: int
+    heads: list[str]
+
+    @property
+    def admin_port(self) -> int:
+        return self.port
+
+    async def serve(self, stream: trio.SocketStream) -> None:
+        wire = Wire(stream)
+        async with stream:
+            head = (await wire._until(b"\r\n\r\n")).decode()
+            if head.startswith("GET /readyz "):
+                await wire.send(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
+            else:
+                self.heads.append(head)
+
+    def asked(self, method: str) -> int:
+        return sum(head.startswith(method) for head in self.heads)
+
+
+@asynccontextmanager
+async def silent_nodes() -> AsyncIterator[list[Silent]]:
+    async with trio.open_nursery() as nursery:
+        nodes = []
+        for _ in range(balancers.NODES):
+            [listener] = await trio.open_tcp_listeners(0, host="127.0.0.1")
+            nodes.append(Silent(listener.socket.getsockname()[1], []))
+            nursery.start_soon(trio.serve_listeners, nodes[-1].serve, [listener])
+        yield nodes
+        nursery.cancel_scope.cancel()
+
+
+@of_both
+async def test_a_publish_that_was_sent_is_not_sent_again_and_an_opening_is(
+    start: Start, certificate: certificates.Files
+) -> None:
+    async with silent_nodes() as nodes, start(nodes, certificate) as balancer:
+        answer = await balancer.ask(request("POST", "/publish/a", body=b"x"))
+        assert answer.status == 503
+        assert answer.json["outcome"] == "unknown"
+        assert sum(n.asked("POST") for n in nodes) == 1
+
+        wire = await balancer.open("/events/a")
+        assert b"event: reconnect" in (await wire.response()).body
+        assert sum(n.asked("GET") > 0 for n in nodes) > 1
+
+
+@of_both
+async def test_a_request_is_known_by_one_id_to_balancer_and_node(
+    start: Start, certificate: certificates.Files
+) -> None:
+    """Which an application may choose, and a stranger may not."""
+    async with silent_nodes() as nodes, start(nodes, certificate) as balancer:
+        raw = request("POST", "/publish/a", b"X-Request-Id: chosen\r\n", body=b"x")
+        for tls in (False, True):
+            await balancer.ask(raw, tls=tls)
+        heads = [head for n in nodes for head in n.heads]
+        ids = [re.findall(r"(?im)^x-request-id: (\S+)\r?$", head) for head in heads]
+        [[made]] = [found for found in ids if found != ["chosen"]]
+        assert len(ids) == 2
+        for known in ("chosen", made):
+            await balancer.process.until(rf"POST /publish/a .*{known}")
+
+
+@of_both
+async def test_an_event_waits_for_nothing_in_between(
+    start: Start, certificate: certificates.Files
+) -> None:
+    """Not for more of its kind (200 ms), as HAProxy does by default with a chunked answer."""
+    async with (
+        running(admin_bind="127.0.0.1:0") as gateway,
+        start([gateway], certificate) as balancer,
+    ):
+        stream = await balancer.open("/events/a", tls=False)
+        await stream.opened()
+        took = []
+        for number in range(9):
+            begun = trio.current_time()
+            await gateway.publish("a", str(number))
+            assert (await stream.event()).data == str(number)
+            took.append(trio.current_time() - begun)
+        assert median(took) < 0.1, took
+
+
+@of_both
+async def test_what_is_for_operators_cannot_be_reached_from_outside(
+    start: Start, certificate: certificates.Files
+) -> None:
+    """However it is spelled."""
+    async with (
+        running(admin_bind="127.0.0.1:0") as gateway,
+        start([gateway], certificate) as balancer,
+    ):
+        for method, target in FOR_OPERATORS:
+            raw = request(method, target)
+            assert (await balancer.ask(raw)).status in (200, 400), target
+            assert (await balancer.ask(raw, tls=True)).status == 403, target
+            path = target.removeprefix("/")
+            for spelled in (
+                f"/%{ord(path[0]):x}{path[1:]}",
+                f"http://gateway.test/{path}",
+                f"{target}?x",
+            ):
+                answer = await balancer.ask(request(method, spelled), tls=True)
+                assert answer.status == 403, spelled
+            for spelled in (f"//{path}", f"/./{path}", f"/x/../{path}", f"/%2f{path}"):
+                answer = await balancer.ask(request(method, spelled), tls=True)
+                assert answer.status in (400, 403, 404), spelled
+        answer = await balancer.ask(request("DELETE", "/users%2f7"), tls=True)
+        assert answer.status in (403, 404)
+
+
+FOR_OPERATORS = [
+    ("GET", "/metrics"),
+    ("GET", "/stats"),
+    ("GET", "/healthz"),
+    ("GET", "/readyz"),
+    ("DELETE", "/users/7"),
+    ("DELETE", "/tokens/7"),
+]
+
+
+@of_both
+async def test_plain_http_from_outside_is_sent_to_https(
+    start: Start, certificate: certificates.Files
+) -> None:
+    async with start([], certificate) as balancer:
+        stream = Wire(await trio.open_tcp_stream("127.0.0.1", balancer.redirect_port))
+        await stream.send(request("POST", "/publish/a?b=c"))
+        response = await stream.response()
+        await stream.aclose()
+        assert response.status == 308
+        assert response.header("location") == "https://gateway.test/publish/a?b=c"
+
+
+async def test_nobody_has_more_connections_than_an_address_may(
+    certificate: certificates.Files,
+) -> None:
+    """HAProxy closes those beyond, from outside; nginx tells their streams to come back."""
+    async with running(admin_bind="127.0.0.1:0") as gateway:
+        async with balancers.haproxy([gateway], certificate, address_connections=2) as balancer:
+            for _ in range(2):
+                await visit(balancer)
+            with pytest.raises(trio.BrokenResourceError):
+                await visit(balancer)
+            await publish(balancer, "x")
+        async with balancers.nginx([gateway], certificate, address_connections=2) as balancer:
+            for _ in range(2):
+                await visit(balancer)
+            wire = await balancer.open("/events/a")
+            assert b"event: reconnect" in (await wire.response()).body
+
+
+@of_both
+async def test_a_node_gets_no_more_streams_than_it_may(
+    start: Start, certificate: certificates.Files
+) -> None:
+    """Those who are too many are told to come back."""
+    async with (
+        running(admin_bind="127.0.0.1:0") as gateway,
+        start([gateway], certificate, node_connections=3) as balancer,
+    ):
+        for _ in range(3):
+            await visit(balancer)
+        wire = await balancer.open("/events/a")
+        assert b"event: reconnect" in (await wire.response()).body
+        assert gateway.node.hub.statistics().clients == 3
+
+
+def shipped(file: Path, pattern: str) -> float:
+    """The one number that ``pattern`` finds; in seconds where it has a unit."""
+    found = {match[1] for match in re.finditer(pattern, file.read_text("utf-8"))}
+    assert len(found) == 1, (pattern, found)
+    return float(found.pop().removesuffix("s"))
+
+
+def test_the_numbers_fit_each_other_and_the_nodes() -> None:
+    """As shipped, with a gateway that is as it is by default."""
+    config = Config()
+    patience = [
+        shipped(HAPROXY, r"timeout (?:client|server) \"\$\{SILENCE-(\d+s)\}"),
+        shipped(NGINX, r"(?:proxy_read|proxy_send| send)_timeout (\d+s);"),
+    ]
+    assert patience == [SILENCE, SILENCE]
+    assert config.keepalive * 3 < SILENCE
+    assert MAX_WAIT < SILENCE
+    assert config.publish_wait + config.redis_timeout < SILENCE
+
+    assert shipped(NGINX, r"keepalive_timeout (\d+s)") < config.idle_timeout
+
+    interval = shipped(HAPROXY, r"CHECK_INTERVAL-(\d+s)")
+    noticed = shipped(HAPROXY, r" fall (\d+)") * (
+        interval + shipped(HAPROXY, r"timeout check (\d+s)")
+    )
+    assert noticed < shipped(README, r"--drain-grace (\d+)")
+
+    for_a_node = {shipped(HAPROXY, r"NODE_MAXCONN-(\d+)"), shipped(NGINX, r"max_conns=(\d+)")}
+    assert for_a_node == {25_000}
+    assert for_a_node.pop() < EPHEMERAL_PORTS
+
+    address = {
+        shipped(HAPROXY, r"ADDRESS_CONNECTIONS-(\d+)"),
+        shipped(NGINX, r"limit_conn \w+ (\d+);"),
+    }
+    assert address == {config.max_streams_per_address}
+    assert shipped(NGINX, r"client_max_body_size (\d+)m") * 1024 * 1024 == config.max_body_bytes
+
+
+EPHEMERAL_PORTS = 60_999 - 32_768 + 1
+"""Of Linux, as net.ipv4.ip_local_port_range is by default."""
+
+
+async def test_haproxy_takes_its_file_with_a_certificate_alone(
+    certificate: certificates.Files, tmp_path: Path
+) -> None:
+    pem = in_one_file(certificate, str(tmp_path))
+    async with child("haproxy", "-c", "-f", str(HAPROXY), CERTIFICATE=pem) as check:
+        assert await check.wait() == 0, check.output
+        assert "WARNING" not in check.output

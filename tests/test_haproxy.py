@@ -1,9 +1,10 @@
-"""Behind a real HAProxy: it says for whom it asks, in each of the ways that it can."""
+"""Behind a real HAProxy, and as both balancers are shipped: they say for whom they ask."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+import balancers
 import certificates
 import pytest
 import trio
@@ -121,3 +122,19 @@ async def test_by_a_header(tmp_path: Path, publishers: list[str], option: str) -
     ):
         await comes_through(port)
     assert publishers == [CLIENT, CLIENT]
+
+
+@pytest.mark.parametrize("start", [balancers.haproxy, balancers.nginx])
+async def test_as_shipped(
+    publishers: list[str], certificate: certificates.Files, start: balancers.Start
+) -> None:
+    """Whatever the client says of itself."""
+    async with (
+        running(trusted_proxies="127.0.0.1", admin_bind="127.0.0.1:0") as gateway,
+        start([gateway], certificate) as balancer,
+    ):
+        forged = b"X-Forwarded-For: 1.1.1.1\r\nForwarded: for=2.2.2.2\r\n"
+        wire = await ask(balancer.port, request("POST", "/publish/a", forged, body=b"x"))
+        assert (await wire.response()).status == 202
+        await wire.aclose()
+    assert publishers == [CLIENT]
