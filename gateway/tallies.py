@@ -112,6 +112,9 @@ class Totals:
         if len(frames) == 1:
             (frame,) = frames
             return ((self.tally_of(frame.channels, known), ((frame.position[0], 1),)),)
+        if len(known) == 1:
+            (tally,) = known.values()
+            return ((tally, Counter([frame.position[0] for frame in frames]).items()),)
         times: dict[tuple[str, ...], list[int]] = {}
         for frame in frames:
             times.setdefault(frame.channels, []).append(frame.position[0])

@@ -28,7 +28,7 @@ class Certificate:
         """Raises ConfigError when they cannot be used."""
         self._config = config
         self.context, self.expires = load(config)
-        """And when the first certificate of the chain expires, in seconds since 1970."""
+        """And when the first of the chain expires, in seconds since 1970; 0: unknown."""
         self._turn = trio.Lock()
 
     async def handshake(self, stream: TlsStream) -> None:
@@ -75,8 +75,17 @@ def load(config: Config) -> tuple[ssl.SSLContext, float]:
         raise ConfigError(
             f"tls_cert and tls_key: {config.tls_cert} and {config.tls_key} cannot be used: {told}."
         ) from None
-    chain = load_pem_x509_certificates(read["tls_cert"])
-    return context, min(each.not_valid_after_utc.timestamp() for each in chain)
+    return context, _expires(read["tls_cert"])
+
+
+def _expires(chain: bytes) -> float:
+    """When the first of its certificates does; 0 if one is none that we can read, as OpenSSL takes
+    some that others do not."""
+    try:
+        certificates = load_pem_x509_certificates(chain)
+    except ValueError:
+        return 0.0
+    return min(each.not_valid_after_utc.timestamp() for each in certificates)
 
 
 def _no_passphrase() -> str:

@@ -149,6 +149,23 @@ async def _start(
             await process.wait()
 
 
+async def lint(text: str) -> str:
+    """What Prometheus's own tool has to say against the text of /metrics."""
+    command = ("promtool", "check", "metrics")
+    done = await trio.run_process(
+        command, stdin=text.encode(), capture_stdout=True, capture_stderr=True, check=False
+    )
+    said = (done.stdout + done.stderr).decode()
+    return said or ("" if not done.returncode else f"exit status {done.returncode}")
+
+
+def number(text: str, name: str) -> float:
+    """The sum of a metric over its labels, or the one sample that ``name`` has labels of."""
+    found = re.findall(rf"(?m)^gateway_{re.escape(name)}(?:\{{.*\}})? (\S+)$", text)
+    assert found, name
+    return sum(map(float, found))
+
+
 class NodeProcess(Child):
     """A ``gateway serve`` that is ready. ``connections`` are closed when it is done with."""
 
@@ -181,8 +198,7 @@ class NodeProcess(Child):
         return stats
 
     async def metric(self, name: str) -> float:
-        text = (await self.get("/metrics")).text
-        return float(re.findall(rf"(?m)^gateway_{re.escape(name)} (\S+)$", text)[0])
+        return number((await self.get("/metrics")).text, name)
 
     async def until_metric(self, name: str, least: float) -> None:
         async def is_reached() -> bool:
@@ -229,15 +245,20 @@ class NodeProcess(Child):
         self.connections.append(connection)
         return connection
 
-    async def open_stream(self, target: str) -> "Stream":
-        """A stream whose ``connected`` has been read."""
+    async def ask_for_stream(self, target: str, *headers: tuple[str, str]) -> "Stream":
+        """What answers a request for a stream, of which nothing has been read."""
         connection = await self.connect()
         if self.tls is not None:
             tls = trio.SSLStream(connection, self.tls, server_hostname="localhost")
             stream = Stream(connection, tls)
         else:
             stream = Stream(connection)
-        await stream.request(target)
+        await stream.request(target, *headers)
+        return stream
+
+    async def open_stream(self, target: str) -> "Stream":
+        """A stream whose ``connected`` has been read."""
+        stream = await self.ask_for_stream(target)
         await stream.until(b"event: connected\n")
         return stream
 

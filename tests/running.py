@@ -323,7 +323,7 @@ async def running(
     listener = listen(config)
     [admin] = listen_for_admin(config, 1)
     try:
-        node = Node(config, max_clients=max_clients)
+        node = Node(config, max_clients=max_clients, certificate=served)
         reception = Reception(node, served, max_connections=max_connections)
         front = reception.front
         async with trio.open_nursery() as nursery:

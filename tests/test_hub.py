@@ -397,6 +397,12 @@ def test_every_event_is_delivered_once_or_told_missing_where_it_is(
                 rig.check_counters()
                 wanted = [str(p) for p, channels in published if channels & {*names}]
                 check_told(peer, wanted)
+            now = rig.hub.statistics()
+            assert now.delivered == sum(peer.client.written for peer in peers)
+            assert now.dropped >= sum(peer.client.dropped for peer in peers)
+            lags = sum(each.lag.count for each in now.classes.values())
+            assert now.delivered - now.replayed <= lags <= now.delivered
+            assert now.pass_events.sum == now.received == len(published)
 
     with patch.object(fanout, "YIELD_EVERY", 1), patch.object(fanout, "MOST_SECONDS", 0):
         trio.run(check, clock=MockClock())

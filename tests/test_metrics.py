@@ -1,20 +1,30 @@
 """What /metrics says: true to what happened, in names and labels that nobody outside can choose."""
 
 import re
+import ssl
+import subprocess
+import time
 from collections.abc import Mapping
-from dataclasses import fields
+from dataclasses import fields, replace
+from pathlib import Path
 
+import certificates
+import pytest
+from certificates import Files
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.parser import text_string_to_metric_families
-from running import Gateway, request, running, until
+from running import Gateway, request, running, running_over_tls, until
 
 from gateway.bus import Source
 from gateway.client import Reason
-from gateway.config import Config
+from gateway.config import DAY, Config
 from gateway.control import Gap
+from gateway.edge.app import ROUTES, make_admin_app, make_app
 from gateway.hub import Opening
-from gateway.metrics import MEDIA_TYPE, render
+from gateway.metrics import FAMILIES, MEDIA_TYPE, render
 from gateway.node import Node
 from gateway.tallies import Dropped
+from gateway.tls import Certificate
 
 NDJSON = b"Content-Type: application/x-ndjson\r\n"
 JSON = b"Content-Type: application/json\r\n"
@@ -233,6 +243,191 @@ async def test_keepalives_of_both_lanes_are_counted() -> None:
         for _ in range(3):
             assert (await wires[1].block()).event == "keepalive"
         assert gateway.node.hub.statistics().keepalives > before
+
+
+async def test_requests_are_timed_by_route_and_status() -> None:
+    """Whatever they are answered with, and whoever answers them."""
+    async with running(max_clients=2) as gateway:
+        wires = [await gateway.open(target, version=version) for target, version in OPENED]
+        for wire in wires:
+            await wire.opened()
+        for raw in (
+            request("POST", "/publish/a", body=b"x"),
+            request("POST", "/publish/a/b", body=b"x", version="1.0"),
+            request("POST", "/publish", JSON, body=b'{"channel":"a","data":1}'),
+            request("POST", "/publish", JSON, body=b"{}"),
+            request("POST", "/publish", NDJSON, body=b'{"channel":"a","data":1}\n'),
+            request("POST", "/publish?%FF=x", JSON, body=b"{}"),
+            request("GET", "/events/a"),
+            request("GET", "/poll/a?wait=0"),
+            request("PUT", "/clients/x/channels/a.b/c"),
+            request("DELETE", "/clients/x/channels/a"),
+            request("DELETE", "/clients/x"),
+            request("PUT", "/clients/x/token"),
+            request("DELETE", "/tokens/x"),
+            request("DELETE", "/users/x"),
+            request("GET", "/channels/a"),
+            request("GET", "/stats"),
+            request("GET", "/healthz"),
+            request("GET", "/readyz"),
+            request("GET", "/openapi.json"),
+            request("GET", "/"),
+            request("GET", "/clients"),
+            request("PATCH", "/stats"),
+            b"nonsense\r\n\r\n",
+        ):
+            await gateway.ask(raw)
+        await wires[0].aclose()
+        await gateway.clients(1)
+        start = time.perf_counter()
+        await gateway.ask(request("GET", "/poll?channel=a&wait=0.2"))
+        longest = time.perf_counter() - start
+        found = await scrape(gateway)
+        counts = {
+            (dict(has)["route"], int(dict(has)["code"])): number
+            for (name, has), number in found.items()
+            if name == "gateway_request_duration_seconds_count" and number
+        }
+        assert counts == {
+            ("/events", 200): 2,
+            ("/events", 503): 1,
+            ("/publish/<channel>", 202): 2,
+            ("/publish", 202): 1,
+            ("/publish", 200): 1,
+            ("/publish", 400): 2,
+            ("/poll", 503): 1,
+            ("/poll", 200): 1,
+            ("/clients/<id>/channels/<channel>", 404): 2,
+            ("/clients/<id>", 404): 1,
+            ("/clients/<id>/token", 400): 1,
+            ("/tokens/<jti>", 400): 1,
+            ("/users/<id>", 200): 1,
+            ("/channels/<channel>", 200): 1,
+            ("/stats", 200): 1,
+            ("/healthz", 200): 1,
+            ("/readyz", 503): 1,
+            ("/openapi.json", 200): 1,
+            ("/", 200): 1,
+            ("other", 404): 1,
+            ("other", 405): 1,
+            ("other", 400): 1,
+        }
+        polled = value(found, "request_duration_seconds_sum", route="/poll", code="200")
+        assert 0.19 <= polled <= longest
+        assert 0 < value(found, "request_duration_seconds_sum", route="/events", code="200") < 5
+
+
+OPENED = (("/events/a", "1.1"), ("/events?channel=b", "1.0"))
+
+
+async def test_streams_and_polls_over_tls_are_timed_too(certificate: Files) -> None:
+    async with running_over_tls(certificate) as gateway:
+        await (await gateway.open("/events/a")).opened()
+        await gateway.ask(request("GET", "/poll/a?wait=0"))
+        found = samples(render(gateway.node.statistics()).decode())
+        for route in ("/events", "/poll"):
+            assert value(found, "request_duration_seconds_count", route=route, code="200") == 1
+
+
+def test_every_route_has_its_name() -> None:
+    node = Node(Config(), max_clients=1)
+    for app in (make_app(node), make_admin_app(node)):
+        assert {rule.rule for rule in app.url_map.iter_rules()} <= set(ROUTES)
+
+
+def expiry(certificate: Files) -> float:
+    """As openssl has it."""
+    command = ("openssl", "x509", "-noout", "-enddate", "-in", str(certificate.cert))
+    told = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    return ssl.cert_time_to_seconds(told.strip().removeprefix("notAfter="))
+
+
+async def test_the_certificate_says_when_it_expires(certificate: Files) -> None:
+    async with running_over_tls(certificate) as gateway:
+        found = samples(render(gateway.node.statistics()).decode())
+    assert value(found, "tls_certificate_expiry_timestamp_seconds") == expiry(certificate)
+    async with running() as gateway:
+        text = render(gateway.node.statistics()).decode()
+    assert "gateway_tls_certificate" not in text
+
+
+async def test_of_a_chain_the_first_to_expire_counts_and_so_does_what_is_read_again(
+    certificate: Files, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    used = certificates.make(tmp_path, "used")
+    monkeypatch.setattr(certificates, "MADE", certificates.MADE.replace("-days 2", "-days 9"))
+    longer = certificates.make(tmp_path, "longer")
+    assert expiry(longer) > expiry(used) + 6 * DAY
+    served = Certificate(replace(Config(), **used.settings))
+    assert served.expires == expiry(used)
+    before = expiry(used)
+    chain = longer.cert.read_bytes() + used.cert.read_bytes()
+    used.replace_by(longer)
+    await served.reload()
+    assert served.expires == expiry(longer)
+    used.cert.write_bytes(chain)
+    await served.reload()
+    assert served.expires == before
+    used.cert.write_text("rubbish")
+    await served.reload()
+    assert served.expires == before
+
+
+async def test_a_full_node_is_not_ready() -> None:
+    async with running(max_clients=1) as gateway:
+        assert value(await scrape(gateway), "ready") == 1
+        await (await gateway.open("/events/a")).opened()
+        assert value(await scrape(gateway), "ready") == 0
+        assert (await gateway.ask(request("GET", "/readyz"))).status == 503
+
+
+async def test_passes_and_replays_are_measured() -> None:
+    async with running() as gateway:
+        wires = [await gateway.open("/events/a") for _ in range(3)]
+        for wire in wires:
+            await wire.opened()
+        for _ in range(2):
+            await gateway.publish("a", "x")
+        for wire in wires:
+            for _ in range(2):
+                await wire.event()
+        found = await scrape(gateway)
+        assert value(found, "received_total") == value(found, "pass_events_sum") == 2
+        assert value(found, "pass_deliveries_sum") == value(found, "delivered_total") == 6
+        passes = value(found, "passes_total")
+        for name in ("duration_seconds", "events", "deliveries"):
+            assert value(found, f"pass_{name}_count") == passes
+        assert value(found, "subscriptions") == 6
+        assert value(found, "replay_duration_seconds_count") == 0
+        for target in ("/events/a?replay=1", "/events/a?lastEventId=earliest"):
+            wire = await gateway.open(target)
+            await wire.opened()
+            await wire.event()
+        await until(lambda: not gateway.node.hub.statistics().replaying)
+        found = await scrape(gateway)
+        assert value(found, "replay_duration_seconds_count", source="memory") == 2
+        assert value(found, "replay_duration_seconds_count") == 2
+        assert value(found, "opened_total", reason="replay") == 2
+
+
+def test_the_table_of_metrics_is_complete_and_true() -> None:
+    """Names, types and labels, in both directions."""
+    table = (Path(__file__).parent.parent / "grafana" / "METRICS.md").read_text()
+    rows = re.findall(r"^\| `(gateway_\w+)` \| (\w+) \|(.*?)\| .+ \|$", table, re.MULTILINE)
+    told = {name: (kind, re.findall(r"`(\w+)`", labels)) for name, kind, labels in rows}
+    assert len(told) == len(rows)
+    kinds = {
+        GaugeMetricFamily: ("gauge", ""),
+        CounterMetricFamily: ("counter", "_total"),
+        HistogramMetricFamily: ("histogram", ""),
+    }
+    assert told == {
+        f"gateway_{family.name}{kinds[family.type][1]}": (
+            kinds[family.type][0],
+            list(family.labels),
+        )
+        for family in FAMILIES
+    }
 
 
 async def test_every_figure_of_the_statistics_is_in_the_metrics() -> None:

@@ -6,13 +6,17 @@ from functools import partial
 import pytest
 import redis
 import trio
-from buses import event, published, read_pages, up_to_date
+from buses import FakeSink, event, published, read_pages, up_to_date
 from redis_buses import QUICK, Cluster, Node, calls, cluster, subscribers
 from redis_scripts import Scripts
+from redis_server import free_port
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from gateway.bus import History
+from gateway.bus import History, Source
+from gateway.bus.address import parse_address
 from gateway.bus.inflow import OVERRUNS
+from gateway.bus.prover import CLOCK_LOOKS, Skew
+from gateway.bus.redis import RedisBus
 from gateway.bus.subscriptions import LINGER_SECONDS
 from gateway.config import Config
 from gateway.control import Gap
@@ -497,3 +501,71 @@ async def test_what_redis_may_have_evicted_is_told_as_a_gap(
     (later,) = await published(node.bus, event())
     page = await other.bus.history("a", head, await other.bus.subscribe((), later), 100)
     assert page.previous <= head
+
+
+# -- what it says of its links
+
+
+async def test_each_link_that_is_made_again_counts_and_no_first_one(nodes: Cluster) -> None:
+    node = await nodes.node("a")
+    assert node.bus.statistics().link.reconnects == 0
+    for count, of_subscriber in enumerate((True, False, True), 1):
+        node.link.cut_one(of_subscriber=of_subscriber)
+        await until(lambda: node.bus.statistics().link.reconnects == count)  # noqa: B023
+        link = node.bus.statistics().link
+        assert (link.lost, link.up) == (count, 1)
+
+
+async def test_probes_are_timed_and_the_newest_has_an_age(nodes: Cluster) -> None:
+    began = trio.current_time()
+    node = await nodes.node("a", config=Config(redis_timeout=2.0))
+    await until(lambda: node.bus.statistics().link.probes.count >= 2)
+    link = node.bus.statistics().link
+    assert 0 < link.probes.sum < trio.current_time() - began
+    node.link.hold_replies(of_subscriber=True)
+    count = node.bus.statistics().link.probes.count
+    await until(lambda: node.bus.statistics().link.proof_age > 0.6)  # one came each 0.4 s
+    assert node.bus.statistics().link.probes.count <= count + 1
+    node.link.release()
+    await until(lambda: node.bus.statistics().link.proof_age < 0.3)
+    assert node.bus.statistics().link.probes.count > count
+
+
+async def test_an_unlinked_bus_has_had_no_proof_since_its_start(nodes: Cluster) -> None:
+    address = parse_address(f"redis://127.0.0.1:{free_port()}")
+    bus = RedisBus(Config(), address, FakeSink(), worker="w", tell_gap=FakeSink().tell_gap)
+    await trio.sleep(0.05)
+    assert 0.05 <= bus.statistics().link.proof_age < 10
+
+
+async def test_redis_on_this_machine_has_the_clock_of_this_machine(nodes: Cluster) -> None:
+    node = await nodes.node("a", config=QUICK)
+    await until(lambda: node.bus.statistics().link.clock_skew != 0)
+    assert abs(node.bus.statistics().link.clock_skew) < 0.5
+    assert abs(node.bus.ahead_ms - node.bus.statistics().link.clock_skew * 1000) <= 0.5
+
+
+def test_of_the_last_looks_at_a_clock_the_shortest_counts() -> None:
+    skew = Skew()
+    skew.see(105.0, 100.0, 102.0)
+    assert skew.seconds == 4.0
+    skew.see(213.1, 210.0, 210.2)
+    assert skew.seconds == pytest.approx(3.0)
+    skew.see(350.0, 340.0, 341.0)
+    assert skew.seconds == pytest.approx(3.0)
+    for _ in range(CLOCK_LOOKS):  # somebody has set a clock
+        skew.see(409.5, 400.0, 401.0)
+    assert skew.seconds == 9.0
+
+
+async def test_history_says_where_it_was_read(nodes: Cluster) -> None:
+    other, node = await nodes.node(), await nodes.node("a")
+    early, before = Position(1, 0), await up_to_date(node.bus)
+    await published(other.bus, event(), event(), event())
+    await node.sink.until(3)
+    head = await up_to_date(node.bus)
+    assert (await node.bus.history("a", before, head, 10)).source is Source.RING
+    assert (await node.bus.history("a", early, head, 10)).source is Source.REDIS
+    assert (await node.bus.history("a", early, head, 10)).source is Source.RING  # it was kept
+    assert (await other.bus.history("a", early, head, 10)).source is Source.REDIS
+    assert (await other.bus.history("a", head, head, 10)).source is Source.REDIS

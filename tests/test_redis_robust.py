@@ -29,7 +29,7 @@ from gateway.errors import GatewayError, Unavailable
 from gateway.event import Event
 from gateway.node import Node as WholeNode
 from gateway.policy import Policy
-from gateway.position import ZERO, Position, Start
+from gateway.position import ZERO, Position, Resume, Start
 from gateway.streams import EventStream
 
 FAR_AHEAD = ("400000000000000-0", "9999999999999-0", f"{10**30}-0")
@@ -483,11 +483,13 @@ async def test_all_who_wait_for_one_read_are_refused_at_the_same_time(nodes: Clu
 # -- whole nodes
 
 
-async def stream(nursery: trio.Nursery, node: WholeNode, channel: str) -> tuple[Client, Reader]:
+async def stream(
+    nursery: trio.Nursery, node: WholeNode, channel: str, resume: Resume | int = Start.NOW
+) -> tuple[Client, Reader]:
     """A live stream, and what it gives."""
     near, far = socket.socketpair()
     near.setblocking(False)
-    client = await node.streams.open(EventStream((channel,), None, Start.NOW), near)
+    client = await node.streams.open(EventStream((channel,), None, resume), near)
     nursery.start_soon(node.streams.serve, client)
     reader, chunks = Reader(), Dechunker()
 
@@ -613,3 +615,31 @@ async def test_the_listing_of_settings_shows_stars_for_the_password(url: str) ->
         assert await listing.wait() == 0
     assert "hunter2" not in listing.output
     assert ":***@" in listing.output
+
+
+async def test_replays_are_timed_by_what_had_to_be_read(nodes: Cluster) -> None:
+    other = await nodes.node()
+    await published(other.bus, event("a"), event("a"))
+    async with trio.open_nursery() as nursery:
+        redis_url = f"redis://127.0.0.1:{nodes.port}"
+        config = Config(redis=redis_url, redis_prefix=nodes.prefix)
+        node = WholeNode(config, max_clients=100)
+        await nursery.start(node.run)
+
+        def counts() -> dict[str, int]:
+            return {name: each.count for name, each in node.statistics().replays.items()}
+
+        client, reader = await stream(nursery, node, "a")
+        assert counts() == {"memory": 0, "ring": 0, "redis": 0}
+        (third,) = await published(other.bus, event("a", data="third"))
+        await until(lambda: reader.data == ["third"])
+        await stream(nursery, node, "a", third.before())
+        assert counts() == {"memory": 0, "ring": 1, "redis": 0}
+        await stream(nursery, node, "a", 2)
+        assert counts() == {"memory": 0, "ring": 1, "redis": 1}
+        await stream(nursery, node, "a", Start.EARLIEST)
+        assert counts() == {"memory": 0, "ring": 1, "redis": 2}
+        await node.streams.add_channel(client, "b", third)
+        await until(lambda: client.state is State.LIVE)
+        assert counts() == {"memory": 0, "ring": 1, "redis": 3}
+        nursery.cancel_scope.cancel()

@@ -25,7 +25,17 @@ from unittest.mock import Mock
 import h11
 import pytest
 import trio
-from process import PATIENCE, NodeProcess, Stream, _start, child, eventually, in_parallel
+from process import (
+    PATIENCE,
+    NodeProcess,
+    Stream,
+    _start,
+    child,
+    eventually,
+    in_parallel,
+    lint,
+    number,
+)
 from prometheus_client.parser import text_string_to_metric_families
 from trio.testing import MockClock, wait_all_tasks_blocked
 
@@ -101,10 +111,10 @@ class Supervised(NodeProcess):
     async def counters(self) -> dict[tuple[str, str], float]:
         text = (await self.get("/metrics")).text
         return {
-            (sample.name, sample.labels.get("reason", "")): sample.value
+            (sample.name, ",".join(sample.labels.values())): sample.value
             for family in text_string_to_metric_families(text)
             for sample in family.samples
-            if family.type == "counter"
+            if family.type in ("counter", "histogram")
         }
 
     async def streams(self, count: int = MANY) -> list[Stream]:
@@ -197,6 +207,12 @@ async def test_whichever_worker_answers_tells_of_the_whole_node() -> None:
             assert await n.metric("clients") == MANY
         ids = {(await n.stats())["nodes"][0]["id"] for _ in range(20)}
         assert ids == {"n1"}
+        text = (await n.get("/metrics")).text
+        assert set(re.findall(r'worker="(.+?)"', text)) == {"1", "2"}
+        for name in ("cpu_seconds_total", "resident_memory_bytes", "open_fds", "tasks"):
+            assert number(text, f'worker_{name}{{worker="1"}}') > 0
+        assert number(text, "ready") == 1
+        assert not await lint(text)
 
 
 async def test_all_workers_serve() -> None:
@@ -296,7 +312,7 @@ async def test_no_counter_goes_down_and_no_gauge_counts_the_dead() -> None:
         assert set(after) >= set(before)
         for name, number in before.items():
             assert after[name] >= number, name
-        assert after["gateway_opened_total", ""] == MANY
+        assert after["gateway_opened_total", "new"] == MANY
         await n.until("worker 1 is ready")
         assert await n.metric("workers") == 2
         assert await n.metric("worker_restarts_total") == 1
@@ -359,7 +375,7 @@ async def test_a_worker_that_hangs_holds_nobody_up() -> None:
         text = await first_answer(n)
         assert time.monotonic() - start < ASK_SECONDS / 2
         assert 0 < number(text, "clients") < MANY
-        assert number(text, "opened_total") == MANY == before["gateway_opened_total", ""]
+        assert number(text, "opened_total") == MANY == before["gateway_opened_total", "new"]
         assert number(text, "workers") == 1
         n.signal_worker(1, signal.SIGCONT)
         await n.until_clients(MANY)
@@ -435,10 +451,6 @@ async def first_answer(n: Supervised) -> str:
         for connection in await n.ask_many(request):
             nursery.start_soon(ask, connection)
     return body_of(answers[0]).decode()
-
-
-def number(text: str, name: str) -> float:
-    return float(re.findall(rf"(?m)^gateway_{name} (\S+)$", text)[0])
 
 
 # -- leaving

@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -33,13 +33,9 @@ class Query(NamedTuple):
     expression: str
 
 
-VALUES = {
-    "$__rate_interval": "1m",
-    "$__range": "1m",
-    "$job": "(gateway|other)",
-    "$instance": "(127.0.0.1:.*|other)",
-    "$class": ".*",
-}
+DURATIONS = {"$__rate_interval": "1m", "$__range": "1m"}
+
+CHOICES = {"$job": "(gateway|other)", "$instance": "(127.0.0.1:.*|other)", "$class": ".*"}
 """What Grafana puts in for variables: of several values, and of all that there are."""
 
 
@@ -62,9 +58,10 @@ def of_rules() -> Iterator[Query]:
         yield Query(rule.get("record") or rule["alert"], rule["expr"])
 
 
-def expanded(expression: str) -> str:
-    for variable, value in VALUES.items():
-        expression = re.sub(rf"{re.escape(variable)}\b", lambda _, value=value: value, expression)
+def put(values: Mapping[str, str], expression: str) -> str:
+    """``expression`` with ``values`` for the variables that they are of."""
+    for variable, value in values.items():
+        expression = expression.replace(variable, value)
     return expression
 
 

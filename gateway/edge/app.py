@@ -131,8 +131,8 @@ def _bare_app(node: Node) -> QuartTrio:
     app.register_error_handler(GatewayError, _refused)
 
     def count(asked: QuartRequest, status: int, seconds: float) -> None:
-        route = ROUTES[asked.url_rule.rule] if asked.url_rule is not None else OTHER
-        node.requests.observe(route, status, seconds)
+        rule = asked.url_rule.rule if asked.url_rule is not None else ""
+        node.requests.observe(ROUTES.get(rule, OTHER), status, seconds)
 
     app.extensions[ANSWERED] = count
     return app
