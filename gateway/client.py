@@ -14,7 +14,7 @@ Nothing here awaits, and nothing here knows history or the other clients. Rules:
 """
 
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from enum import Enum, StrEnum, auto
 from socket import socket
 
@@ -28,7 +28,7 @@ from gateway.identity import ANYBODY, Identity
 from gateway.outbox import Outbox
 from gateway.policy import Policy
 from gateway.position import ZERO, Position
-from gateway.tallies import Dropped, Tally, Totals
+from gateway.tallies import Dropped, Tally, Totals, batch_of_several
 
 FLUSH_BYTES = 32 * 1024
 """Joined for one call, and staged from the outbox at a time: few calls, most stays droppable."""
@@ -213,7 +213,7 @@ class Client:
         if dropped:
             self.dropped += dropped
             full = int(self.outbox.dropped_to == frame.position)
-            counts = self._tally(frame).dropped
+            counts = self._tally(frame.channels).dropped
             counts[Dropped.FULL] += full
             counts[Dropped.REPLACED] += dropped - full
         return True
@@ -311,21 +311,19 @@ class Client:
         self.written += len(frames)
         live = [frame for frame in frames if frame.id_line and frame.position > self.replayed]
         if live:
-            self.totals.wrote(self.totals.batch(live, self._tallies()))
+            self.totals.wrote(batch_of_several(live, self._tally))
         if len(live) < len(frames):
             for frame in frames:
                 if not frame.id_line or frame.position <= self.replayed:
-                    self._tally(frame).delivered += 1
+                    self._tally(frame.channels).delivered += 1
 
-    def _tally(self, frame: Frame) -> Tally:
-        for name in frame.channels:
+    def _tally(self, channels: Sequence[str]) -> Tally:
+        """Of an event of ``channels``: that of the first one through which the client has it."""
+        for name in channels:
             for channel in self.channels:
                 if channel.name == name:
                     return channel.tally
-        return self.totals.tally_of(frame.channels, {})
-
-    def _tallies(self) -> dict[str, Tally]:
-        return {channel.name: channel.tally for channel in self.channels}
+        return self.totals.tally_of(channels[0])  # it has left them, or its stream is ending
 
     def _stage_waiting(self) -> bool:
         size = 0
@@ -368,12 +366,11 @@ class Client:
         if self.state is State.ENDING:
             fresh.close()
         self.dropped += dropped
-        known = self._tallies()
-        old.throw_away(lambda frame: self._count_thrown_away(frame, known))
+        old.throw_away(self._count_thrown_away)
         return dropped
 
-    def _count_thrown_away(self, frame: Frame, known: Mapping[str, Tally]) -> None:
-        self.totals.tally_of(frame.channels, known).dropped[Dropped.MEMORY] += 1
+    def _count_thrown_away(self, frame: Frame) -> None:
+        self._tally(frame.channels).dropped[Dropped.MEMORY] += 1
 
     def abandon_outbox(self) -> None:
         """Throw the outbox away. What waits in it will be replayed, and so will its holes."""

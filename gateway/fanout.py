@@ -11,7 +11,8 @@ is no timer, so an idle hub delivers at once.
 3. Frames come in position order and leave in position order, whatever the channels.
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
+from functools import partial
 
 import trio
 
@@ -21,7 +22,7 @@ from gateway.control import Gap
 from gateway.event import Frame
 from gateway.hub import Hub
 from gateway.position import Position
-from gateway.tallies import Tally
+from gateway.tallies import Batch, Tally, batch_of, batch_of_several
 
 YIELD_EVERY = 256
 """Clients written to, or frames queued, between two checkpoints: about half a millisecond."""
@@ -106,8 +107,8 @@ class Fanout:
         if len(wanted) == 1:
             ((name, batch),) = wanted.items()
             channel = channels[name]
-            known = {name: channel.tally}
-            await self._send(batch, list(channel.members), before, known)
+            counted = batch_of(channel.tally, batch)
+            await self._send(batch, list(channel.members), before, counted)
         elif wanted:
             await self._send_merged(wanted, before)
         for frame in frames:
@@ -120,13 +121,13 @@ class Fanout:
     async def _send_merged(self, wanted: dict[str, list[Frame]], before: Position) -> None:
         """A pass over several channels: clients of the same of them share one join."""
         names_of: dict[Client, tuple[str, ...]] = {}
-        known: dict[str, Tally] = {}
+        tallies: dict[str, Tally] = {}
         turn = 0
         for name in wanted:
             channel = self._hub.members.channels.get(name)
             if channel is None:
                 continue
-            known[name] = channel.tally
+            tallies[name] = channel.tally
             for client in tuple(channel.members):
                 names_of[client] = (*names_of.get(client, ()), name)
                 turn += 1
@@ -140,10 +141,13 @@ class Fanout:
                 await trio.lowlevel.checkpoint()
         for names, clients in groups.items():
             batch = wanted[names[0]]
-            if len(names) > 1:
+            if len(names) == 1:
+                counted = batch_of(tallies[names[0]], batch)
+            else:
                 merged = {frame.position: frame for name in names for frame in wanted[name]}
                 batch = [merged[position] for position in sorted(merged)]
-            await self._send(batch, clients, before, {name: known[name] for name in names})
+                counted = batch_of_several(batch, partial(_first, names, tallies))
+            await self._send(batch, clients, before, counted)
 
     async def _end_channels(self, frame: Frame) -> None:
         """Tell the clients of channels that a frame has ended; those who replay find it out."""
@@ -157,24 +161,19 @@ class Fanout:
                     await trio.lowlevel.checkpoint()
 
     async def _send(
-        self,
-        frames: list[Frame],
-        clients: list[Client],
-        before: Position,
-        known: Mapping[str, Tally],
+        self, frames: list[Frame], clients: list[Client], before: Position, counted: Batch
     ) -> None:
-        """Give ``frames`` to each of ``clients``, which want all of their channels, and of those
-        have the ones that are ``known``.
+        """Give ``frames``, which count as ``counted``, to each of ``clients``, which want all of
+        their channels.
 
         This loop is where the time goes: one system call per client, and as little else as can be.
         """
         data = b"".join([frame.chunk for frame in frames])
         size, count, first, live = len(data), len(frames), frames[0].position, State.LIVE
         hub, now, work, whole = self._hub, trio.current_time(), self._work + count, 0
-        written = hub.totals.batch(frames, known)
         for client in clients:
             if work >= YIELD_EVERY:
-                hub.totals.wrote(written, whole)
+                hub.totals.wrote(counted, whole)
                 self._deliveries += whole * count
                 work = whole = 0
                 now = trio.current_time()
@@ -203,7 +202,7 @@ class Fanout:
             else:
                 self._fall_behind(client, frames, sent, before)
                 work += count
-        hub.totals.wrote(written, whole)
+        hub.totals.wrote(counted, whole)
         self._deliveries += whole * count
         self._work = work
 
@@ -241,6 +240,11 @@ class Fanout:
         written = client.written
         self._hub.fall_behind(client, frames, sent, before)
         self._deliveries += client.written - written
+
+
+def _first(names: Sequence[str], tallies: Mapping[str, Tally], channels: Sequence[str]) -> Tally:
+    """That of the first of an event's ``channels`` that is among ``names``."""
+    return next(tallies[name] for name in channels if name in names)
 
 
 def _is_owed(client: Client, frame: Frame) -> bool:

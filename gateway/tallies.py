@@ -8,7 +8,7 @@
 """
 
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import TypeAlias
@@ -66,6 +66,23 @@ Batch: TypeAlias = "Sequence[tuple[Tally, Collection[tuple[int, int]]]]"
 """Frames that are written together: of each class, how many there are of each millisecond."""
 
 
+def batch_of_several(frames: Sequence[Frame], tally_of: Callable[[Sequence[str]], Tally]) -> Batch:
+    """What will be counted when ``frames`` are written to whom ``tally_of`` their channels is."""
+    if len(frames) == 1:
+        return batch_of(tally_of(frames[0].channels), frames)
+    times: dict[tuple[str, ...], list[int]] = {}
+    for frame in frames:
+        times.setdefault(frame.channels, []).append(frame.position[0])
+    return [(tally_of(channels), Counter(some).items()) for channels, some in times.items()]
+
+
+def batch_of(tally: Tally, frames: Sequence[Frame]) -> Batch:
+    """The same of ``frames`` of one class."""
+    if len(frames) == 1:
+        return ((tally, ((frames[0].position[0], 1),)),)
+    return ((tally, Counter([frame.position[0] for frame in frames]).items()),)
+
+
 class Totals:
     """Counters over all clients of a hub, past ones included, and what is charged for them."""
 
@@ -96,32 +113,9 @@ class Totals:
             return self._tallies[DEFAULT]
         return self._tallies.get(rule.match) or self._tallies[OTHER]
 
-    def tally_of(self, channels: Sequence[str], known: Mapping[str, Tally]) -> Tally:
-        """That of an event of ``channels``, for whoever gets it through those that are ``known``.
-
-        It is that of the first one. Where there is none, as when a client has left it, it is looked
-        for in the configuration, which takes its time.
-        """
-        for name in channels:
-            if name in known:
-                return known[name]
-        return self.tally(self._config.rule(channels[0]))
-
-    def batch(self, frames: Sequence[Frame], known: Mapping[str, Tally]) -> Batch:
-        """What will be counted when ``frames``, of ``known`` channels, are written."""
-        if len(frames) == 1:
-            (frame,) = frames
-            return ((self.tally_of(frame.channels, known), ((frame.position[0], 1),)),)
-        if len(known) == 1:
-            (tally,) = known.values()
-            return ((tally, Counter([frame.position[0] for frame in frames]).items()),)
-        times: dict[tuple[str, ...], list[int]] = {}
-        for frame in frames:
-            times.setdefault(frame.channels, []).append(frame.position[0])
-        return [
-            (self.tally_of(channels, known), Counter(some).items())
-            for channels, some in times.items()
-        ]
+    def tally_of(self, channel: str) -> Tally:
+        """The same of a channel of which the rule has to be found, which takes its time."""
+        return self.tally(self._config.rule(channel))
 
     def wrote(self, batch: Batch, clients: int = 1) -> None:
         """Count that ``batch``, which was live, was just written to so many clients."""

@@ -10,18 +10,20 @@ from pathlib import Path
 
 import certificates
 import pytest
+import trio
 from certificates import Files
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.parser import text_string_to_metric_families
 from running import Gateway, request, running, running_over_tls, until
 
+from gateway.api import admin
 from gateway.bus import Source
 from gateway.client import Reason
 from gateway.config import DAY, Config
 from gateway.control import Gap
 from gateway.edge.app import ROUTES, make_admin_app, make_app
 from gateway.hub import Opening
-from gateway.metrics import FAMILIES, MEDIA_TYPE, render
+from gateway.metrics import FAMILIES, MEDIA_TYPE, parts, render
 from gateway.node import Node
 from gateway.tallies import Dropped
 from gateway.tls import Certificate
@@ -408,6 +410,28 @@ async def test_passes_and_replays_are_measured() -> None:
         assert value(found, "replay_duration_seconds_count", source="memory") == 2
         assert value(found, "replay_duration_seconds_count") == 2
         assert value(found, "opened_total", reason="replay") == 2
+
+
+async def test_others_have_their_turns_while_the_text_is_made() -> None:
+    node = Node(Config(), max_clients=1)
+    turns = 0
+
+    async def take_turns() -> None:
+        nonlocal turns
+        while True:
+            await trio.lowlevel.checkpoint()
+            turns += 1
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(take_turns)
+        await trio.lowlevel.checkpoint()
+        before = turns
+        text = (await admin.open_metrics(node)).body
+        nursery.cancel_scope.cancel()
+    assert text.count(b"\n") > 2 * admin.LINES_PER_TURN
+    assert turns - before >= 2
+    for part in parts(node.statistics()):
+        assert part.count(b"\n") < admin.LINES_PER_TURN
 
 
 def test_the_table_of_metrics_is_complete_and_true() -> None:

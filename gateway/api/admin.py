@@ -6,6 +6,8 @@ Any worker answers for all nodes: it asks the one that holds the client, or all 
 import re
 from typing import TypeVar
 
+import trio
+
 from gateway import metrics as prometheus
 from gateway.api.commands import (
     ADD_CHANNEL,
@@ -37,6 +39,9 @@ from gateway.messages import Command, Told
 from gateway.names import check_channel, check_subscribable, is_reserved, user_channel
 from gateway.node import TAG_BYTES, Node, NodeStatistics
 from gateway.revocation import Kind, Revocation
+
+LINES_PER_TURN = 200
+"""Of /metrics, between two checkpoints: a millisecond."""
 
 MAX_SECONDS_DIGITS = 12
 
@@ -241,7 +246,15 @@ async def open_metrics(node: Node) -> Answer:
         now = await node.node_statistics()
     except GatewayError as error:
         return _refused(node, error)
-    return Answer(200, prometheus.render(now), prometheus.MEDIA_TYPE)
+    text = bytearray()
+    turn = LINES_PER_TURN
+    for part in prometheus.parts(now):
+        text += part
+        turn -= part.count(b"\n")
+        if turn <= 0:
+            turn = LINES_PER_TURN
+            await trio.lowlevel.checkpoint()
+    return Answer(200, bytes(text), prometheus.MEDIA_TYPE)
 
 
 async def health(node: Node) -> Answer:
