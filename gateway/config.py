@@ -238,8 +238,9 @@ class Config:
     retry: Annotated[
         float,
         Between(0.1, HOUR, "seconds"),
-        "reconnect delay told to clients, jittered by half;"
-        " browsers wait 3 (Chromium) to 5 (Firefox) when told nothing",
+        "reconnect delay told to clients, jittered by half; half of it when a node drains, as then"
+        " they are sent away one after another; browsers wait 3 (Chromium) to 5 (Firefox) when"
+        " told nothing",
     ] = 2.0
 
     history_events: Annotated[

@@ -40,6 +40,11 @@ DRAIN_TICK = 0.05
 CLOSES_PER_TURN = 64
 """Streams ended between two checkpoints: about a millisecond."""
 
+DRAIN_RETRY_SHARE = 0.5
+"""Of the reconnect delay, jittered as ever, that is told to those who are sent away: they come back
+as they were ended, one after another, so that a short one makes no crowd, and with the default of
+``retry`` nobody is away for two seconds."""
+
 LAST_WORDS_SECONDS = 1.0
 """Beyond ``drain_seconds``, for answers under way and farewells that are still being read."""
 
@@ -337,10 +342,11 @@ async def _end_streams(config: Config, node: Node) -> None:
 
 async def _tell(config: Config, node: Node, clients: list[Client]) -> None:
     """End the streams of ``clients``, which have been given what was published until now."""
+    retry = config.retry * DRAIN_RETRY_SHARE
     await node.hub.pending.passed_on()
     async with node.hub.turn:
         for turn, client in enumerate(clients, 1):
             if not turn % CLOSES_PER_TURN:
                 await trio.lowlevel.checkpoint()
-            farewell = control.retry(config.retry) + control.reconnect(Reason.DRAINING)
+            farewell = control.retry(retry) + control.reconnect(Reason.DRAINING)
             node.hub.finish(client, Reason.DRAINING, farewell)

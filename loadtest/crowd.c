@@ -3,7 +3,8 @@
 //   cc -O2 -o crowd crowd.c
 //   echo go | ./crowd --port 8000 --kind source --clients 5000 --path '/events?channel=c%d' --channels 100
 //
-// Kinds: `source` is an EventSource; it waits as it was told and comes back with its position, until it is told not to.
+// Kinds: `source` is an EventSource; it waits as it was told and comes back with its position, until it is told not to
+// or, as browsers have it, answered with anything but 200. It keeps one cookie, the last one that it was given.
 // `stalled` is one that never reads what comes after `connected` until it is told to. `head`, `body` and `silent` send
 // the head of a request, its body, or nothing at all, a byte now and then; when their connection ends they open another.
 //
@@ -15,9 +16,17 @@
 //   finish   print a line `client ...` for each source, and end
 //
 // and says ten times a second, and for the last time at the end, in a line of key=value, what has happened so far.
+// With --trace FILE it writes there all that happens to sources, a line each: the time in microseconds since 1970, the
+// client's number, and
+//
+//   open                     it opens a connection
+//   connected POSITION, event POSITION DATA, gap JSON, dropped COUNT, reconnect JSON
+//                            what it is told
+//   ended STATUS MS          the connection ended, after an answer with that status (0: with none); it waits for so long
 //
 // Rules:
-// 1. It shares its cores with the server: one thread, one epoll, and nothing kept of an event but its position.
+// 1. It shares its cores with the server: one thread, one epoll, and nothing kept of an event but its position, unless
+//    there is a trace.
 // 2. Everything ends: with stdin, and at the deadline.
 // 3. Loopback only.
 #define _GNU_SOURCE
@@ -41,6 +50,8 @@
 enum {
   CLIENTS_MAX = 20000, REQUEST_MAX = 2048, READ_SIZE = 64 << 10,
   LINE_MAX = 160,             // of a line no more is looked at
+  COOKIE_MAX = 96,
+  TRACE_BUFFER = 1 << 20,
   BURST = 100,                // connections opened between two looks at the open ones
   TICK_MS = 10,               // between two looks at the clients whose time may have come
   TICKS_PER_STATUS = 10,
@@ -51,7 +62,7 @@ enum {
 };
 
 static struct {
-  const char *kind, *path;
+  const char *kind, *path, *trace;
   long port, clients, channels, network, addresses, drip_ms, deadline;
 } opt = {
   .kind = "source", .path = "/events?channel=bench", .port = 8000, .clients = 100, .channels = 1, .network = 10,
@@ -78,6 +89,8 @@ struct client {
   char event[16];
   long count;
   char line[LINE_MAX];
+  char data[LINE_MAX];        // for the trace
+  char cookie[COOKIE_MAX];    // as it is sent: a name and a value
 };
 
 static struct tally {
@@ -93,6 +106,8 @@ static struct client *clients;
 static int epoll;
 static bool going, told_why;
 static int64_t went_ns;
+static FILE *trace;           // NULL: there is none
+static int64_t epoch_ns;      // of 1970 on the clock of `now_ns`, negated
 
 static int64_t now_ns(void) {
   struct timespec now;
@@ -103,6 +118,47 @@ static int64_t now_ns(void) {
 static bool is_kind(const char *kind) { return !strcmp(opt.kind, kind); }
 
 static bool is_source(void) { return is_kind("source") || is_kind("stalled"); }
+
+// ---------------------------------------------------------------- the trace
+
+static void start_trace(void) {
+  if (!opt.trace)
+    return;
+  struct timespec now;
+  clock_gettime(CLOCK_REALTIME, &now);
+  epoch_ns = now.tv_sec * SECOND + now.tv_nsec - now_ns();
+  if (!(trace = fopen(opt.trace, "w"))) {
+    perror("crowd: --trace");
+    exit(2);
+  }
+  setvbuf(trace, NULL, _IOFBF, TRACE_BUFFER);
+}
+
+// The line is yet to be ended.
+static void begin_line(struct client *c, int64_t now, const char *what) {
+  fprintf(trace, "%lld %ld %s", (long long)(now + epoch_ns) / 1000, (long)(c - clients), what);
+}
+
+static void note(struct client *c, int64_t now, const char *what, const char *detail) {
+  if (!trace)
+    return;
+  begin_line(c, now, what);
+  fprintf(trace, *detail ? " %s\n" : "%s\n", detail);
+}
+
+static void note_position(struct client *c, int64_t now, const char *what, const char *detail) {
+  if (!trace)
+    return;
+  begin_line(c, now, what);
+  fprintf(trace, " %lld-%lld", (long long)(c->id >> SEQUENCE_BITS), (long long)(c->id & ((1 << SEQUENCE_BITS) - 1)));
+  fprintf(trace, *detail ? " %s\n" : "%s\n", detail);
+}
+
+static void note_end(struct client *c) {
+  char detail[64];
+  snprintf(detail, sizeof detail, "%d %d", c->status, c->retry_ms);
+  note(c, now_ns(), "ended", detail);
+}
 
 // ---------------------------------------------------------------- blocks
 
@@ -134,15 +190,20 @@ static void admit(struct client *c, int64_t now) {
 static void end_block(struct client *c, int64_t now) {
   if (c->id)
     c->resume = c->id;
-  if (!strcmp(c->event, "connected"))
+  if (!strcmp(c->event, "connected")) {
+    note_position(c, now, "connected", "");
     admit(c, now);
-  else if (!strcmp(c->event, "reconnect"))
+  } else if (!strcmp(c->event, "reconnect")) {
+    note(c, now, "reconnect", c->data);
     c->is_told = true;
-  else if (!strcmp(c->event, "dropped"))
+  } else if (!strcmp(c->event, "dropped")) {
+    note(c, now, "dropped", c->data);
     c->dropped += c->count;
-  else if (!strcmp(c->event, "gap"))
+  } else if (!strcmp(c->event, "gap")) {
+    note(c, now, "gap", c->data);
     c->gaps++;
-  else if (c->has_data && c->id) {
+  } else if (c->has_data && c->id) {
+    note_position(c, now, "event", c->data);
     c->disordered += c->id <= c->last;
     c->last = c->id;
     c->received++;
@@ -150,7 +211,13 @@ static void end_block(struct client *c, int64_t now) {
   }
   c->id = c->count = 0;
   c->has_data = false;
-  c->event[0] = 0;
+  c->event[0] = c->data[0] = 0;
+}
+
+// RFC 6265 5.2, for one cookie of one server: without attributes; an empty value stands for one that is to be gone.
+static void take_cookie(struct client *c, const char *line) {
+  int length = strcspn(line, "; ");
+  snprintf(c->cookie, sizeof c->cookie, "%.*s", length, length && line[length - 1] != '=' ? line : "");
 }
 
 static void end_line(struct client *c, int64_t now) {
@@ -166,6 +233,8 @@ static void end_line(struct client *c, int64_t now) {
       c->left = atol(line + 15);
     else if (!strncasecmp(line, "transfer-encoding: chunked", 26))
       c->chunked = true;
+    else if (!strncasecmp(line, "set-cookie: ", 12))
+      take_cookie(c, line + 12);
     else if (!c->held)
       c->part = BODY;
   } else if (!c->held)
@@ -180,6 +249,8 @@ static void end_line(struct client *c, int64_t now) {
     c->has_data = true;
     char *count = strstr(line, "\"count\":");
     c->count = count ? atol(count + 8) : 0;
+    if (trace)
+      strcpy(c->data, line + (line[5] == ' ' ? 6 : 5));
   }
   c->held = 0;
 }
@@ -206,8 +277,8 @@ static int digit_of(char c) {
   return c >= '0' && c <= '9' ? c - '0' : (c | 32) >= 'a' && (c | 32) <= 'f' ? (c | 32) - 'a' + 10 : -1;
 }
 
-// A chunk, its size and its end may be cut anywhere.
-static void take_chunks(struct client *c, char *p, char *end, int64_t now) {
+// A chunk, its size and its end may be cut anywhere; whether it was the last one.
+static bool take_chunks(struct client *c, char *p, char *end, int64_t now) {
   while (p < end) {
     if (c->chunk == IN_CHUNK) {
       long length = end - p < c->left ? end - p : c->left;
@@ -220,7 +291,9 @@ static void take_chunks(struct client *c, char *p, char *end, int64_t now) {
       if (*p++ == '\n')
         c->chunk = SIZE;
     } else if (*p == '\n') {
-      c->chunk = c->left ? IN_CHUNK : SIZE;
+      if (!c->left)
+        return true;
+      c->chunk = IN_CHUNK;
       p++;
     } else {
       int digit = digit_of(*p++);
@@ -228,6 +301,7 @@ static void take_chunks(struct client *c, char *p, char *end, int64_t now) {
         c->left = c->left * 16 + digit;
     }
   }
+  return false;
 }
 
 // ---------------------------------------------------------------- connections
@@ -241,6 +315,8 @@ static void come_back(struct client *c, int64_t after_ns) {
 static void end_connection(struct client *c) {
   enum state was = c->state;
   int64_t lived = now_ns() - c->opened_ns;
+  if (is_source())
+    note_end(c);
   close(c->fd);
   c->fd = -1;
   if (!is_source()) {
@@ -260,7 +336,7 @@ static void end_connection(struct client *c) {
   if (was == STREAMING) {
     t.ended++;
     t.open--;
-  } else if (c->was_admitted) {
+  } else if (c->was_admitted && (!c->status || c->status == 200)) {
     // It comes back, and is not let in yet.
   } else if (was == CONNECTING)
     t.not_connected++;
@@ -280,13 +356,15 @@ static void end_connection(struct client *c) {
 }
 
 static void send_request(struct client *c) {
-  char request[REQUEST_MAX], path[1024], position[64] = "";
+  char request[REQUEST_MAX], path[1024], position[64] = "", cookie[COOKIE_MAX + 16] = "";
   snprintf(path, sizeof path, opt.path, c->channel);  // the command line was checked
   if (c->resume)
     snprintf(position, sizeof position, "Last-Event-ID: %lld-%lld\r\n", (long long)(c->resume >> SEQUENCE_BITS),
              (long long)(c->resume & ((1 << SEQUENCE_BITS) - 1)));
+  if (*c->cookie)
+    snprintf(cookie, sizeof cookie, "Cookie: %s\r\n", c->cookie);
   int length = snprintf(request, sizeof request, "GET %s HTTP/1.1\r\nHost: localhost\r\nAccept: text/event-stream\r\n"
-                        "%s\r\n", path, position);
+                        "%s%s\r\n", path, position, cookie);
   send(c->fd, request, length, MSG_NOSIGNAL);  // whole: the send buffer is empty
 }
 
@@ -321,10 +399,12 @@ static void open_connection(struct client *c) {
   c->status = c->held = c->sent_bytes = c->id = c->count = 0;
   c->chunk = SIZE;
   c->left = 0;
-  c->event[0] = 0;
+  c->event[0] = c->data[0] = 0;
   c->chunked = c->is_told = c->has_data = c->muted = c->hung_up = false;
   c->opened_ns = now_ns();
   t.opened += !c->was_admitted;
+  if (is_source())
+    note(c, c->opened_ns, "open", "");
   if (connect(c->fd, (struct sockaddr *)&server, sizeof server) && errno != EINPROGRESS)
     end_connection(c);
   else
@@ -348,9 +428,10 @@ static void receive(struct client *c, char *buffer) {
   }
   if (!is_source())  // it reads until the server ends it
     return;
-  if (c->chunked)
-    take_chunks(c, p, end, now);
-  else {
+  if (c->chunked) {
+    if (take_chunks(c, p, end, now))  // who is in between would keep the connection
+      end_connection(c);
+  } else {
     take_text(c, p, end, now);
     if (c->part == BODY && (c->left -= end - p) == 0)  // a whole answer on a connection that is kept
       end_connection(c);
@@ -495,13 +576,15 @@ static void run(void) {
     }
   }
   print_status();
+  if (trace)
+    fclose(trace);
 }
 
 // ---------------------------------------------------------------- the command line
 
 static void __attribute__((noreturn)) usage(const char *what) {
   fprintf(stderr, "crowd: %s\n--port --kind source|stalled|head|body|silent --clients N --path (%%d: channel) --channels N\n"
-          "--network N --addresses N (from 127.0.N.1 on) --drip-ms MS --deadline SECONDS\n", what);
+          "--network N --addresses N (from 127.0.N.1 on) --drip-ms MS --deadline SECONDS --trace FILE\n", what);
   exit(2);
 }
 
@@ -525,6 +608,8 @@ static void set(const char *name, const char *value) {
     opt.kind = value;
   else if (!strcmp(name, "path"))
     opt.path = value;
+  else if (!strcmp(name, "trace"))
+    opt.trace = value;
   else
     usage(name);
 }
@@ -550,6 +635,7 @@ int main(int argc, char **argv) {
     set(argv[i] + 2, argv[i + 1]);
   }
   check_options();
+  start_trace();
   epoll = epoll_create1(0);
   clients = calloc(opt.clients, sizeof *clients);
   for (int i = 0; i < opt.clients; i++)

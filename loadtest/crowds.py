@@ -186,7 +186,7 @@ class Crowds:
 @asynccontextmanager
 async def crowds(
     crowd: str,
-    node: NodeProcess,
+    port: int,
     clients: int,
     *options: str,
     processes: int = 1,
@@ -201,7 +201,7 @@ async def crowds(
             number: int, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
         ) -> None:
             async with _running(
-                *(crowd, "--port", str(node.port), "--network", str(network + number)),
+                *(crowd, "--port", str(port), "--network", str(network + number)),
                 *("--clients", str(shares[number + 1] - shares[number]), *options),
             ) as program:
                 programs.append(program)

@@ -121,6 +121,13 @@ class Balancer:
         assert found is not None
         return int(found[1])
 
+    async def has_up(self, number: int) -> bool:
+        """Whether HAProxy gives new streams to that node."""
+        async with httpx.AsyncClient(trust_env=False) as client:
+            text = (await client.get(self._statistics)).text
+        node = f'proxy="streams",server="node{number}"'
+        return f'haproxy_server_status{{{node},state="UP"}} 1' in text
+
     def close(self) -> None:
         for wire in self._wires:
             wire.socket_stream.socket.close()
@@ -134,6 +141,7 @@ async def haproxy(
     silence: float = SILENCE,
     node_connections: int = CONNECTIONS,
     address_connections: int = CONNECTIONS,
+    check_interval: float = CHECK_INTERVAL,
 ) -> AsyncIterator[Balancer]:
     """``silence`` is for how many seconds a stream may be silent; no node gets more than
     ``node_connections``, and nobody has more than ``address_connections``."""
@@ -151,7 +159,7 @@ async def haproxy(
             "NODE_MAXCONN": str(node_connections),
             "ADDRESS_CONNECTIONS": str(address_connections),
             "SILENCE": _milliseconds(silence),
-            "CHECK_INTERVAL": _milliseconds(CHECK_INTERVAL),
+            "CHECK_INTERVAL": _milliseconds(check_interval),
         }
         if os.geteuid() != 0:
             variables["RUN_AS"] = pwd.getpwuid(os.geteuid()).pw_name

@@ -120,6 +120,11 @@ class Load:
         return sum(event.outcome is outcome for event in self.ledger)
 
     @property
+    def repeats(self) -> int:
+        """How often publishers had to send an event once more."""
+        return sum(publisher.repeats for publisher in self._publishers)
+
+    @property
     def gaps(self) -> list[Gap]:
         """All that were told, to whomever."""
         return [gap for subscriber in self.subscribers for gap in subscriber.recording.gaps]

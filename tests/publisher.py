@@ -18,6 +18,8 @@ ANSWER_WITHIN = 15.0
 
 RETRY_AFTER = 0.05
 
+BY_A_NODE = re.compile(rb"(?i)\r\ncontent-type: *application/")
+
 Document: TypeAlias = dict[str, Any]
 
 
@@ -77,6 +79,8 @@ class Publisher:
     ) -> None:
         """``pause`` is in seconds, between requests; ``padding`` in bytes, of each event."""
         self.stopping = False
+        self.repeats = 0
+        """Events that had to be sent once more."""
         self._targets = cycle(targets)
         self._ports: Iterator[int] = cycle(ports)
         self._ledger = ledger
@@ -113,6 +117,7 @@ class Publisher:
                 else:
                     again.append(event)
             batch = again
+            self.repeats += len(again)
             if batch:
                 await trio.sleep(RETRY_AFTER)
 
@@ -151,7 +156,8 @@ class Publisher:
 
 
 async def _post(stream: trio.SocketStream, kind: str, body: bytes) -> list[Document] | None:
-    """What the node answers, a document for each line; None if the connection is lost."""
+    """What the node answers, a document for each line; None if the connection is lost, or if what
+    answers is a balancer that knows no more than that."""
     head = f"POST /publish HTTP/1.1\r\nHost: x\r\nContent-Type: {kind}\r\n"
     answer = b""
     try:
@@ -161,6 +167,8 @@ async def _post(stream: trio.SocketStream, kind: str, body: bytes) -> list[Docum
                 return None
             answer += data
     except trio.BrokenResourceError:
+        return None
+    if BY_A_NODE.search(answer) is None:
         return None
     return [json.loads(line) for line in lines.splitlines()]
 

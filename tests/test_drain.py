@@ -18,7 +18,7 @@ LAST_WORDS = 1.0
 SLACK = 2.0
 """Seconds that a busy machine may add."""
 
-FAREWELL = rb'(?:\A|\n\n)retry: \d+\nevent: reconnect\ndata: {"reason":"draining"}\n\n\Z'
+FAREWELL = rb'(?:\A|\n\n)retry: (\d+)\nevent: reconnect\ndata: {"reason":"draining"}\n\n\Z'
 
 
 async def terminate(n: NodeProcess, number: signal.Signals = signal.SIGTERM) -> float:
@@ -49,6 +49,22 @@ async def test_all_streams_are_told_and_ended_one_after_another() -> None:
     for share in (0.1, 0.25, 0.5, 0.75, 1):
         at = ended[int(share * len(ended)) - 1]
         assert abs(at - share * seconds) < 0.5, ended
+
+
+async def test_who_is_sent_away_is_back_soon() -> None:
+    """After half of the delay that is set, jittered: sooner than `retry` tells at other times, and
+    not together."""
+    async with node("--retry", "2", "--drain-seconds", "0.2") as n:
+        streams = [await n.open_stream("/events/a") for _ in range(50)]
+        async with trio.open_nursery() as nursery:
+            for stream in streams:
+                nursery.start_soon(stream.until_end)
+            await terminate(n)
+    found = [re.search(FAREWELL, stream.body) for stream in streams]
+    told = [int(match[1]) for match in found if match is not None]
+    assert len(told) == 50
+    assert 500 <= min(told) < 800
+    assert 1200 < max(told) <= 1500
 
 
 async def test_a_stream_over_http_1_0_is_told_and_closed() -> None:

@@ -25,7 +25,7 @@ def test_the_load_generators_compile_without_a_warning(source: str) -> None:
     subprocess.run([*command, str(LOADTEST / source)], check=True)
 
 
-@pytest.mark.parametrize("program", ["redis", "faults", "abuse", "peers"])
+@pytest.mark.parametrize("program", ["redis", "faults", "abuse", "peers", "roll"])
 def test_what_a_program_can_do_is_in_its_readme(program: str) -> None:
     """And what it cannot is refused with a sentence that names all it can."""
     done = _run(program, "nonsense")

@@ -361,6 +361,20 @@ def test_a_node_that_saw_more_than_was_restored_makes_it_known_afterwards(
     assert position(harmed[3]) > position(before[3])
 
 
+def test_what_was_lost_with_one_run_is_one_break(scripts: Scripts) -> None:
+    """Of several nodes that have seen what a promoted replica lacks, the first one makes it known,
+    and no client is told of a second gap. What was seen beyond the lifted clock is news."""
+    (last,) = scripts.publish()
+    ms, seq = position(last)
+    seen = f"{ms}-{seq + 1}"
+    first = scripts.attach("run2", floor=seen, seen="run1")
+    assert scripts.attach("run2", floor=f"{ms}-{seq + 2}", seen="run1") == first
+    (after,) = scripts.publish()
+    assert scripts.attach("run2", floor=seen, seen="run1")[1:] == first[1:]
+    told = scripts.attach("run2", floor=f"{position(first[2]).ms}-1", seen="run1")
+    assert position(told[3]) > position(after)
+
+
 def test_an_emptied_redis_is_lifted_beyond_all_that_was_seen(scripts: Scripts) -> None:
     scripts.now += 10 * AGE
     (last,) = scripts.publish()

@@ -13,7 +13,7 @@ local floor_ms, floor_seq = parse(floor)
 local now = time(tonumber(ARGV[6]))
 if floor_ms > MOST / 2 then floor_ms, floor_seq = 0, 0 end  -- nothing of ours
 local key = prefix .. 'epoch'
-local epoch = redis.call('HMGET', key, 'run', 'restored')
+local epoch = redis.call('HMGET', key, 'run', 'restored', 'lifted', 'broken')
 local clock = redis.call('GET', KEYS[1])
 if clock and (not string.find(clock, '^%d+%-%d+$') or parse(clock) > MOST / 2) then clock = nil end
 local ms, seq = parse(clock or '0-0')
@@ -34,9 +34,13 @@ if not clock or epoch[1] ~= run then
   if lost then redis.call('HSET', key, 'broken', lifted) end
 else
   local restored_ms, restored_seq = parse(epoch[2])
+  local lifted_ms, lifted_seq = parse(epoch[3])
+  local broken_ms, broken_seq = parse(epoch[4] or '0-0')
   local lost = is_later(floor_ms, floor_seq, ms, seq)
-  if seen_run ~= '' and seen_run ~= run then
-    lost = lost or is_later(floor_ms, floor_seq, restored_ms, restored_seq)
+  if seen_run ~= '' and seen_run ~= run and is_later(floor_ms, floor_seq, restored_ms, restored_seq) then
+    -- Unless another node has made that known, for all that was seen before the clock was lifted.
+    local is_known = not is_later(lifted_ms, lifted_seq, broken_ms, broken_seq)
+    lost = lost or not is_known or is_later(floor_ms, floor_seq, lifted_ms, lifted_seq)
   end
   if lost then
     lift()
