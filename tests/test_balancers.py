@@ -94,9 +94,9 @@ async def test_a_client_stays_with_its_node_by_a_cookie(
     ):
         for balancer in started:
             met = set()
-            for _ in range(20):
+            for _ in range(30):
                 first = await visit(balancer)
-                again = [await visit(balancer, first.cookie) for _ in range(3)]
+                again = [await visit(balancer, first.cookie) for _ in range(2)]
                 assert {each.node for each in again} == {first.node}
                 met.add(first.node)
             assert len(met) == 3, balancer.process.output
