@@ -167,10 +167,13 @@ class Budget:
             return
         self._next_line = now + LOG_SECONDS
         _log.warning(
-            "the memory budget of %d bytes was used up; so far %d outboxes (%d events) and %d "
-            "parts of histories were dropped for it, the largest first",
-            self._charge.limit,
-            self._outboxes,
-            self._frames,
-            self._histories,
+            "the memory budget of %(memory_bytes)d bytes was used up; so far %(outboxes)d outboxes"
+            " (%(events)d events) and %(histories)d parts of histories were dropped for it, the"
+            " largest first",
+            {
+                "memory_bytes": self._charge.limit,
+                "outboxes": self._outboxes,
+                "events": self._frames,
+                "histories": self._histories,
+            },
         )

@@ -14,7 +14,9 @@ from dataclasses import replace
 
 import trio
 
+from gateway import logs
 from gateway.control_socket import Answer, Ask
+from gateway.logs import LogStatistics
 from gateway.merged import accepting_no_more, counted, merge
 from gateway.node import NodeStatistics
 from gateway.worker_process import Worker
@@ -105,7 +107,7 @@ class Census:
 
     def _whole(self, parts: list[NodeStatistics]) -> NodeStatistics:
         whole = merge(parts)
-        answering = self.answering
+        answering, own = self.answering, logs.statistics()
         return replace(
             whole,
             uptime_seconds=time.monotonic() - self._started,
@@ -114,4 +116,7 @@ class Census:
             cut_off=whole.cut_off and bool(answering),
             workers=len(answering),
             worker_restarts=self.restarts,
+            log=LogStatistics(
+                whole.log.dropped + own.dropped, whole.log.suppressed + own.suppressed
+            ),
         )

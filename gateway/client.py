@@ -33,6 +33,9 @@ from gateway.tallies import Dropped, Tally, Totals, batch_of_several
 FLUSH_BYTES = 32 * 1024
 """Joined for one call, and staged from the outbox at a time: few calls, most stays droppable."""
 
+REQUEST_ID_LENGTH = 16
+"""Of a client's id: its worker's tag, and 42 bits of what is its own; 54 stay unknown."""
+
 
 class State(Enum):
     """What the pass may do with a client."""
@@ -97,16 +100,21 @@ class Client:
         "due",
         "ended",
         "farewell",
+        "from_history",
+        "gaps",
         "given",
         "id",
         "identity",
+        "is_poll",
         "joined",
         "last_write",
         "offered",
+        "opened_at",
         "outbox",
         "position",
         "reason",
         "replayed",
+        "request",
         "sock",
         "staged",
         "state",
@@ -127,8 +135,12 @@ class Client:
         *,
         identity: Identity = ANYBODY,
         address: str = "",
+        request: str = "",
+        is_poll: bool = False,
     ) -> None:
-        """``sock`` is non-blocking and becomes the client's own; None for the response lane."""
+        """``sock`` is non-blocking and becomes the client's own; None for the response lane.
+        ``request`` is the id that the request for it has named, if it has.
+        """
         self.id = id
         self.identity = identity
         self.address = address
@@ -144,8 +156,12 @@ class Client:
         self.totals = totals
         self.state = State.REPLAYING
         self.channels: tuple[Channel, ...] = ()
+        self.request = request
+        self.is_poll = is_poll
         self.offered = self.written = self.dropped = 0
-        self.last_write = self.behind_since = trio.current_time()
+        self.from_history = self.gaps = 0
+        """Frames that were staged out of history, and the gaps that were told."""
+        self.opened_at = self.last_write = self.behind_since = trio.current_time()
         self.outbox: Outbox | None = None
         self.staged: deque[tuple[bytes | memoryview, Frame | None]] | None = None
         self.farewell = b""
@@ -157,6 +173,12 @@ class Client:
         self.stray_bytes = 0
         self.due = 0
         """The slot of the clock in which it is looked at next."""
+
+    @property
+    def request_id(self) -> str:
+        """What the request for it is known by: the beginning of its id unless it has named one.
+        Not all of it: whoever knows that may change its channels."""
+        return self.request or self.id[:REQUEST_ID_LENGTH]
 
     @property
     def queued(self) -> int:
@@ -239,6 +261,7 @@ class Client:
     def stage_replayed(self, frame: Frame, *, with_id: bool) -> None:
         """Stage a frame out of history, without its id if the stream stands later already."""
         self.offered += 1
+        self.from_history += 1
         self.totals.replayed += 1
         self.replayed = max(self.replayed, frame.position)
         self.totals.charge.hold(frame)

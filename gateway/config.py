@@ -48,6 +48,13 @@ class LogLevel(StrEnum):
     ERROR = "error"
 
 
+class LogFormat(StrEnum):
+    """How a log line is written."""
+
+    LOGFMT = "logfmt"
+    JSON = "json"
+
+
 @dataclass(frozen=True, slots=True)
 class ChannelRule:
     """How the channels that ``match`` are kept and delivered; every member is resolved."""
@@ -212,6 +219,15 @@ class Config:
         "silence of Redis after which a connection to it counts as dead; a probe a fifth of that",
     ] = 5.0
     log_level: Annotated[LogLevel, "the least severe log line that is written"] = LogLevel.INFO
+    log_format: Annotated[
+        LogFormat, "how a log line is written: logfmt, which people read as well, or json"
+    ] = LogFormat.LOGFMT
+    log_rate: Annotated[
+        float,
+        Between(0, 1_000_000, "lines/s"),
+        "of one kind that a process writes, and twice as many at once; what is more is counted,"
+        " and summed up once a second; 0: no limit",
+    ] = 100.0
 
     keepalive: Annotated[
         float,

@@ -15,6 +15,7 @@ import socket
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
+from functools import partial
 
 import trio
 
@@ -23,13 +24,17 @@ from gateway.api.poll import PATH as POLL
 from gateway.api.poll import poll
 from gateway.api.publish import PATH as PUBLISH
 from gateway.api.publish import publish
+from gateway.api.refusals import is_refusal, told
 from gateway.api.request import Answer, Request, parse_target, problem
 from gateway.api.subscribe import PATH as EVENTS
 from gateway.api.subscribe import STREAM_HEADERS, refuse, subscribe, turn_away, why_not_opened
+from gateway.client import Client
 from gateway.errors import GatewayError, RequestTimeout, TooManyRequests, Unavailable
 from gateway.http1 import Parsed, Phase, RequestReader
 from gateway.http1_render import CONTINUE, render_response, render_stream_head
 from gateway.node import Node
+from gateway.request_id import HEADER as REQUEST_ID
+from gateway.request_id import NAME, named_id
 from gateway.requests import OTHER, PUBLISH_TO
 from gateway.streams import EventStream
 from gateway.transport import READ_BYTES, Transport, plain_stream
@@ -89,6 +94,7 @@ class Connection:
         """No request has come yet."""
         self.phase: Phase | None = None
         """What the peer is waited for; None while it is not."""
+        self._serving: Parsed | None = None
         self._crowded = False
         self._has_received = False
         self._held = 0
@@ -115,8 +121,10 @@ class Connection:
         with self.scope:
             try:
                 while (request := await self._next_request()) is not None:
+                    self._serving = request
                     if not await self._serve(request):
                         break
+                    self._serving = None
                     self._release()
             except GatewayError as error:
                 self.phase = None
@@ -227,26 +235,30 @@ class Connection:
         else:
             result = await subscribe(self._node, request, self._has_ended)
         if isinstance(result, EventStream):
-            head = STREAM_HEAD
-            if self._node.origins:
-                allowed = cors_headers(self._node.origins, parsed.header(b"origin"))
-                head = render_stream_head((*STREAM_HEADERS, *allowed))
             try:
-                await self._stream(result, head)
+                await self._stream(result, partial(self._stream_head, parsed))
                 return False
             except (TooManyRequests, Unavailable) as error:
                 result = turn_away(self._node, request, why_not_opened(error))
         if not parsed.keep_alive or self._node.draining:
             await self._end_with(result, parsed)
             return False
-        self._count(result)
+        if is_refusal(result):
+            result = self._refuse(result, parsed)
         await self._send(self._rendered(result, parsed, keep_alive=True))
         self._observe(result.status)
         if self._reader.buffered:
             await trio.lowlevel.checkpoint()  # as in _receive, for requests that came together
         return True
 
-    async def _stream(self, stream: EventStream, head: bytes) -> None:
+    def _stream_head(self, parsed: Parsed, client: Client) -> bytes:
+        head = STREAM_HEAD
+        if self._node.origins:
+            allowed = cors_headers(self._node.origins, parsed.header(b"origin"))
+            head = render_stream_head((*STREAM_HEADERS, *allowed))
+        return b"%b%b: %b\r\n\r\n" % (head[:-2], REQUEST_ID, client.request_id.encode())
+
+    async def _stream(self, stream: EventStream, head: Callable[[Client], bytes]) -> None:
         """Serve a stream, behind ``head``, for as long as it takes a task. Raises Unavailable."""
         client = await self._node.streams.open(stream, self._sock, preamble=head)
         self._sock = None
@@ -290,7 +302,8 @@ class Connection:
         """Send a last answer so that it arrives, and end the connection."""
         if parsed is None:
             self._route, self._asked_at = OTHER, time.perf_counter()
-        self._count(answer)
+        if is_refusal(answer):
+            answer = self._refuse(answer, parsed)
         await self._send(self._rendered(answer, parsed, keep_alive=False))
         self._observe(answer.status)
         self._release()
@@ -304,9 +317,27 @@ class Connection:
         assert self._sock is not None
         self._sock.shutdown(socket.SHUT_WR)
 
-    def _count(self, answer: Answer) -> None:
+    def _refuse(self, answer: Answer, parsed: Parsed | None) -> Answer:
+        """Count and log a refusal, and name its request in it."""
         if answer.status >= 400:
             self._node.count_refusal(answer.status)
+        header = parsed.header if parsed is not None else self._reader.header
+        return told(self._node, answer, header, self.about)
+
+    def about(self) -> dict[str, object]:
+        """What a line of the log says of the connection and the request that is being served,
+        without its query, in which a token may be."""
+        parsed = self._serving
+        if parsed is None:
+            return {"peer": self._peer}
+        path = parsed.target.partition(b"?")[0].decode("latin-1")
+        request_id = named_id(parsed.header(NAME)) or None
+        return {
+            "method": parsed.method,
+            "path": path,
+            "peer": self._peer,
+            "request": request_id,
+        }
 
     def _observe(self, status: int) -> None:
         """The answer to the last request has been written, or a stream begun."""
@@ -318,7 +349,9 @@ class Connection:
         if answer.status != 204:
             headers = ((b"Content-Type", answer.media_type.encode()), *headers)
         if self._node.origins:
-            origin = parsed.header(b"origin") if parsed is not None else self._reader.origin
+            origin = (
+                parsed.header(b"origin") if parsed is not None else self._reader.header(b"origin")
+            )
             headers = (*headers, *cors_headers(self._node.origins, origin))
         return render_response(answer.status, headers, answer.body, keep_alive=keep_alive)
 

@@ -30,6 +30,8 @@ class Event(msgspec.Struct, frozen=True, gc=False):
     """The publisher's own id: a repeat within the window is not delivered again."""
     end: bool = False
     """The last event of its channels."""
+    trace: str | None = None
+    """What a publisher that traces is known by, where it is wanted: see `gateway.trace_context`."""
 
 
 class Frame(msgspec.Struct, frozen=True, gc=False, eq=False):
@@ -47,6 +49,7 @@ class Frame(msgspec.Struct, frozen=True, gc=False, eq=False):
     """Bytes of the ``id:`` line, with which the SSE block begins."""
     key: str | None = None
     end: bool = False
+    trace: str | None = None
 
     @property
     def block(self) -> bytes:
@@ -71,4 +74,5 @@ def render(event: Event, position: Position) -> Frame:
         len(identifier) + 5,
         event.key,
         event.end,
+        event.trace,
     )

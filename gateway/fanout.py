@@ -11,18 +11,20 @@ is no timer, so an idle hub delivers at once.
 3. Frames come in position order and leave in position order, whatever the channels.
 """
 
+import time
 from collections.abc import Collection, Mapping, Sequence
 from functools import partial
 
 import trio
 
 from gateway import control
-from gateway.client import Client, Reason, State
+from gateway.client import Channel, Client, Reason, State
 from gateway.control import Gap
 from gateway.event import Frame
 from gateway.hub import Hub
 from gateway.position import Position
 from gateway.tallies import Batch, Tally, batch_of, batch_of_several
+from gateway.tracing import Tracing
 
 YIELD_EVERY = 256
 """Clients written to, or frames queued, between two checkpoints: about half a millisecond."""
@@ -36,8 +38,9 @@ GROUP_EVERY = 4096
 
 
 class Fanout:
-    def __init__(self, hub: Hub) -> None:
+    def __init__(self, hub: Hub, tracing: Tracing | None = None) -> None:
         self._hub = hub
+        self._tracing = tracing
         self._work = 0
         self._deliveries = 0
         """Of the pass so far."""
@@ -93,6 +96,7 @@ class Fanout:
             case _:
                 return
         hub.gaps[reason] += 1
+        client.gaps += 1
 
     async def _pass(self, frames: list[Frame], before: Position) -> None:
         hub, began = self._hub, trio.current_time()
@@ -104,6 +108,8 @@ class Fanout:
             for name in frame.channels:
                 if name in channels:
                     wanted.setdefault(name, []).append(frame)
+        traced = self._traced(wanted) if self._tracing is not None else {}
+        started_ns = time.time_ns() if traced else 0
         if len(wanted) == 1:
             ((name, batch),) = wanted.items()
             channel = channels[name]
@@ -117,6 +123,18 @@ class Fanout:
         hub.pass_duration.observe(trio.current_time() - began)
         hub.pass_events.observe(len(frames))
         hub.pass_deliveries.observe(self._deliveries)
+        if traced and self._tracing is not None:
+            await self._tracing.delivered(traced, started_ns, time.time_ns())
+
+    def _traced(self, wanted: dict[str, list[Frame]]) -> dict[Frame, int]:
+        """The frames whose publisher is traced, and how many clients want them."""
+        channels = self._hub.members.channels
+        return {
+            frame: _receivers(frame, channels)
+            for frames in wanted.values()
+            for frame in frames
+            if frame.trace is not None
+        }
 
     async def _send_merged(self, wanted: dict[str, list[Frame]], before: Position) -> None:
         """A pass over several channels: clients of the same of them share one join."""
@@ -245,6 +263,11 @@ class Fanout:
 def _first(names: Sequence[str], tallies: Mapping[str, Tally], channels: Sequence[str]) -> Tally:
     """That of the first of an event's ``channels`` that is among ``names``."""
     return next(tallies[name] for name in channels if name in names)
+
+
+def _receivers(frame: Frame, channels: Mapping[str, Channel]) -> int:
+    members = [channels[name].members for name in frame.channels if name in channels]
+    return len(members[0] if len(members) == 1 else set().union(*members))
 
 
 def _is_owed(client: Client, frame: Frame) -> bool:

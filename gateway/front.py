@@ -151,7 +151,7 @@ class Front:
         except OSError:
             pass  # the peer is gone, and with it whoever could be told
         except Exception:  # noqa: BLE001  # a fault of ours here must not end everybody's streams
-            _log.exception("a connection failed")
+            _log.exception("a connection failed", connection.about())
         finally:
             self._connections.discard(connection)
             connection.close()

@@ -124,12 +124,11 @@ class RequestReader:
         """The most bytes that the body has which is being read."""
         return self._max_body_bytes if self._length == CHUNKED else self._length
 
-    @property
-    def origin(self) -> bytes | None:
-        """Origin of the request that is being read or was refused, as far as that was read: for
-        the page that waits for an answer, and nothing else."""
+    def header(self, name: bytes) -> bytes | None:
+        """A header of the request that is being read or was refused, as far as that was read: for
+        whoever waits for an answer to know it by, and nothing else."""
         fields = (self._refused or self._message).fields
-        return next((value for name, value in fields if name == b"origin"), None)
+        return next((value for known, value in fields if known == name), None)
 
     def receive_data(self, data: bytes) -> None:
         """Take what was read from the socket, 64 KiB at most. Never raises."""

@@ -12,7 +12,7 @@ from enum import StrEnum
 
 import trio
 
-from gateway import control
+from gateway import control, stream_log
 from gateway.charge import Charge
 from gateway.client import Client, Reason, State
 from gateway.config import Config
@@ -199,6 +199,7 @@ class Hub:
             return
         if client.state is not State.ENDING:
             self._forget(client, reason)
+        stream_log.closed(client, client.reason or reason)
         client.state = State.CLOSED
         self._behind.pop(client, None)
         client.release()

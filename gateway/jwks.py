@@ -103,17 +103,19 @@ class RemoteKeys:
         except (httpx.HTTPError, OSError, UnicodeError, ConfigError) as error:
             self.failures += 1
             _log.warning(
-                "the keys at %s could not be fetched, %s: %s",
-                self._url,
-                "those known are kept" if self.keys else "there are none yet",
-                str(error) or type(error).__name__,
+                "the keys at %(url)s could not be fetched: %(why)s",
+                {
+                    "url": self._url,
+                    "why": str(error) or type(error).__name__,
+                    "keys_kept": len(self.keys),
+                },
             )
             return False
         self._fetched_at = trio.current_time()
         if text != self._text:
             self._text, self.keys = text, keys
             self._changed()
-            _log.info("%d keys from %s", len(keys), self._url)
+            _log.info("%(keys)d keys from %(url)s", {"url": self._url, "keys": len(keys)})
         return True
 
 

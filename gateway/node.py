@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 
 import trio
 
+from gateway import logs
 from gateway.addresses import TrustedProxies, parse_networks
 from gateway.admission import Admission, AdmissionStatistics
 from gateway.auth import Authenticator, AuthStatistics
@@ -26,15 +27,18 @@ from gateway.fanout import Fanout
 from gateway.histogram import Distribution
 from gateway.hub import Hub, HubStatistics
 from gateway.ledger import Ledger, LedgerStatistics, MemoryLedger
+from gateway.logs import LogStatistics
 from gateway.origins import parse_origins
 from gateway.process import LoopStatistics, Process, ProcessStatistics
 from gateway.rates import ChannelRates
 from gateway.replacements import Replacements
+from gateway.request_id import RequestIds
 from gateway.requests import RequestDurations
 from gateway.revocation import Revocation
 from gateway.revoked import Revoked
 from gateway.streams import Streams
 from gateway.tls import Certificate
+from gateway.tracing import TraceStatistics, Tracing
 
 TAG_BYTES = 4
 """Of randomness: tells the workers of a cluster apart, each start of one anew."""
@@ -61,6 +65,8 @@ class NodeStatistics:
     admission: AdmissionStatistics
     memory: MemoryStatistics
     refused: dict[str, int]
+    log: LogStatistics
+    trace: TraceStatistics
     replays: dict[str, Distribution]
     requests: dict[str, dict[str, Distribution]]
     processes: dict[str, ProcessStatistics]
@@ -90,9 +96,12 @@ class Node:
         certificate: Certificate | None = None,
         number: int = 1,
         now_ms: Callable[[], int] = wall_clock_ms,
+        tracing: Tracing | None = None,
     ) -> None:
         """``number`` is that of this worker among those of the node."""
         self.config = config
+        self.tracing = tracing
+        """Which is None where nothing is traced."""
         self._certificate = certificate
         self._number = number
         self.origins = parse_origins(split_list(config.cors_origins))
@@ -126,9 +135,10 @@ class Node:
         )
         self.admission = Admission(config, self.is_exempt)
         self.hub.parting.append(lambda client: self.admission.leave(client.address))
-        self._fanout = Fanout(self.hub)
+        self._fanout = Fanout(self.hub, tracing)
         self._clock = Clock(config, self.hub, now_ms=now_ms)
         self.tag = secrets.token_hex(TAG_BYTES)
+        self.request_ids = RequestIds(self.tag)
         self.bus: Bus
         self.ledger: Ledger
         if config.redis:
@@ -246,6 +256,8 @@ class Node:
             admission=self.admission.statistics(),
             memory=self._budget.statistics(),
             refused=dict(self.refused),
+            log=logs.statistics(),
+            trace=self.tracing.statistics() if self.tracing else TraceStatistics(),
             replays=self.streams.replays.durations(),
             requests=self.requests.statistics(),
             processes={str(self._number): self._process.statistics()},

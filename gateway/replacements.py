@@ -118,4 +118,4 @@ class Replacements:
                     await trio.sleep(AGAIN_SECONDS)
             else:
                 self.unreached += 1
-                _log.warning("a stream that was replaced may still be open: %s", refusal)
+                _log.warning("a stream that was replaced may still be open", {"why": str(refusal)})

@@ -148,6 +148,7 @@ class Replays:
 
     def stage_gap(self, client: Client, channels: Sequence[str], reason: control.Gap) -> None:
         self._hub.gaps[reason] += 1
+        client.gaps += 1
         client.stage_control(control.gap(channels, reason))
 
     def _has_reached_live(self, job: Job) -> bool:

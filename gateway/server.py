@@ -16,18 +16,18 @@ import resource
 import signal
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from dataclasses import replace
 from functools import partial
 
 import trio
 
-from gateway import __version__, control
+from gateway import __version__, control, logs, tracing
 from gateway.client import Client, Reason
-from gateway.config import Config, is_loopback, split_address
+from gateway.config import Config, LogFormat, is_loopback, split_address
 from gateway.connection import Connection
 from gateway.errors import ConfigError
 from gateway.front import Begin, Front
-from gateway.logs import OneLine
-from gateway.node import Node
+from gateway.node import Node, name_of
 from gateway.reception import Reception
 from gateway.tls import Certificate
 
@@ -93,11 +93,12 @@ def hold_hangups() -> None:
 
 def start_logging(config: Config, process: str = "") -> None:
     """Log to stderr; ``process`` tells the lines of one of several apart."""
-    process = f" {process}" if process else ""
-    handler = logging.StreamHandler()
-    handler.setFormatter(OneLine(f"%(asctime)s %(levelname)s{process} %(name)s: %(message)s"))
-    logging.basicConfig(level=config.log_level.upper(), handlers=[handler])
-    logging.getLogger("httpx").setLevel(logging.WARNING)  # else every URL it fetches is a line
+    logs.start(
+        config.log_level,
+        as_json=config.log_format is LogFormat.JSON,
+        rate=config.log_rate,
+        process=process,
+    )
 
 
 def listen(config: Config) -> socket.socket:
@@ -157,11 +158,13 @@ async def serve(
     ``admin`` is the listener of ``admin_bind``, ``number`` that of the worker.
     """
     descriptors = raise_descriptor_limit()
+    config = replace(config, node_id=name_of(config))
     node = Node(
         config,
         max_clients=config.max_clients or descriptors - RESERVED_DESCRIPTORS,
         certificate=certificate,
         number=number,
+        tracing=tracing.start(config.node_id),
     )
     reception = Reception(
         node, certificate, max_connections=descriptors - RESERVED_DESCRIPTORS // 2
@@ -193,9 +196,13 @@ async def serve(
                 accepting_admin.cancel()
                 await front.empty_queue(admin, nursery, reception.begin_admin)
                 await _answered(front)
+            for client in list(node.hub.holders()):
+                node.hub.close(client, Reason.DRAINING)  # who has not read; the log tells of each
             reception.abort()
             nursery.cancel_scope.cancel()
-    _log.info("node %s has drained", node.id)
+    if node.tracing is not None:
+        await node.tracing.stop()
+    _log.info("node %(node)s has drained", {"node": node.id})
 
 
 def raise_descriptor_limit() -> int:
@@ -221,6 +228,7 @@ async def _obey(signals: AsyncIterator[int], leave: Leave) -> None:
     leave.wanted.set()
     async for _ in signals:
         _log.warning("second signal: leaving at once")
+        logs.flush()
         os._exit(1)
 
 
@@ -243,15 +251,19 @@ def announce(
     listener: socket.socket,
     admin: socket.socket | None,
     node_id: str,
-    more: str = "",
+    workers: int = 1,
 ) -> None:
     """Log that the node is ready, and where."""
     if admin is not None:
-        _log.info("metrics and probes on http://%s/", _shown(admin))
+        _log.info("metrics and probes on %(url)s", {"url": f"http://{_shown(admin)}/"})
     scheme, shown = "https" if config.tls_cert else "http", _shown(listener)
-    _log.info("gateway %s, node %s, on %s://%s/%s", __version__, node_id, scheme, shown, more)
+    sentence = "gateway %(version)s, node %(node)s, on %(url)s"
+    told = {"version": __version__, "node": node_id, "url": f"{scheme}://{shown}/"}
+    if workers > 1:
+        sentence += ", %(workers)d workers"
+    _log.info(sentence, told | {"workers": workers})
     if not is_loopback(listener.getsockname()[0]) and not config.has_keys:
-        _log.warning("this node is open to anyone who can reach %s", shown)
+        _log.warning("this node is open to anyone who can reach %(address)s", {"address": shown})
 
 
 def _shown(listener: socket.socket) -> str:
@@ -271,7 +283,8 @@ async def _drain(
 ) -> None:
     leave = leave or Leave()
     node.draining = True
-    _log.info("node %s is draining %d clients", node.id, len(node.hub.members.clients))
+    told = {"node": node.id, "clients": len(node.hub.members.clients)}
+    _log.info("node %(node)s is draining %(clients)d clients", told)
     with trio.move_on_after(config.drain_grace):
         await leave.hurried.wait()
     node.leaving = True

@@ -19,7 +19,7 @@ from socket import socket
 
 import trio
 
-from gateway import control
+from gateway import control, stream_log
 from gateway.admission import Admission
 from gateway.bus import Bus
 from gateway.client import Client, Reason, State
@@ -57,6 +57,9 @@ class EventStream:
     """Where to begin; a number is that of the newest events to begin with."""
     identity: Identity = ANYBODY
     address: str = ""
+    request: str = ""
+    """The id of the request for it, where that has named one."""
+    is_poll: bool = False
 
 
 class Streams:
@@ -93,9 +96,13 @@ class Streams:
     # -- opening
 
     async def open(
-        self, stream: EventStream, sock: socket | None = None, *, preamble: bytes = b""
+        self,
+        stream: EventStream,
+        sock: socket | None = None,
+        *,
+        preamble: Callable[[Client], bytes] | None = None,
     ) -> Client:
-        """A client of ``stream``, its first events staged after ``preamble``.
+        """A client of ``stream``, its first events staged after ``preamble`` of it.
 
         With a socket, which is the client's once this returns, it is to be given to `serve`.
         Raises Unavailable when the bus cannot confirm its channels, and with the reason "user" when
@@ -124,6 +131,8 @@ class Streams:
                 self._hub.totals,
                 identity=stream.identity,
                 address=stream.address,
+                request=stream.request,
+                is_poll=stream.is_poll,
             )
             self._hub.add(client, stream.channels, after, _opening(resume))
             added = True
@@ -137,8 +146,9 @@ class Streams:
                     self._replacements.abandon(user, identifier)
         if sock is not None or stream.identity.expires_ms is not None:
             self._clock.schedule(client)
-        if preamble:
-            client.stage(preamble)
+        stream_log.opened(client, resume)
+        if preamble is not None:
+            client.stage(preamble(client))
         client.stage_control(
             control.retry(self._config.retry) + control.connected(client.id, after, stream.channels)
         )
@@ -184,7 +194,8 @@ class Streams:
         except Unavailable:
             self._hub.finish(client, Reason.BUS, self._come_back(Reason.BUS))
         except Exception:  # noqa: BLE001  # a fault of ours here must not end everybody's streams
-            _log.exception("a replay failed")
+            told = {"client": client.id, "request": client.request_id}
+            _log.exception("a replay failed", told)
             self._hub.close(client, Reason.GONE)
         except trio.Cancelled:
             self._hub.close(client, Reason.DRAINING)

@@ -136,7 +136,10 @@ class Supervisor:
                     for number, (listener, admin) in enumerate(pairs, 1):
                         self._processes.start_soon(self._keep, number, listener, admin)
                 nursery.cancel_scope.cancel()
-        _log.info("node %s has %s", self._config.node_id, "failed" if self._failure else "drained")
+        if self._failure:
+            _log.error("node %(node)s has failed", {"node": self._config.node_id})
+        else:
+            _log.info("node %(node)s has drained", {"node": self._config.node_id})
         return self._failure
 
     async def _keep(
@@ -154,7 +157,7 @@ class Supervisor:
                     worker = self._start(number, listener, admin)
                 except OSError as error:
                     end = f"could not be started ({error.strerror})"
-                    _log.error("worker %d %s", number, end)
+                    _log.error("worker %(worker)d %(end)s", {"worker": number, "end": end})
                 else:
                     await _first_of(worker.over, self._draining)
                     if not worker.over.is_set():  # else over before the drain: its queue counts
@@ -168,7 +171,10 @@ class Supervisor:
                         told = f"{restarts.hopeless}, the last time it {end}"
                         self._fail(f"Worker {number} {told}: the node has ended.")
                         return
-                    _log.warning("worker %d begins again in %g s", number, pause)
+                    _log.warning(
+                        "worker %(worker)d begins again in %(seconds)g s",
+                        {"worker": number, "seconds": pause},
+                    )
                     with trio.move_on_after(pause):
                         await self._draining.wait()  # the next one empties the queue, and leaves
                 self._census.restarts += 1
@@ -188,7 +194,8 @@ class Supervisor:
             try:
                 await self._hear(worker)
             except ControlError as error:
-                _log.error("worker %d sent %s: killing it", worker.number, error)
+                told = _of(worker) | {"sent": str(error)}
+                _log.error("worker %(worker)d sent %(sent)s: killing it", told)
                 worker.kill()
             nursery.cancel_scope.cancel()
         await worker.wait()
@@ -198,9 +205,10 @@ class Supervisor:
             for sibling in self._census.answering[:1]:
                 sibling.mention(Gone(worker.tag))
         if worker.code == 0:
-            _log.info("worker %d (process %d) has left", worker.number, worker.pid)
+            _log.info("worker %(worker)d (process %(pid)d) has left", _of(worker))
             return
-        _log.error("worker %d (process %d) %s", worker.number, worker.pid, worker.end)
+        told = _of(worker) | {"end": worker.end}
+        _log.error("worker %(worker)d (process %(pid)d) %(end)s", told)
         if self._draining.is_set():
             self._fail(f"Worker {worker.number} {worker.end} while the node drained.")
 
@@ -211,7 +219,7 @@ class Supervisor:
                     worker.ready = True
                     worker.tag = message.worker
                     worker.missed = 0
-                    _log.info("worker %d is ready, process %d", worker.number, worker.pid)
+                    _log.info("worker %(worker)d is ready, process %(pid)d", _of(worker))
                     self._announce()
                 case Left():
                     worker.left = True
@@ -227,11 +235,11 @@ class Supervisor:
             return
         self._announced = True
         listener, admin = self._listeners[0], self._admin_listeners[0]
-        announce(self._config, listener, admin, self._config.node_id, f", {count} workers")
+        announce(self._config, listener, admin, self._config.node_id, count)
 
     async def _obey(self, signals: AsyncIterator[int]) -> None:
         await anext(signals)
-        _log.info("node %s is draining its workers", self._config.node_id)
+        _log.info("node %(node)s is draining its workers", {"node": self._config.node_id})
         self._drain()
         await anext(signals)
         _log.warning("second signal: leaving at once")
@@ -267,7 +275,7 @@ class Supervisor:
                 if worker.missed < (HUNG_ROUNDS if worker.ready else START_ROUNDS):
                     continue
                 _log.error(
-                    "worker %d (process %d) does not answer: killing it", worker.number, worker.pid
+                    "worker %(worker)d (process %(pid)d) does not answer: killing it", _of(worker)
                 )
                 worker.kill()
 
@@ -282,6 +290,11 @@ class Supervisor:
     def _kill(self) -> None:
         for worker in self._census.workers:
             worker.kill()
+
+
+def _of(worker: Worker) -> dict[str, object]:
+    """The fields of a line about a worker."""
+    return {"worker": worker.number, "pid": worker.pid}
 
 
 async def _first_of(one: trio.Event, other: trio.Event) -> None:

@@ -44,7 +44,10 @@ class Certificate:
             # In a thread: files may be far away.
             self.context, self.expires = await trio.to_thread.run_sync(load, self._config)
         except ConfigError as error:
-            _log.error("the certificate was not read again, the old one stays: %s", error)
+            _log.error(
+                "the certificate was not read again, the old one stays: %(why)s",
+                {"why": str(error)},
+            )
         else:
             _log.info("the certificate has been read again, for new connections")
 

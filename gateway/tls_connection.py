@@ -6,6 +6,7 @@ write: what it reads means nothing, and is not to be much.
 """
 
 import socket
+from collections.abc import Callable
 from contextlib import aclosing
 
 import trio
@@ -44,14 +45,14 @@ class TlsConnection(ArrivingConnection):
         await self._certificate.handshake(self._tls)
         return True
 
-    async def _stream(self, stream: EventStream, head: bytes) -> None:
+    async def _stream(self, stream: EventStream, head: Callable[[Client], bytes]) -> None:
         streams = self._node.streams
         async with streams.responding(stream) as client:
             self._service.streams += 1
             try:
                 async with trio.open_nursery() as nursery:
                     nursery.start_soon(self._discard_input, client, nursery.cancel_scope)
-                    await self._write(client, head)
+                    await self._write(client, head(client))
                     nursery.cancel_scope.cancel()
             finally:
                 self._service.streams -= 1

@@ -66,7 +66,7 @@ async def _run(
     control: ControlSocket[ToWorker] = ControlSocket(control_end, ToWorker)
     async for message in control:
         assert isinstance(message, Start)
-        start_logging(message.config, f"worker {message.number}")
+        start_logging(message.config, f"worker-{message.number}")
         await _serve(message.config, message.number, listener, admin, control)
         break
 

@@ -10,7 +10,7 @@ import ssl
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -28,11 +28,12 @@ READ_BYTES = 64 * 1024
 
 
 def environment(**variables: str) -> dict[str, str]:
-    """This process's, without settings of a gateway and without proxies, and ``variables``."""
+    """This process's, without settings of a gateway or of OpenTelemetry and without proxies, and
+    ``variables``."""
     kept = {
         name: value
         for name, value in os.environ.items()
-        if not name.startswith("GATEWAY_") and not name.lower().endswith("_proxy")
+        if not name.startswith(("GATEWAY_", "OTEL_")) and not name.lower().endswith("_proxy")
     }
     return kept | variables
 
@@ -251,6 +252,7 @@ async def node(
     bind: str = "127.0.0.1:0",
     tls: ssl.SSLContext | None = None,
     descriptors: int | None = None,
+    variables: Mapping[str, str] = {},  # which nobody changes
 ) -> AsyncIterator[NodeProcess]:
     """A node of the real program, listening; killed unless it has ended by itself.
 
@@ -260,7 +262,7 @@ async def node(
     command: tuple[str, ...] = (GATEWAY, "serve", "--bind", bind, *flags)
     if descriptors is not None:
         command = ("sh", "-c", 'ulimit -n "$0"; exec "$@"', str(descriptors), *command)
-    async with _start(NodeProcess, command, {}) as started:
+    async with _start(NodeProcess, command, dict(variables)) as started:
         scheme = "https" if tls else "http"
         started.port = int((await started.until(rf", on {scheme}://127\.0\.0\.1:(\d+)/"))[1])
         started.tls = tls

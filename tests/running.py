@@ -315,6 +315,7 @@ async def running(
     *,
     max_clients: int = 1000,
     max_connections: int = 2000,
+    tracing: Any = None,
     **settings: object,
 ) -> AsyncIterator[Gateway]:
     """A node with these settings (fields of Config), until the block is left."""
@@ -323,7 +324,7 @@ async def running(
     listener = listen(config)
     [admin] = listen_for_admin(config, 1)
     try:
-        node = Node(config, max_clients=max_clients, certificate=served)
+        node = Node(config, max_clients=max_clients, certificate=served, tracing=tracing)
         reception = Reception(node, served, max_connections=max_connections)
         front = reception.front
         async with trio.open_nursery() as nursery:

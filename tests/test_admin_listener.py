@@ -115,7 +115,7 @@ def test_an_address_that_is_none_is_refused(address: str) -> None:
 
 
 def admin_url(n: NodeProcess) -> str:
-    found = re.findall(r"metrics and probes on (http://127\.0\.0\.1:\d+)/\n", n.output)
+    found = re.findall(r"metrics and probes on (http://127\.0\.0\.1:\d+)/\"", n.output)
     assert len(found) == 1, n.output
     return str(found[0])
 

@@ -115,7 +115,7 @@ async def test_every_answer_tells_an_allowed_page_that_it_may_read_it(
         for header, found in told.items():
             assert found["allow-origin"] == header.decode().split()[1]
             assert found["allow-credentials"] == "true"
-            assert found["expose-headers"] == "Allow, Retry-After, WWW-Authenticate"
+            assert found["expose-headers"] == "Allow, Retry-After, WWW-Authenticate, X-Request-Id"
 
 
 @pytest.mark.parametrize("version", VERSIONS)

@@ -30,7 +30,7 @@ from gateway.control import Gap
 from gateway.edge.app import ROUTES
 from gateway.histogram import CROWDS, PAUSES, WAITS
 from gateway.hub import Opening
-from gateway.logs import OneLine
+from gateway.log_lines import JsonFormatter, LogfmtFormatter
 from gateway.names import user_channel
 from gateway.requests import OTHER
 from gateway.tallies import DEFAULT, Dropped
@@ -343,13 +343,15 @@ def test_the_numbers_of_a_rule_are_no_part_of_a_key(scripts: Scripts) -> None:
 
 # --- lines of the log -----------------------------------------------------------------------------
 
+Formatter = type[LogfmtFormatter] | type[JsonFormatter]
+
 
 @contextmanager
-def logged() -> Iterator[io.StringIO]:
+def logged(formatter: Formatter = LogfmtFormatter) -> Iterator[io.StringIO]:
     """What a node writes to its log."""
     text = io.StringIO()
     handler = logging.StreamHandler(text)
-    handler.setFormatter(OneLine("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    handler.setFormatter(formatter())
     root = logging.getLogger()
     root.addHandler(handler)
     try:
@@ -358,29 +360,72 @@ def logged() -> Iterator[io.StringIO]:
         root.removeHandler(handler)
 
 
-FORGED = "2026-01-01 00:00:00,000 WARNING gateway: forged"
+FORGED = "ts=2026-01-01T00:00:00.000Z level=warning logger=gateway msg=forged"
+
+ENDS = [
+    "\n",
+    "\r",
+    "\r\n",
+    "\x0b",
+    "\x0c",
+    "\x85",
+    "\u2028",
+    "\0",
+    "\x1b[2K",
+    '" ',
+    '\\" ',
+    "=",
+    "\ud800",
+]
 
 
-@pytest.mark.parametrize(
-    "end", ["\n", "\r", "\r\n", "\x0b", "\x0c", "\x85", "\u2028", "\0", "\x1b[2K"]
-)
+def fields(line: str) -> dict[str, str]:
+    """A line of logfmt, read by its grammar and nothing else."""
+    found = {}
+    rest = line
+    while rest:
+        match = re.match(r'([a-z_]+)=("(?:[^"\\]|\\.)*"|[^\s"=]+)(?: |$)', rest)
+        assert match is not None, rest
+        name, value = match[1], match[2]
+        assert name not in found, line
+        found[name] = json.loads(value) if value.startswith('"') else value
+        rest = rest[match.end() :]
+    return found
+
+
+@pytest.mark.parametrize("end", ENDS)
 def test_a_record_is_one_line_whatever_is_in_it(end: str) -> None:
-    with logged() as text:
-        logging.getLogger("gateway").warning("no %s here", f"x{end}{FORGED}")
-    written = text.getvalue()
-    assert written.endswith("\n")
-    assert written[:-1].isprintable()
-    assert not written.startswith(FORGED)
+    hostile = f"x{end}{FORGED}"
+    with logged() as text, logged(JsonFormatter) as as_json:
+        logging.getLogger("gateway").warning("no %(what)s here", {"what": hostile, "n": 1})
+        logging.getLogger("hypercorn.error").warning("no %s here", hostile)
+        logging.getLogger("hypercorn.error").warning("no %(x)s here", {"x": "y", hostile: "z"})
+    for written in (text.getvalue(), as_json.getvalue()):
+        lines = written[:-1].split("\n")
+        assert len(lines) == 3
+        assert all(line.isprintable() and not line.startswith(FORGED) for line in lines)
+    first, second, third = map(fields, text.getvalue()[:-1].split("\n"))
+    assert (first["what"], first["msg"], first["n"]) == (hostile, f"no {hostile} here", "1")
+    assert set(second) == set(third) == {"ts", "level", "logger", "msg"}
+    assert second["msg"] == f"no {hostile} here"
+    for line, read in zip(as_json.getvalue()[:-1].split("\n"), (first, second, third), strict=True):
+        parsed = json.loads(line)
+        assert {name: str(value) for name, value in parsed.items()} == read
 
 
-def test_a_traceback_is_indented_and_so_is_what_its_error_says() -> None:
-    with logged() as text:
+@pytest.mark.parametrize("formatter", [LogfmtFormatter, JsonFormatter])
+def test_a_traceback_is_told_from_lines_and_so_is_what_its_error_says(formatter: Formatter) -> None:
+    with logged(formatter) as text:
         try:
             raise ValueError(f"x\n{FORGED}\r{FORGED}\ud800")
         except ValueError:
             logging.getLogger("gateway").exception("failed", stack_info=True)
     first, *others = text.getvalue()[:-1].split("\n")
-    assert first.endswith("ERROR gateway: failed")
+    if formatter is JsonFormatter:
+        assert not others
+        assert f"x\n{FORGED}" in json.loads(first)["traceback"]
+        return
+    assert fields(first)["msg"] == "failed"
     assert len(others) > 4
     assert all(line.startswith("    ") and line.isprintable() for line in others)
     assert any(FORGED in line for line in others)
@@ -399,7 +444,10 @@ async def test_a_fault_that_a_stranger_finds_is_logged_in_lines_of_ours(
             response = await gateway.ask(request("GET", f"/channels/{asked}?token=secret"))
             assert response.status == 500
     lines = text.getvalue()[:-1].split("\n")
-    assert any("an error in serving GET /channels/a\\n2026" in line for line in lines)
+    [told] = [fields(line) for line in lines if not line.startswith("    ")]
+    assert told["path"] == f"/channels/a\n{FORGED}\x1b[2K"
+    assert (told["level"], told["method"]) == ("error", "GET")
+    assert told["request"] == response.header("x-request-id")
     assert not any(line.startswith(FORGED) or "secret" in line for line in lines)
     assert all(line.isprintable() for line in lines)
     assert caplog.records

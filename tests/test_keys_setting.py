@@ -269,7 +269,9 @@ async def test_a_public_node_says_loudly_that_it_is_open_and_only_then(
         await n.until("on http://")
         n.signal(signal.SIGTERM)
         assert await n.wait() == 0
-        assert ("WARNING gateway: this node is open to anyone" in n.output) is is_open
+        assert (
+            'level=warning logger=gateway msg="this node is open to anyone' in n.output
+        ) is is_open
 
 
 async def test_keys_that_cannot_be_used_stop_the_start() -> None:

@@ -30,7 +30,8 @@ LAYERS = (
     ("replacements",),
     ("budget", "clock", "cluster", "fanout", "replays"),
     ("hub",),
-    ("admission", "lanes", "members", "pending", "replay"),
+    ("admission", "lanes", "members", "pending", "replay", "tracing"),
+    ("stream_log",),
     ("client",),
     ("outbox", "bus"),
     ("ledger", "tallies"),
@@ -46,7 +47,9 @@ LAYERS = (
     ("config",),
     ("identity",),
     ("addresses", "limits", "names", "origins", "policy"),
-    ("errors", "logs"),
+    ("errors", "logs", "request_id"),
+    ("log_lines", "threads"),
+    ("trace_context",),
     ("__init__",),
 )
 """From top to bottom. Modules of one layer know nothing of each other."""

@@ -183,7 +183,10 @@ def body_of(answer: bytes) -> bytes:
 
 async def test_the_node_says_when_all_workers_are_ready() -> None:
     async with supervised(node_id="n1") as n:
-        line = r"supervisor gateway: gateway \S+, node n1, on http://127\.0\.0\.1:\d+/, 2 workers\n"
+        line = (
+            r'process=supervisor logger=gateway msg="gateway \S+, node n1, on'
+            r' http://127\.0\.0\.1:\d+/, 2 workers" version=\S+ node=n1 url=\S+ workers=2\n'
+        )
         assert re.search(line, n.output)
         assert sorted(n.workers()) == sorted(n.ready.values())
         assert sorted(n.ready) == [1, 2]
@@ -387,7 +390,7 @@ async def test_a_worker_that_hangs_for_long_is_replaced() -> None:
         first = n.ready
         await n.stop_worker(1)
         await n.until(rf"worker 1 \(process {first[1]}\) does not answer: killing it\n")
-        await n.until(r"worker 1 \(process \d+\) was ended by SIGKILL\n")
+        await n.until(r"worker 1 \(process \d+\) was ended by SIGKILL")
         await n.until("worker 1 is ready")
         assert await n.metric("workers") == 2
         assert await n.metric("worker_restarts_total") == 1

@@ -67,7 +67,7 @@ async def test_curl_is_served_over_1_2_and_1_3_and_refused_below(files: certific
         plain = await run("curl", "-sS", "--max-time", "10", f"http://127.0.0.1:{n.port}/healthz")
         assert plain.returncode != 0
         assert "Traceback" not in n.output
-        assert " ERROR " not in n.output
+        assert "level=error" not in n.output
 
 
 async def test_openssl_agrees_on_http_1_1_and_is_told_the_end(files: certificates.Files) -> None:
@@ -100,7 +100,9 @@ async def test_the_certificate_is_renewed_under_an_open_stream(
         await stream.until(b"data: after\n")
         files.key.unlink()
         n.signal(signal.SIGHUP)
-        await n.until("ERROR gateway: the certificate was not read again, .* No such file")
+        await n.until(
+            'level=error logger=gateway msg="the certificate was not read again, .* No such file'
+        )
         assert await shown(n) == der(renewed)
         await n.publish("a", "still")
         await stream.until(b"data: still\n")
@@ -127,12 +129,12 @@ async def test_every_worker_renews_it(
         files.replace_by(renewed)
         n.signal(signal.SIGHUP)
         for _ in range(2):
-            await n.until(rf"INFO worker \d gateway: {RELOADED}")
+            await n.until(rf'level=info process=worker-\d logger=gateway msg="{RELOADED}')
         assert {await shown(n) for _ in range(MANY)} == {der(renewed)}
         n.tls = files.client()
         await all_get("after")
         os.kill(n.workers()[0], signal.SIGHUP)  # one alone may be told as well
-        await n.until(rf"INFO worker \d gateway: {RELOADED}")
+        await n.until(rf'level=info process=worker-\d logger=gateway msg="{RELOADED}')
         await all_get("still")
         n.signal(signal.SIGTERM)
         async with trio.open_nursery() as nursery:

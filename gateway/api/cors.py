@@ -17,10 +17,13 @@ from gateway.origins import Origins, shown
 
 Headers = tuple[tuple[bytes, bytes], ...]
 
-ALLOWED_HEADERS = b"Authorization, Cache-Control, Content-Type, Last-Event-ID"
+ALLOWED_HEADERS = (
+    b"Authorization, Cache-Control, Content-Type, Last-Event-ID, traceparent, tracestate,"
+    b" X-Request-Id"
+)
 """Of requests. Named one by one, since ``*`` would leave out Authorization."""
 
-EXPOSED_HEADERS = b"Allow, Retry-After, WWW-Authenticate"
+EXPOSED_HEADERS = b"Allow, Retry-After, WWW-Authenticate, X-Request-Id"
 """Of answers; those that a script may always read are not among them."""
 
 _VARY = ((b"Vary", b"Origin"),)

@@ -66,6 +66,16 @@ _decode_string = msgspec.json.Decoder(str).decode
 
 async def publish(node: Node, request: Request) -> Answer:
     """POST /publish and /publish/<channel>."""
+    if node.tracing is None or (span := node.tracing.publishing(request.header)) is None:
+        return await _publish(node, request)
+    with span:
+        answer = await _publish(node, request, span.carried)
+        span.tell(request.path[len(PATH) + 1 :], answer.status)
+    return answer
+
+
+async def _publish(node: Node, request: Request, trace: str | None = None) -> Answer:
+    """What is published carries ``trace``."""
     try:
         if request.method != "POST":
             raise MethodNotAllowed("Events are published with POST.", allow="POST")
@@ -78,12 +88,12 @@ async def publish(node: Node, request: Request) -> Answer:
             raise Unauthorized(f"Nobody publishes without saying who: {NEEDED}.", bad_token=False)
         meter = meter_of(node, request, identity) if node.counts_events else None
         if request.path != PATH:
-            return await _publish_one(node, identity, meter, _raw_event(node, request))
+            return await _publish_one(node, identity, meter, _raw_event(node, request), trace)
         media_type = request.media_type
         if media_type == JSON:
-            return await _publish_one(node, identity, meter, _event(node, request.body))
+            return await _publish_one(node, identity, meter, _event(node, request.body), trace)
         if media_type == NDJSON:
-            return await _publish_lines(node, identity, meter, request.body)
+            return await _publish_lines(node, identity, meter, request.body, trace)
         raise UnsupportedMediaType(
             f"POST {PATH} takes {JSON} (one event) or {NDJSON} (one a line); any other type goes "
             f"to {PATH}/<channel>, where the body is the data."
@@ -92,7 +102,11 @@ async def publish(node: Node, request: Request) -> Answer:
         return problem(error)
 
 
-async def _publish_one(node: Node, identity: Identity, meter: Meter | None, event: Event) -> Answer:
+async def _publish_one(
+    node: Node, identity: Identity, meter: Meter | None, event: Event, trace: str | None
+) -> Answer:
+    if trace is not None:
+        event = msgspec.structs.replace(event, trace=trace)
     if not identity.is_open:
         _check_granted(identity, event)
     if meter is not None and not meter.take(event):
@@ -104,7 +118,7 @@ async def _publish_one(node: Node, identity: Identity, meter: Meter | None, even
 
 
 async def _publish_lines(
-    node: Node, identity: Identity, meter: Meter | None, body: bytes
+    node: Node, identity: Identity, meter: Meter | None, body: bytes, trace: str | None
 ) -> Answer:
     count = body.count(b"\n") + 1
     if count > MAX_LINES:
@@ -117,6 +131,8 @@ async def _publish_lines(
         if line and not line.isspace():
             try:
                 event = _event(node, line)
+                if trace is not None:
+                    event = msgspec.structs.replace(event, trace=trace)
                 if not identity.is_open:
                     _check_granted(identity, event)
                 if meter is not None and not meter.take(event):

@@ -115,6 +115,8 @@ class Answer:
     body: bytes = b""
     media_type: str = JSON
     headers: tuple[tuple[bytes, bytes], ...] = ()
+    why: str = ""
+    """Of a refusal: its reason in one word where it has one, else in a sentence; for the log."""
 
 
 def answer(status: int, value: object) -> Answer:
@@ -132,4 +134,5 @@ def problem(error: GatewayError) -> Answer:
     elif isinstance(error, Unauthorized):
         challenge = b', error="invalid_token"' if error.bad_token else b""
         headers += ((b"WWW-Authenticate", b'Bearer realm="gateway"' + challenge),)
-    return Answer(error.status, msgspec.json.encode(error.problem()) + b"\n", PROBLEM, headers)
+    why = str(error.extra.get("reason", error.detail))
+    return Answer(error.status, msgspec.json.encode(error.problem()) + b"\n", PROBLEM, headers, why)

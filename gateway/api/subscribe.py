@@ -26,6 +26,7 @@ from gateway.identity import Identity
 from gateway.names import GLOBAL, check_subscribable, is_reserved, user_channel
 from gateway.node import Node
 from gateway.position import Closed, Position, Resume, Start, parse_resume
+from gateway.request_id import NAME, named_id
 from gateway.streams import EventStream
 
 PATH = "/events"
@@ -88,7 +89,7 @@ def turn_away(node: Node, request: Request, reason: str, retry_after: float = 0.
         return refuse(node, reason, retry_after)
     node.refuse(reason)
     body = control.retry(max(node.config.retry, retry_after)) + control.reconnect(reason)
-    return Answer(200, body, EVENT_STREAM, STREAM_HEADERS[1:])
+    return Answer(200, body, EVENT_STREAM, STREAM_HEADERS[1:], reason)
 
 
 def refuse(node: Node, reason: str, retry_after: float = 0.0) -> Answer:
@@ -136,6 +137,8 @@ def requested(node: Node, request: Request, path: str, identity: Identity) -> Ev
         _resume(request),
         identity,
         node.address_of(request.peer, request.header),
+        named_id(request.header(NAME)),
+        is_poll=path != PATH,
     )
 
 

@@ -102,7 +102,7 @@ class Commands:
     def convict(self, why: str) -> None:
         """Close the connection, if there is one: it is not what it seems."""
         if self._scope is not None:
-            _log.warning("the command link is given up: %s", why)
+            _log.warning("the command link to Redis is given up", {"why": why})
             self._scope.cancel()
 
     async def room(self) -> None:
@@ -159,7 +159,7 @@ class Commands:
                     await self._serve(backoff)
             except* LINK_ERRORS as group:
                 if (why := reason(group)) != told:
-                    _log.warning("the command link to Redis: %s", why)
+                    _log.warning("the command link to Redis is lost", {"why": why})
                     told = why
             if self.connected or self._unusable:
                 self.losses += 1

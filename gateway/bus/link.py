@@ -110,7 +110,7 @@ class Link:
         self.run_id = server.run_id
         self.learn(parse_epoch([part.decode() for part in epoch]))
         self._was_attached = True
-        _log.info("linked to %s, run id %s", self._address, server.run_id)
+        _log.info("linked to Redis", {"address": str(self._address), "run_id": server.run_id})
 
     def learn(self, epoch: Epoch) -> None:
         """Take note of what Redis, or another node, knows of it."""
@@ -127,15 +127,15 @@ class Link:
             lossy = await self.script("evicted", count, self._now_ms())
             self.evicted = count
             self.epoch = replace(self.epoch, lossy=max(self.epoch.lossy, position_of(lossy)))
-            _log.error("Redis evicts keys (%d so far): set maxmemory-policy noeviction", count)
+            _log.error("Redis evicts keys: set maxmemory-policy noeviction", {"evicted": count})
 
     def _warn_of(self, server: Server) -> None:
         """Say once what in its configuration can lose something."""
         if server.evicts and server.run_id != self.run_id:
             _log.warning(
-                "Redis may evict our keys (maxmemory-policy %s): history can be lost, and clients"
-                " are then told of gaps; set it to noeviction",
-                server.evicts,
+                "Redis may evict our keys: history can be lost, and clients are then told of gaps;"
+                " set maxmemory-policy to noeviction",
+                {"maxmemory_policy": server.evicts},
             )
         if not server.has_log and server.run_id != self.run_id:
             _log.warning(

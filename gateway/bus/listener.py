@@ -91,7 +91,7 @@ class Listener:
     def convict(self, why: str) -> None:
         """Close the connection, if there is one: it is not what it seems."""
         if self._scope is not None:
-            _log.warning("the pub/sub link is given up: %s", why)
+            _log.warning("the pub/sub link to Redis is given up", {"why": why})
             self._scope.cancel()
 
     def subscribe(self, subscriptions: Sequence[Subscription]) -> None:
@@ -120,7 +120,7 @@ class Listener:
                     await self._serve(scope, backoff)
             except* LINK_ERRORS as group:
                 if (why := reason(group)) != told:
-                    _log.warning("the pub/sub link to Redis: %s", why)
+                    _log.warning("the pub/sub link to Redis is lost", {"why": why})
                     told = why
             if self.is_live:
                 self.losses += 1

@@ -4,7 +4,13 @@
 without its id. The version and the two positions come first in every version to come, so that an
 older node can tell where it must say that something is missing. The script of the bus writes the
 head.
+
+``<ended>`` is 1 or 0, and behind that, where the publisher is traced, a semicolon and what is
+carried of it. Nodes from before that know only whether it is 1, so an event that ends its channels
+carries none.
 """
+
+from urllib.parse import unquote
 
 from gateway import sse
 from gateway.event import Event, Frame
@@ -45,7 +51,8 @@ def encode(event: Event) -> bytes:
     Raises BadRequest when the event's type cannot be written as SSE.
     """
     channels = OWN_CHANNEL if len(event.channels) == 1 else ",".join(event.channels)
-    head = f"{int(event.end)} {channels} {event.key or ''}\n".encode()
+    ended = int(event.end) if event.trace is None else _traced(event.trace, end=event.end)
+    head = f"{ended} {channels} {event.key or ''}\n".encode()
     return head + sse.encode(event.data, event=event.type, retry=event.retry)
 
 
@@ -69,6 +76,9 @@ def decode(payload: bytes, own: tuple[str, ...]) -> tuple[Frame, bytes, bytes]:
             own = tuple(channels.decode("ascii").split(","))
         block = b"id: %b\n%b" % (identifier, body)
         framing = b"%x\r\n" % len(block)
+        trace = None
+        if len(ended) > 1:
+            trace, ended = _trace(ended), ended[:1]
         frame = Frame(
             position,
             own,
@@ -77,6 +87,7 @@ def decode(payload: bytes, own: tuple[str, ...]) -> tuple[Frame, bytes, bytes]:
             len(identifier) + 5,
             key.decode("utf-8", "surrogateescape") if key else None,
             ended == b"1",
+            trace,
         )
     except Unreadable:
         raise
@@ -96,6 +107,15 @@ def position_of(text: bytes) -> Position:
 def is_known_empty(before: bytes) -> bool:
     """Whether a channel had been silent for its whole time before the message that says so."""
     return before.startswith(KNOWN_EMPTY)
+
+
+def _traced(trace: str, *, end: bool) -> str:
+    return "1" if end else "0;" + trace.replace("%", "%25").replace(" ", "%20")
+
+
+def _trace(ended: bytes) -> str | None:
+    """What is carried, if that is what stands behind whether it is the end."""
+    return unquote(ended[2:].decode("ascii", "replace")) if ended[1:2] == b";" else None
 
 
 def _unreadable(head: bytes) -> Unreadable:

@@ -5,12 +5,14 @@ import hashlib
 import logging
 import re
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import trio
 from quart import Request as QuartRequest
-from quart import Response, request
+from quart import Response, g, request
 from quart.globals import request_ctx
 from quart_trio import QuartTrio
 from werkzeug.exceptions import HTTPException, InternalServerError
@@ -23,12 +25,15 @@ from gateway.api.cors import cors_headers, options
 from gateway.api.csrf import check_page
 from gateway.api.poll import poll
 from gateway.api.publish import publish
+from gateway.api.refusals import is_refusal, told
 from gateway.api.request import NOT_STORED, Answer, Request, parse_target, problem
 from gateway.api.subscribe import STREAM_HEADERS, subscribe
 from gateway.edge.serve import ANSWERED, Connection
 from gateway.errors import GatewayError, MethodNotAllowed, NotFound
 from gateway.http1_render import STRICT_HEADERS
 from gateway.node import Node
+from gateway.request_id import HEADER as REQUEST_ID
+from gateway.request_id import NAME
 from gateway.requests import OTHER, PUBLISH_TO
 
 STATIC = Path(__file__).parent.parent / "static"
@@ -65,6 +70,20 @@ class _Rest(BaseConverter):
     part_isolating = False
 
 
+class App(QuartTrio):
+    """With one line of ours for a fault of ours, which quart would have a sentence for that no two
+    paths share."""
+
+    def __init__(self, node: Node) -> None:
+        super().__init__("gateway", static_folder=None)
+        self._node = node
+
+    def log_exception(self, exception_info: Any) -> None:
+        g.request_id = self._node.request_ids.of(_header(NAME)).encode()
+        told = _about() | {"request": g.request_id.decode()}
+        _log.error("a request failed", told, exc_info=exception_info)
+
+
 def make_app(node: Node) -> QuartTrio:
     """The edge of ``node``."""
     app = _bare_app(node)
@@ -97,7 +116,7 @@ def make_admin_app(node: Node) -> QuartTrio:
 
 def _bare_app(node: Node) -> QuartTrio:
     """Without routes; what it refuses it refuses as the api does."""
-    app = QuartTrio("gateway", static_folder=None)
+    app = App(node)
     app.asgi_http_class = Connection
     app.url_map.converters["rest"] = _Rest
     app.url_map.merge_slashes = False
@@ -121,6 +140,10 @@ def _bare_app(node: Node) -> QuartTrio:
     async def complete(response: Response) -> Response:
         if response.status_code >= 400:
             node.count_refusal(response.status_code)
+        answer = Answer(response.status_code, why=g.get("why", ""))
+        if is_refusal(answer):
+            for name, value in told(node, answer, _request_id_header, _about).headers:
+                response.headers[name.decode()] = value.decode()
         for name, value in (*STRICT_HEADERS, NOT_STORED):
             response.headers.setdefault(name.decode(), value.decode())
         if node.origins:
@@ -147,8 +170,9 @@ def _add_hot_routes(app: QuartTrio, node: Node) -> None:
         result = await subscribe(node, await _request())
         if isinstance(result, Answer):
             return _response(result)
-        response = Response(node.streams.body(result))
-        for name, value in STREAM_HEADERS:
+        request_id = node.request_ids.of(_header(NAME))
+        response = Response(node.streams.body(replace(result, request=request_id)))
+        for name, value in (*STREAM_HEADERS, (REQUEST_ID, request_id.encode())):
             response.headers[name.decode()] = value.decode()
         response.timeout = None  # quart ends a response after 60 s otherwise
         return response
@@ -249,6 +273,17 @@ async def _request() -> Request:
     return Request(request.method, *parse_target(target), _header, body, peer)
 
 
+def _request_id_header(name: bytes) -> bytes | None:
+    """The id of the request, made if need be: it is asked for more than once."""
+    return g.get("request_id") or _header(name)
+
+
+def _about() -> dict[str, object]:
+    """What a line of the log says of the request, without its query, in which a token may be."""
+    peer = request.scope["state"]["peer"]
+    return {"method": request.method, "path": request.path, "peer": peer}
+
+
 def _header(name: bytes) -> bytes | None:
     value = request.headers.get(name.decode())
     return value.encode("latin-1") if value is not None else None
@@ -263,6 +298,7 @@ def _methods(found: Iterable[str]) -> set[str]:
 
 
 def _response(answer: Answer) -> Response:
+    g.why = answer.why
     response = Response(answer.body, answer.status, content_type=answer.media_type)
     if answer.status in (204, 304):
         del response.headers["Content-Type"]
@@ -285,7 +321,6 @@ async def _http_error(error: HTTPException) -> Response:
         said = f"{request.method} is not for {request.path}; use {allowed}."
         return _response(problem(MethodNotAllowed(said, allow=allowed)))
     if isinstance(error, InternalServerError):
-        _log.error("an error in serving %s %s", request.method, request.path)
         return _response(problem(GatewayError("The gateway failed at this; it has been logged.")))
     return _response(problem(_other(error)))
 

@@ -1,6 +1,6 @@
 """The workers as processes: processor, memory, descriptors, collector, trio's loop."""
 
-from gateway.metrics.family import by_key, counters, gauges, histogram, histograms
+from gateway.metrics.family import by_key, counter, counters, gauges, histogram, histograms
 
 FAMILIES = (
     histogram(
@@ -43,5 +43,21 @@ FAMILIES = (
         "Tasks of trio's that are living in the worker.",
         ("worker",),
         lambda now: by_key({n: each.tasks for n, each in now.processes.items()}),
+    ),
+    counter(
+        "log_lines_dropped",
+        "Log lines dropped since nobody read standard error.",
+        lambda now: now.log.dropped,
+    ),
+    counter(
+        "log_lines_suppressed",
+        "Log lines of one kind beyond log_rate; a line a second sums them up.",
+        lambda now: now.log.suppressed,
+    ),
+    counter("trace_spans", "Spans made of traced events.", lambda now: now.trace.spans),
+    counter(
+        "trace_spans_dropped",
+        "Deliveries of traced events that had no span, as there were too many.",
+        lambda now: now.trace.dropped,
     ),
 )

@@ -15,6 +15,7 @@ from gateway.openapi.schemas import (
     Schema,
 )
 from gateway.replay import MAX_NEWEST
+from gateway.request_id import MAX_LENGTH
 from gateway.revocation import MAX_ID_BYTES
 
 
@@ -111,4 +112,17 @@ REVOKE = in_query(
 SINCE = in_query(
     "since", _RESUME, "The position after which the channel's events are given.", **_EMPTY
 )
+REQUEST_ID = _in_header(
+    "X-Request-Id",
+    f"What the request is to be known by, in the log too: 1 to {MAX_LENGTH} of `A-Z a-z 0-9 . _ :"
+    " / @ + = ~ -`. Anything else counts as none, and one is made.",
+)
+TRACE = [
+    _in_header(
+        "traceparent",
+        "The span that publishes (W3C Trace Context). On a node that traces, the deliveries are"
+        " spans of the same trace. What is invalid counts as none.",
+    ),
+    _in_header("tracestate", "What goes with it."),
+]
 IF_NONE_MATCH = _in_header("If-None-Match", "The `ETag` of the description that is known.")

@@ -24,6 +24,7 @@ from gateway.errors import (
     VersionNotSupported,
 )
 from gateway.openapi.schemas import Schema, only, ref
+from gateway.request_id import MAX_LENGTH
 
 Error = type[GatewayError]
 
@@ -56,7 +57,7 @@ def described_errors() -> Schema:
         _name(error): {
             "description": error.title,
             "content": {PROBLEM: {"schema": ref("Problem"), "example": _example(error)}},
-            **({"headers": _HEADERS[error]} if error in _HEADERS else {}),
+            "headers": REQUEST_ID | _HEADERS.get(error, {}),
         }
         for error in (*ANYWHERE, *ACCESS, *_ELSEWHERE)
     }
@@ -88,7 +89,7 @@ def stream(description: str) -> Schema:
     return {
         "description": description,
         "content": {EVENT_STREAM: {"schema": ref("StreamEvent")}},
-        "headers": headers,
+        "headers": headers | REQUEST_ID,
     }
 
 
@@ -106,6 +107,16 @@ def _name(error: Error) -> str:
 
 
 _DETAIL = "What is wrong, and what would be right."
+
+REQUEST_ID = header(
+    "X-Request-Id",
+    {
+        "type": "string",
+        "minLength": 1,
+        "maxLength": MAX_LENGTH,
+        "description": "What the log knows the request by.",
+    },
+)
 
 _RETRY_AFTER = header("Retry-After", {"type": "integer", "minimum": 1, "description": "Seconds."})
 

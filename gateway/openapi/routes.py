@@ -70,7 +70,7 @@ class Routes:
             "operationId": name,
             "tags": [tag],
             "summary": summary,
-            "parameters": list(parameters),
+            "parameters": [*parameters, takes.REQUEST_ID],
             "security": guard,
             **more,
             "responses": responses(given, *errors, guarded=bool(guard)),
@@ -140,6 +140,7 @@ class Routes:
                 "required": True,
                 "content": {JSON: {"schema": ref("Event")}, NDJSON: {"schema": most}},
             },
+            parameters=takes.TRACE,
         )
         raw = self._operation(
             "publishRaw",
@@ -149,7 +150,7 @@ class Routes:
             Forbidden,
             ChannelEnded,
             TooManyRequests,
-            parameters=[takes.CHANNEL_TO_WRITE, *takes.OF_EVENT],
+            parameters=[takes.CHANNEL_TO_WRITE, *takes.OF_EVENT, *takes.TRACE],
             requestBody={
                 "description": "Text in UTF-8, of whatever media type.",
                 "content": {"text/plain": TEXT, "*/*": {}},

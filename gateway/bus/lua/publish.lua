@@ -11,7 +11,7 @@
 -- what is wrong.
 --
 -- The message and the entry of an event: "1 <position> <previous> <bytes> <ended> <channels> <key>",
--- a line break, and its SSE block without id. <previous> is the channel's event before it; with ~ it
+-- a line break, and its SSE block without id. Behind <ended> may stand what a node says of a trace. <previous> is the channel's event before it; with ~ it
 -- is where the channel is known to have been empty since.
 
 local WINDOW = 512               -- calls of a worker that are remembered
