@@ -11,6 +11,7 @@ README.md says what the figures mean; the parts are in ``stress/``.
 import signal
 from typing import Any
 
+import gevent
 from locust import events
 from locust.env import Environment
 from locust.runners import MasterRunner
@@ -41,9 +42,8 @@ def begin(environment: Environment, **_: object) -> None:
     environment.events.test_start.add_listener(weigh)
     if not isinstance(runner, MasterRunner):
         runner.register_message(CUT, scene.cut)
-    # While a shape runs without the web UI, locust leaves SIGTERM at its default, which would end
-    # it without a verdict; Ctrl-C does what is right.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, interrupt)
     if environment.web_ui is not None:
         show(environment.web_ui, scene.settlement)
     set_scene(scene)
@@ -58,3 +58,11 @@ def weigh(environment: Environment, **_: object) -> None:
         SlowReader.weight = SLOW_WEIGHT * options.subscriber_weight
     Publisher.weight = options.publisher_weight
     Publisher.fixed_count = options.publishers
+
+
+def interrupt(*_: object) -> None:
+    """End the run with its verdict: in the main greenlet, where locust expects a Ctrl-C, and when
+    no other runs. Python would raise it in any that runs, in the middle of what a subscriber has
+    just received; and while a shape runs, locust leaves SIGTERM at its default."""
+    hub = gevent.get_hub()
+    hub.loop.run_callback_threadsafe(hub.parent.throw, KeyboardInterrupt())

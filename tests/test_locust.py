@@ -252,6 +252,7 @@ async def test_the_page_starts_runs_shows_their_figures_and_an_interrupt_is_judg
             told = await figures()
             assert told["verdict"] == {"right": True, "lost": 0, "unjudged": 0, "defects": []}
             assert told["published"] == await n.metric("published_total")
+            form |= {"user_count": "52", "rate": "100"}  # whom an interrupt may find at work
             assert (await client.post(f"{page}/swarm", data=form)).json()["success"]
             await eventually(is_delivering)
             process.signal(signal.SIGINT)
