@@ -38,3 +38,11 @@ def test_every_file_that_is_named_is_there(path: Path) -> None:
 
 def test_the_readme_names_what_keeps_its_promises() -> None:
     assert len(NAMED.findall(README)) > 30
+
+
+def test_the_metrics_that_the_readme_asks_are_all_there() -> None:
+    known = set(re.findall(r"`gateway_(\w+)`", (ROOT / "grafana/METRICS.md").read_text("utf-8")))
+    table = README.partition("all with `gateway_` in front |")[2].partition("\n\n")[0]
+    asked = re.findall(r"`(\w+)`", table)
+    assert len(asked) > 30
+    assert set(asked) <= known
