@@ -1,5 +1,6 @@
 """What measures must work: the load generator, and the programs that are built on it."""
 
+import os
 import re
 import runpy
 import subprocess
@@ -73,6 +74,18 @@ def test_the_cost_of_a_token_is_measured() -> None:
     assert done.returncode == 0, done.stdout + done.stderr
     assert re.search(r"(?m)^connect_cpu_ms +HS256 +\S", done.stdout)
     assert set(re.findall(r"(?m)^errors .* (\S+)$", done.stdout)) == {"0"}
+
+
+def test_what_a_client_costs_is_measured_and_reckoned_with() -> None:
+    done = _run("sizing", "--clients", "5000", "-k", "1", "--quick")
+    if os.geteuid() != 0:
+        assert done.returncode == 2
+        assert "readable for root alone" in done.stderr
+        return
+    assert done.returncode == 0, done.stdout + done.stderr
+    for start in ("HAProxy", "HAProxy, TLS", "nginx", "nginx, TLS"):
+        assert re.search(rf"(?m)^{start}: KiB/stream +[1-9]", done.stdout)
+    assert re.search(r"(?m)^5,000 clients, .*\n +\d\S* cores at 50%", done.stdout)
 
 
 SVG = "{http://www.w3.org/2000/svg}"
