@@ -17,7 +17,7 @@ from typing import NamedTuple, Protocol, TypeAlias
 import certificates
 import httpx
 import trio
-from process import Child, child
+from process import Child, child, eventually
 from redis_server import free_port
 from running import ACCEPT, Response, Wire, request
 
@@ -170,8 +170,13 @@ async def haproxy(
         counted = "/metrics", 'haproxy_frontend_current_sessions{proxy="browsers"}'
         command = child("haproxy", "-db", "-f", str(HAPROXY), **variables)
         async with _started(command, ports, certificate, counted) as balancer:
-            for number in range(len(nodes), NODES):
-                await balancer.process.until(f"Server streams/node{number + 1} is DOWN")
+            absent = [f"streams/node{number + 1} is DOWN" for number in range(len(nodes), NODES)]
+
+            async def has_seen_who_is_absent() -> bool:
+                return all(told in process.output for told in absent)
+
+            process = balancer.process
+            await eventually(has_seen_who_is_absent)
             yield balancer
 
 
