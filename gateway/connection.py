@@ -209,7 +209,10 @@ class Connection:
         if not hot:
             await self._service.edge(parsed, self._hand_over(), self._peer)
             return False
-        self._route = _route(target)
+        if parsed.method == "POST":
+            self._route = PUBLISH_TO if target.startswith(b"/", len(_PUBLISH)) else PUBLISH
+        else:
+            self._route = POLL if polls else EVENTS
         if polls:
             parsed.body = b""  # it means nothing, and would take the room of others for long
             self._release()
@@ -388,10 +391,3 @@ class Connection:
 def _is_under(target: bytes, path: bytes) -> bool:
     """Whether a target in origin form names ``path`` or something below it."""
     return target.startswith(path) and target[len(path) : len(path) + 1] in (b"", b"/", b"?")
-
-
-def _route(target: bytes) -> str:
-    """The route of a hot request."""
-    if not target.startswith(_PUBLISH):
-        return EVENTS if target.startswith(_EVENTS) else POLL
-    return PUBLISH_TO if target.startswith(b"/", len(_PUBLISH)) else PUBLISH

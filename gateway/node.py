@@ -131,7 +131,7 @@ class Node:
             unsubscribe=lambda names: self.bus.unsubscribe(names),
             catch_up=lambda client: self.streams.catch_up(client),
             watermark=lambda: self.bus.head(),
-            now_ms=lambda: now_ms() + self.bus.ahead_ms,
+            now_ms=(lambda: now_ms() + bus.ahead_ms) if config.redis else now_ms,
         )
         self.admission = Admission(config, self.is_exempt)
         self.hub.parting.append(lambda client: self.admission.leave(client.address))

@@ -22,11 +22,10 @@ class RequestDurations:
 
     def observe(self, route: str, status: int, seconds: float) -> None:
         """Count an answer to a request for one of our routes."""
-        try:
-            self._durations[route, status].observe(seconds)
-        except KeyError:
-            self._durations[route, status] = Histogram(WAITS)
-            self._durations[route, status].observe(seconds)
+        durations = self._durations.get((route, status))
+        if durations is None:
+            durations = self._durations[route, status] = Histogram(WAITS)
+        durations.observe(seconds)
 
     def statistics(self) -> dict[str, dict[str, Distribution]]:
         """By route and, within it, status."""

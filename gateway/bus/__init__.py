@@ -153,10 +153,6 @@ class Bus(Protocol):
     def source(self) -> Source:
         """Where `newest` looks."""
 
-    @property
-    def ahead_ms(self) -> int:
-        """Milliseconds by which the clock of positions is ahead of the node's."""
-
     def vouches(self, after: Position) -> bool:
         """False if something later than ``after`` may be gone without history showing a gap."""
 

@@ -100,10 +100,6 @@ class MemoryBus:
         return Source.MEMORY
 
     @property
-    def ahead_ms(self) -> int:
-        return 0
-
-    @property
     def ready(self) -> bool:
         return True
 

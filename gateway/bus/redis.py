@@ -146,6 +146,7 @@ class RedisBus:
 
     @property
     def ahead_ms(self) -> int:
+        """Milliseconds by which the clock of positions is ahead of the node's."""
         return round(self._inflow.clock_skew * 1000)
 
     @property
