@@ -81,7 +81,10 @@ def run(config: Config) -> None:
     listener = listen(config)
     [admin] = listen_for_admin(config, 1)
     announce = partial(_announce, config, listener, admin)
-    trio.run(serve, config, listener, announce, admin, certificate)
+    try:
+        trio.run(serve, config, listener, announce, admin, certificate)
+    finally:
+        logs.flush()  # or a traceback would stand amid its lines
 
 
 def hold_hangups() -> None:
