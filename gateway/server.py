@@ -89,7 +89,10 @@ def run(config: Config) -> None:
     listener = listen(config)
     [admin] = listen_for_admin(config, 1)
     attend = partial(_attend, config, listener, admin)
-    trio.run(serve, config, listener, attend, admin, certificate)
+    try:
+        trio.run(serve, config, listener, attend, admin, certificate)
+    finally:
+        logs.flush()  # or a traceback would stand amid its lines
 
 
 def hold_hangups() -> None:

@@ -22,7 +22,7 @@ from dataclasses import replace
 
 import trio
 
-from gateway import notify
+from gateway import logs, notify
 from gateway.census import Census
 from gateway.config import Config
 from gateway.control_socket import (
@@ -84,7 +84,10 @@ def run(config: Config) -> None:
         load_certificate(config)  # what cannot be used stops the start, and not each worker
     listeners = listen_together(config, config.worker_count)
     admin_listeners = listen_for_admin(config, config.worker_count)
-    failure = trio.run(Supervisor(config, listeners, admin_listeners).run)
+    try:
+        failure = trio.run(Supervisor(config, listeners, admin_listeners).run)
+    finally:
+        logs.flush()  # or what is told of the end would stand amid its lines
     if failure:
         raise GatewayError(failure)
 

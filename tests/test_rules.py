@@ -151,6 +151,12 @@ def test_what_the_runbook_points_to_is_there() -> None:
         assert (GRAFANA / file).exists() if file else anchor in anchors, target
 
 
+def test_what_the_readme_points_to_is_there() -> None:
+    targets = re.findall(r"\]\(([^)]+)\)", (GRAFANA / "README.md").read_text("utf-8"))
+    assert len(targets) > 5
+    assert all((GRAFANA / target).exists() for target in targets)
+
+
 def test_the_data_source_knows_how_often_nodes_are_scraped() -> None:
     """$__rate_interval is four times that."""
     (source,) = read_yaml("provisioning/datasources/prometheus.yml")["datasources"]

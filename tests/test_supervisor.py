@@ -264,7 +264,7 @@ async def test_a_worker_that_a_real_time_signal_ends_is_replaced_too() -> None:
     """These signals have a number and no name."""
     async with supervised() as n:
         n.signal_worker(1, signal.SIGRTMIN + 3)
-        await n.until(rf"worker 1 \(process \d+\) was ended by signal {signal.SIGRTMIN + 3}\n")
+        await n.until(rf"worker 1 \(process \d+\) was ended by signal {signal.SIGRTMIN + 3}")
         await n.until("worker 1 is ready")
         assert "Traceback" not in n.output
 
@@ -389,7 +389,7 @@ async def test_a_worker_that_hangs_for_long_is_replaced() -> None:
     async with supervised(HUNG_SECONDS=1.2, START_ROUNDS=100) as n:
         first = n.ready
         await n.stop_worker(1)
-        await n.until(rf"worker 1 \(process {first[1]}\) does not answer: killing it\n")
+        await n.until(rf"worker 1 \(process {first[1]}\) does not answer: killing it")
         await n.until(r"worker 1 \(process \d+\) was ended by SIGKILL")
         await n.until("worker 1 is ready")
         assert await n.metric("workers") == 2
@@ -401,7 +401,7 @@ async def test_a_worker_that_hangs_before_it_is_ready_is_replaced_too() -> None:
     told = {"bind": "127.0.0.1:0", "workers": "1", "HUNG_SECONDS": 0.6, "START_ROUNDS": 3}
     async with child(sys.executable, SCRIPT, json.dumps(told), *HANGING) as n:
         assert await n.wait() == 1
-    assert n.output.count("does not answer: killing it\n") == 3
+    assert n.output.count("does not answer: killing it") == 3
     assert "died 3 times before it was ready, the last time it was ended by SIGKILL" in n.output
 
 
