@@ -131,6 +131,8 @@ class Writer:
         self._queue: SimpleQueue[logging.LogRecord | threading.Event] = SimpleQueue()
         self._refused = self._failed = 0  # each counted by one thread alone
         self._told_dropped = 0
+        self._flushed = threading.Event()
+        self._flushed.set()
         self._summed_up_at = time.monotonic()
         self._thread = threading.Thread(target=self._run, name="log", daemon=True)
 
@@ -151,10 +153,13 @@ class Writer:
             self._queue.put(record)
 
     def flush(self, seconds: float) -> bool:
-        """Whether all that was queued until now has been written, which may take ``seconds``."""
-        written = threading.Event()
-        self._queue.put(written)
-        return written.wait(seconds)
+        """Whether all that was queued until now has been written, which may take ``seconds``.
+        Where that was waited for in vain, it is not again until it has been."""
+        if not self._flushed.is_set():
+            return False
+        self._flushed.clear()
+        self._queue.put(self._flushed)
+        return self._flushed.wait(seconds)
 
     def _run(self) -> None:
         while True:

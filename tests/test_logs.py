@@ -295,6 +295,9 @@ assert logs.statistics().dropped > 0
 begun = time.monotonic()
 logging.shutdown()
 assert 0.1 <= time.monotonic() - begun < 5
+begun = time.monotonic()
+logs.flush(60)
+assert time.monotonic() - begun < 5, "it was waited for once"
 print("shut down")
 """
 

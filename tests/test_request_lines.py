@@ -25,8 +25,9 @@ Lines = Callable[[str], list[dict[str, object]]]
 
 
 @pytest.fixture
-def lines(caplog: pytest.LogCaptureFixture) -> Lines:
-    """The fields of all lines with a sentence, and their level."""
+def lines(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> Lines:
+    """The fields of all lines with a sentence, and their level; none is too many."""
+    monkeypatch.setattr(logs, "_started", [])
     caplog.set_level(logging.DEBUG, "gateway")
 
     def found(sentence: str) -> list[dict[str, object]]:

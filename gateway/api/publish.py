@@ -70,7 +70,7 @@ async def publish(node: Node, request: Request) -> Answer:
         return await _publish(node, request)
     with span:
         answer = await _publish(node, request, span.carried)
-        span.tell(request.path[len(PATH) + 1 :], answer.status)
+        span.tell(request.path[len(PATH) + 1 :][:MAX_LABEL], answer.status)
     return answer
 
 
