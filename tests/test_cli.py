@@ -205,7 +205,8 @@ async def test_a_refused_subscribe_is_one_line_on_stderr_and_exit_code_1(
 
 
 async def start_subscribe(nursery: trio.Nursery, url: str) -> trio.Process:
-    command = [sys.executable, "-m", "gateway", "subscribe", "a", "--url", url]
+    obeying = ["env", "--default-signal=INT"]  # what a shell starts in the background ignores it
+    command = [*obeying, sys.executable, "-m", "gateway", "subscribe", "a", "--url", url]
     pipe = subprocess.PIPE
     process: trio.Process = await nursery.start(
         partial(trio.run_process, command, stdout=pipe, stderr=pipe, check=False)

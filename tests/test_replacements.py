@@ -35,7 +35,7 @@ class Link:
 
 
 @pytest.fixture
-async def rig(autojump_clock: MockClock) -> AsyncIterator[Rig]:
+async def rig() -> AsyncIterator[Rig]:
     async with running(Config()) as rig:
         yield rig
 
@@ -74,7 +74,11 @@ async def test_another_worker_is_asked_and_does_it(rig: Rig, link: Link) -> None
 
 @pytest.mark.parametrize("fails", [True, False])
 async def test_who_does_not_answer_is_asked_a_few_times_and_then_given_up(
-    rig: Rig, link: Link, fails: bool, caplog: pytest.LogCaptureFixture
+    autojump_clock: MockClock,
+    rig: Rig,
+    link: Link,
+    fails: bool,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     link.fails = fails
     rig.node.replacements.end([f"{THERE}.x"])
@@ -84,7 +88,9 @@ async def test_who_does_not_answer_is_asked_a_few_times_and_then_given_up(
     assert "may still be open" in caplog.text
 
 
-async def test_a_worker_that_is_gone_needs_no_asking_again(rig: Rig, link: Link) -> None:
+async def test_a_worker_that_is_gone_needs_no_asking_again(
+    autojump_clock: MockClock, rig: Rig, link: Link
+) -> None:
     link.there = 0
     rig.node.replacements.end([f"{THERE}.x"])
     await trio.sleep(60)
