@@ -34,6 +34,8 @@ class EventSource:
     ) -> None:
         """Each connection is to the next of ``targets``."""
         self.last_event_id = ""
+        self.is_cut = False
+        """Whether the connection was ended by `cut`."""
         self._targets = targets
         self._path = path
         self._headers = [("Accept", "text/event-stream")]
@@ -48,6 +50,7 @@ class EventSource:
     def open(self) -> None:
         """Connect, instead of the connection before. Raises TurnedAway, Ended, and OSError."""
         self.close()
+        self.is_cut = False
         self._parser = Parser()
         self._retry_after = 0.0
         connection = Connection(
@@ -98,6 +101,7 @@ class EventSource:
     def cut(self) -> None:
         """As if the link had broken."""
         if self._connection is not None:
+            self.is_cut = True
             self._connection.cut()
 
     def close(self) -> None:

@@ -79,7 +79,7 @@ class Subscriber(GatewayUser):
                 self.source.close()
             if self.is_open:
                 self._lost_at = time.perf_counter()
-            else:
+            elif not self.source.is_cut:
                 self.book.tally.turned_away += 1
                 self.tell("OPEN", time.perf_counter() - self._began, failure=failure)
             gevent.sleep(self.source.wait)
