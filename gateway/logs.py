@@ -4,8 +4,8 @@
    it. Where whoever reads standard error stalls, lines are dropped and counted, and the next one
    that goes through says how many.
 2. Each kind of line has a rate: by logger, sentence and level where it is ours, and by logger and
-   level of any other. What is more is counted, and summed up once a second: a line that is not written costs
-   a look at a number.
+   level of any other. What is more is counted, and summed up once a second: a line that is not
+   written costs a look at a number.
 3. What goes into the queue are plain values, and the text of a traceback: frames and tasks must not
    be freed by another thread than theirs.
 4. At the end of the process what is queued is still written, for FLUSH_SECONDS at most.
