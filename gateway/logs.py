@@ -3,9 +3,9 @@
 1. Whoever logs never waits. A record goes into a bounded queue, and one thread formats and writes
    it. Where whoever reads standard error stalls, lines are dropped and counted, and the next one
    that goes through says how many.
-2. Each kind of line has a rate: by logger and sentence where it is ours, and all lines of any other
-   logger. What is more is counted, and summed up once a second: a line that is not written costs
-   a look at a number.
+2. Each kind of line has a rate: by logger, sentence and level where it is ours, and by logger and
+   level of any other. What is more is counted, and summed up once a second: a line that is not
+   written costs a look at a number.
 3. What goes into the queue are plain values, and the text of a traceback: frames and tasks must not
    be freed by another thread than theirs.
 4. At the end of the process what is queued is still written, for FLUSH_SECONDS at most.
@@ -44,7 +44,7 @@ STANDARD_ERROR = 2
 ALLOWED = {"is_allowed": True}
 """``extra`` of a record for which `allows` was asked before it was made."""
 
-_OTHER = ("gateway.logs", "lines of other kinds")
+_OTHER = ("gateway.logs", "lines of other kinds", logging.WARNING)
 _OF_OTHERS = "lines of this logger"
 
 _log = logging.getLogger(__name__)
@@ -79,14 +79,14 @@ class Pace:
         """``rate`` is in lines a second; 0: no limit."""
         self._rate = rate
         self._clock = clock
-        self._kinds: dict[tuple[str, str], Kind] = {}
+        self._kinds: dict[tuple[str, str, int], Kind] = {}
 
     def allows(self, logger: str, sentence: str, level: int) -> bool:
         """Whether one more line of that kind may be written; counted if not."""
         if not self._rate:
             return True
         now = self._clock()
-        kind = self._kinds.get((logger, sentence)) or self._new(logger, sentence, level, now)
+        kind = self._kinds.get((logger, sentence, level)) or self._new(logger, sentence, level, now)
         kind.credit += (now - kind.at) * self._rate
         kind.at = now
         most = max(1.0, self._rate * BURST_SECONDS)
@@ -99,11 +99,9 @@ class Pace:
         return True
 
     def _new(self, logger: str, sentence: str, level: int, now: float) -> Kind:
-        key = (logger, sentence)
-        if len(self._kinds) >= MAX_KINDS:
-            key, level = _OTHER, logging.WARNING
+        key = (logger, sentence, level) if len(self._kinds) < MAX_KINDS else _OTHER
         most = max(1.0, self._rate * BURST_SECONDS)
-        return self._kinds.setdefault(key, Kind(*key, level, most, now))
+        return self._kinds.setdefault(key, Kind(*key, most, now))
 
     @property
     def suppressed(self) -> int:
