@@ -118,10 +118,12 @@ class Node:
         "proxies",
         "refused",
         "replacements",
+        "request_ids",
         "requests",
         "revoked",
         "streams",
         "tag",
+        "tracing",
     )
 
     def __init__(
