@@ -181,7 +181,7 @@ async def test_nodes_do_all_that_they_do_with_the_rights_that_the_readme_gives(
             for each in (a, b):
                 each.process.terminate()
                 assert await each.wait() == 0
-            assert "refuse" not in a.output + b.output
+            assert "Redis refuses" not in a.output + b.output
         assert await denied(server) == []
         used = {name.removeprefix("cmdstat_") for name in await server.info("commandstats")}
         assert allowed("nodes") - used == {"unsubscribe"}  # from channels unwanted for a while
