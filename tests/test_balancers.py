@@ -592,3 +592,16 @@ async def test_haproxy_takes_its_file_with_a_certificate_alone(
     async with child("haproxy", "-c", "-f", str(HAPROXY), CERTIFICATE=pem) as check:
         assert await check.wait() == 0, check.output
         assert "WARNING" not in check.output
+
+
+async def test_haproxy_is_checked_with_the_variables_that_it_is_started_with(
+    certificate: certificates.Files, tmp_path: Path
+) -> None:
+    """The command of the README, which is typed where these are not set."""
+    [command] = re.findall(r"(?m)^    (.*haproxy -c .*) && systemctl", README.read_text("utf-8"))
+    variables = tmp_path / "haproxy"
+    variables.write_text(f"CERTIFICATE={in_one_file(certificate, str(tmp_path))}\n")
+    command = command.replace("/etc/default/haproxy", str(variables))
+    command = command.replace("/etc/haproxy/haproxy.cfg", str(HAPROXY))
+    async with child("sh", "-c", command) as check:
+        assert await check.wait() == 0, check.output

@@ -39,6 +39,11 @@ def test_prometheus_takes_the_configuration_and_the_rules() -> None:
     assert f"{len(RULES)} rules found" in said
 
 
+def test_the_rules_are_put_where_prometheus_looks_for_them() -> None:
+    for name in read_yaml("prometheus.yml")["rule_files"]:
+        assert f" >/etc/prometheus/{name}\n" in (GRAFANA / "README.md").read_text("utf-8")
+
+
 def test_the_alerts_do_what_they_must() -> None:
     promtool("test", "rules", "rules_test.yml")
 
