@@ -1,6 +1,26 @@
 """The workers as processes: processor, memory, descriptors, collector, trio's loop."""
 
-from gateway.metrics.family import by_key, counter, counters, gauges, histogram, histograms
+from collections.abc import Callable
+
+from gateway.metrics.family import (
+    Samples,
+    by_key,
+    counter,
+    counters,
+    gauges,
+    histogram,
+    histograms,
+)
+from gateway.node import NodeStatistics
+from gateway.process import ProcessStatistics
+
+
+def _of_each(
+    read: Callable[[ProcessStatistics], float],
+) -> Callable[[NodeStatistics], Samples]:
+    """By the worker's number."""
+    return lambda now: by_key({number: read(each) for number, each in now.processes.items()})
+
 
 FAMILIES = (
     histogram(
@@ -18,31 +38,31 @@ FAMILIES = (
         "worker_cpu_seconds",
         "Seconds of processor time that the worker has used.",
         ("worker",),
-        lambda now: by_key({n: each.cpu_seconds for n, each in now.processes.items()}),
+        _of_each(lambda worker: worker.cpu_seconds),
     ),
     gauges(
         "worker_resident_memory_bytes",
         "Bytes of the worker's process that are in memory.",
         ("worker",),
-        lambda now: by_key({n: each.resident_bytes for n, each in now.processes.items()}),
+        _of_each(lambda worker: worker.resident_bytes),
     ),
     gauges(
         "worker_open_fds",
         "Descriptors that the worker has open.",
         ("worker",),
-        lambda now: by_key({n: each.open_fds for n, each in now.processes.items()}),
+        _of_each(lambda worker: worker.open_fds),
     ),
     gauges(
         "worker_max_fds",
         "Descriptors that the worker may have open.",
         ("worker",),
-        lambda now: by_key({n: each.max_fds for n, each in now.processes.items()}),
+        _of_each(lambda worker: worker.max_fds),
     ),
     gauges(
         "worker_tasks",
         "Tasks of trio's that are living in the worker.",
         ("worker",),
-        lambda now: by_key({n: each.tasks for n, each in now.processes.items()}),
+        _of_each(lambda worker: worker.tasks),
     ),
     counter(
         "log_lines_dropped",
