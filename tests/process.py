@@ -29,13 +29,14 @@ READ_BYTES = 64 * 1024
 
 def environment(**variables: str) -> dict[str, str]:
     """This process's, without settings of a gateway or of OpenTelemetry and without proxies, and
-    ``variables``."""
+    ``variables``. Programs are also found where Debian keeps HAProxy and nginx, and where only
+    root's shell looks."""
     kept = {
         name: value
         for name, value in os.environ.items()
         if not name.startswith(("GATEWAY_", "OTEL_")) and not name.lower().endswith("_proxy")
     }
-    return kept | variables
+    return kept | {"PATH": f"{kept['PATH']}:/usr/sbin"} | variables
 
 
 async def eventually(holds: Callable[[], Awaitable[bool]]) -> None:

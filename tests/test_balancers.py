@@ -605,3 +605,12 @@ async def test_haproxy_is_checked_with_the_variables_that_it_is_started_with(
     command = command.replace("/etc/haproxy/haproxy.cfg", str(HAPROXY))
     async with child("sh", "-c", command) as check:
         assert await check.wait() == 0, check.output
+
+
+@pytest.mark.parametrize("balancer", ["haproxy", "nginx"])
+async def test_a_balancer_is_found_by_whoever_starts_it(
+    balancer: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", "/usr/bin:/bin")
+    async with child(balancer, "-v") as started:
+        assert await started.wait() == 0
