@@ -4,8 +4,10 @@ Importing this has the program run in the repository's virtual environment, whic
 time, with the harness of the tests to import.
 """
 
+import argparse
 import os
 import resource
+import shutil
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Mapping, Sequence
@@ -33,10 +35,17 @@ def enter_venv() -> None:
 enter_venv()
 
 import trio  # noqa: E402
-from process import NodeProcess, node  # noqa: E402
+from process import NodeProcess, environment, node  # noqa: E402
 from redis_server import redis_server  # noqa: E402
 
 Figures = dict[str, float]
+
+
+def require(parser: argparse.ArgumentParser, *programs: str) -> None:
+    """End with a sentence unless all of these are installed."""
+    path = environment()["PATH"]
+    if missing := [program for program in programs if not shutil.which(program, path=path)]:
+        parser.error(f"not installed: {', '.join(missing)}; see loadtest/README.md")
 
 
 def cpu_seconds(pid: int) -> float:

@@ -4,6 +4,7 @@ import os
 import re
 import runpy
 import subprocess
+import sys
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -74,6 +75,14 @@ def test_the_cost_of_a_token_is_measured() -> None:
     assert done.returncode == 0, done.stdout + done.stderr
     assert re.search(r"(?m)^connect_cpu_ms +HS256 +\S", done.stdout)
     assert set(re.findall(r"(?m)^errors .* (\S+)$", done.stdout)) == {"0"}
+
+
+@pytest.mark.parametrize(("program", "last"), [("roll", "prometheus"), ("sizing", "openssl")])
+def test_what_a_program_needs_is_named(program: str, last: str) -> None:
+    command = [sys.executable, str(LOADTEST / program), *(["term"] if program == "roll" else [])]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment(PATH="/nowhere"))
+    assert done.returncode == 2, done.stderr
+    assert re.search(rf"error: not installed: cc, .*{last}; see loadtest/README.md", done.stderr)
 
 
 def test_what_a_client_costs_is_measured_and_reckoned_with() -> None:
