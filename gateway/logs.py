@@ -180,10 +180,10 @@ class Writer:
     def _tell_dropped(self) -> None:
         count = self.dropped - self._told_dropped
         if count:
-            self._told_dropped += count
             told = {"dropped": count}
-            sentence = "nobody has read the log for too long, and lines were dropped"
-            self._write(_record(_log.name, logging.WARNING, sentence, told))
+            sentence = "nobody has taken the log for too long, and lines were dropped"
+            if self._write(_record(_log.name, logging.WARNING, sentence, told)):
+                self._told_dropped += count
 
     def _sum_up(self) -> None:
         self._summed_up_at = time.monotonic()
@@ -192,8 +192,11 @@ class Writer:
 
     def _write(self, record: logging.LogRecord) -> bool:
         """Write one line, at once where it is short enough for a pipe; False where nobody can read
-        it any more. A descriptor that does not block is waited for."""
-        left = f"{self._formatter.format(record)}\n".encode()
+        it any more, or a disk is full. A descriptor that does not block is waited for."""
+        try:
+            left = f"{self._formatter.format(record)}\n".encode()
+        except Exception:  # noqa: BLE001  # one that cannot be told must not end all others
+            return False
         while left:
             try:
                 left = left[os.write(self._descriptor, left) :]

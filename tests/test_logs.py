@@ -164,6 +164,42 @@ def test_where_nobody_can_read_lines_are_dropped(made: Callable[..., Log]) -> No
     log.reading, _ = os.pipe()
 
 
+def test_what_is_dropped_is_told_once_somebody_can_read_again(made: Callable[..., Log]) -> None:
+    """As where a disk was full for a while."""
+    log = made()
+    with Path("/dev/full").open("wb", buffering=0) as full:
+        pipe = os.dup(log.writing)
+        os.dup2(full.fileno(), log.writing)
+        log.write("lost")
+        log.write("lost")
+        assert log.writer.flush(PATIENCE)
+        os.dup2(pipe, log.writing)
+        os.close(pipe)
+    log.write("again")
+    told, again = log.lines()
+    assert told.endswith('lines were dropped" dropped=2')
+    assert again.endswith("msg=again")
+    assert log.writer.dropped == 2
+
+
+class Untellable:
+    def __str__(self) -> str:
+        raise RuntimeError
+
+
+def test_what_cannot_be_told_fails_nobody_who_logs_and_ends_no_other_line(
+    made: Callable[..., Log],
+) -> None:
+    log = made()
+    log.write("of %s", Untellable(), logger="hypercorn.error")
+    log.write("of ours", {"value": Untellable()})
+    log.write("again")
+    other, told, again = log.lines()
+    assert other.endswith('msg="of %s"')
+    assert told.endswith("dropped=1")
+    assert again.endswith("msg=again")
+
+
 def test_a_descriptor_that_does_not_block_is_waited_for(made: Callable[..., Log]) -> None:
     log = made()
     os.set_blocking(log.writing, False)
