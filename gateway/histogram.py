@@ -18,7 +18,7 @@ WAITS = (*LATENCIES, 30.0, 60.0)
 """Seconds, of what may take as long as a peer likes."""
 
 GRAIN = 2.0**-24
-"""Seconds, a sixteenth of a microsecond: what is added up of several workers are multiples of it."""
+"""Seconds, a sixteenth of a microsecond: what is added up of workers is a multiple of it."""
 
 SIZES = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10_000)
 CROWDS = (*SIZES, 20_000, 50_000, 100_000)
