@@ -318,6 +318,27 @@ async def test_what_was_logged_before_the_end_is_written(end: str) -> None:
     assert [line.rpartition("n=")[2] for line in lines] == [str(n) for n in range(500)]
 
 
+FAILING = """
+import logging, socket
+from gateway import logs, worker
+async def fails(*_):
+    logs.start("info", as_json=False, rate=0)
+    for number in range(500):
+        logging.getLogger("gateway").info("line", {"n": number})
+    raise RuntimeError("the end")
+worker._run = fails
+worker.run(*(sock.detach() for sock in socket.socketpair()), None)
+"""
+
+
+async def test_the_traceback_of_a_worker_stands_behind_its_lines() -> None:
+    async with child(sys.executable, "-c", FAILING) as ended:
+        assert await ended.wait() == 1
+    lines = ended.output.splitlines()
+    assert [line.rpartition("n=")[2] for line in lines[:500]] == [str(n) for n in range(500)]
+    assert lines[-1] == "RuntimeError: the end"
+
+
 STALLED = """
 import logging, os, time
 from gateway import logs
