@@ -231,6 +231,25 @@ def test_the_thread_holds_no_traceback_and_takes_no_signal(made: Callable[..., L
     assert all(mask >> number - 1 & 1 for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT))
 
 
+def test_what_waits_holds_no_more_than_is_written(made: Callable[..., Log]) -> None:
+    log = made()
+    queued: list[logging.LogRecord] = []
+    log.writer.put = queued.append  # type: ignore[assignment, method-assign]
+    long = "x" * 100_000
+    log.write("refused", {"path": long, "status": 503, "why": None})
+    log.write("of %s", long, logger="hypercorn.error")
+    try:
+        raise ValueError(long)
+    except ValueError:
+        log.write("failed", {"path": long}, exc_info=sys.exc_info())
+    held = [(each.msg, each.args, each.exc_text) for each in queued]
+    assert sum(repr(each).count("x") for each in held) < 3 * (MAX_VALUE + 2) + MAX_TRACEBACK + 2
+    refused, other, failed = map(LogfmtFormatter().format, queued)
+    assert refused.endswith(f"path={'x' * MAX_VALUE}... status=503")
+    assert other.endswith(f'msg="of {"x" * (MAX_VALUE - 3)}..."')
+    assert failed.endswith("x" * 1000)
+
+
 # --- what is said too often -----------------------------------------------------------------------
 
 
