@@ -99,7 +99,7 @@ class Fanout:
         client.gaps += 1
 
     async def _pass(self, frames: list[Frame], before: Position) -> None:
-        hub, began = self._hub, trio.current_time()
+        hub, began = self._hub, time.perf_counter()
         channels = hub.members.channels
         hub.passes += 1
         self._deliveries = 0
@@ -120,21 +120,23 @@ class Fanout:
         for frame in frames:
             if frame.end:
                 await self._end_channels(frame)
-        hub.pass_duration.observe(trio.current_time() - began)
+        hub.pass_duration.observe(time.perf_counter() - began)
         hub.pass_events.observe(len(frames))
         hub.pass_deliveries.observe(self._deliveries)
         if traced and self._tracing is not None:
             await self._tracing.delivered(traced, started_ns, time.time_ns())
 
     def _traced(self, wanted: dict[str, list[Frame]]) -> dict[Frame, int]:
-        """The frames whose publisher is traced, and how many clients want them."""
-        channels = self._hub.members.channels
-        return {
-            frame: _receivers(frame, channels)
-            for frames in wanted.values()
-            for frame in frames
-            if frame.trace is not None
-        }
+        """The frames whose publisher is traced, and how many clients want them; which takes long to
+        find out where these are of several channels."""
+        known = self._hub.members.channels
+        counts: dict[tuple[str, ...], int] = {}
+        traced: dict[Frame, int] = {}
+        for frame in (frame for frames in wanted.values() for frame in frames if frame.trace):
+            if frame.channels not in counts:
+                counts[frame.channels] = _receivers(frame.channels, known)
+            traced[frame] = counts[frame.channels]
+        return traced
 
     async def _send_merged(self, wanted: dict[str, list[Frame]], before: Position) -> None:
         """A pass over several channels: clients of the same of them share one join."""
@@ -265,8 +267,8 @@ def _first(names: Sequence[str], tallies: Mapping[str, Tally], channels: Sequenc
     return next(tallies[name] for name in channels if name in names)
 
 
-def _receivers(frame: Frame, channels: Mapping[str, Channel]) -> int:
-    members = [channels[name].members for name in frame.channels if name in channels]
+def _receivers(names: Sequence[str], channels: Mapping[str, Channel]) -> int:
+    members = [channels[name].members for name in names if name in channels]
     return len(members[0] if len(members) == 1 else set().union(*members))
 
 

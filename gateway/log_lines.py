@@ -101,8 +101,8 @@ def message_of(record: logging.LogRecord) -> str:
     """Its sentence, with what stands in it; without, where the two do not fit."""
     try:
         return record.getMessage()
-    except (TypeError, ValueError, KeyError):
-        return str(record.msg)
+    except Exception:  # noqa: BLE001  # of what others put there: whoever logs must not fail for it
+        return record.msg if isinstance(record.msg, str) else object.__repr__(record.msg)
 
 
 def _shortened(text: str) -> str:

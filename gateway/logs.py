@@ -21,7 +21,15 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from queue import Empty, SimpleQueue
 
-from gateway.log_lines import JsonFormatter, LogfmtFormatter, fields_of, is_ours, message_of
+from gateway.log_lines import (
+    MAX_TRACEBACK,
+    MAX_VALUE,
+    JsonFormatter,
+    LogfmtFormatter,
+    fields_of,
+    is_ours,
+    message_of,
+)
 from gateway.threads import without_signals
 
 QUEUED_LINES = 4096
@@ -180,10 +188,10 @@ class Writer:
     def _tell_dropped(self) -> None:
         count = self.dropped - self._told_dropped
         if count:
-            self._told_dropped += count
             told = {"dropped": count}
-            sentence = "nobody has read the log for too long, and lines were dropped"
-            self._write(_record(_log.name, logging.WARNING, sentence, told))
+            sentence = "nobody has taken the log for too long, and lines were dropped"
+            if self._write(_record(_log.name, logging.WARNING, sentence, told)):
+                self._told_dropped += count
 
     def _sum_up(self) -> None:
         self._summed_up_at = time.monotonic()
@@ -192,8 +200,11 @@ class Writer:
 
     def _write(self, record: logging.LogRecord) -> bool:
         """Write one line, at once where it is short enough for a pipe; False where nobody can read
-        it any more. A descriptor that does not block is waited for."""
-        left = f"{self._formatter.format(record)}\n".encode()
+        it any more, or a disk is full. A descriptor that does not block is waited for."""
+        try:
+            left = f"{self._formatter.format(record)}\n".encode()
+        except Exception:  # noqa: BLE001  # one that cannot be told must not end all others
+            return False
         while left:
             try:
                 left = left[os.write(self._descriptor, left) :]
@@ -232,15 +243,24 @@ class QueueHandler(logging.Handler):
 
 
 def _plain(record: logging.LogRecord) -> logging.LogRecord:
-    """The record with nothing in it but text and what `fields_of` takes."""
-    if not record.exc_info and type(record.msg) is str and (not record.args or fields_of(record)):
+    """The record with nothing in it but text and what `fields_of` takes, and of what is too long as
+    much as shows that it is."""
+    fields = fields_of(record)
+    is_short = not any(isinstance(v, str) and len(v) > MAX_VALUE for v in fields.values())
+    if not record.exc_info and type(record.msg) is str and (not record.args or fields) and is_short:
         return record
     plain = copy.copy(record)
     if plain.exc_info:
-        plain.exc_text = logging.Formatter().formatException(plain.exc_info)
+        text = logging.Formatter().formatException(plain.exc_info)
+        plain.exc_text = text[-MAX_TRACEBACK - 1 :]
         plain.exc_info = None
-    if not fields_of(plain):
-        plain.msg, plain.args = message_of(plain), None
+    if fields:
+        plain.args = {
+            name: value[: MAX_VALUE + 1] if isinstance(value, str) else value
+            for name, value in fields.items()
+        }
+    else:
+        plain.msg, plain.args = message_of(plain)[: MAX_VALUE + 1], None
     return plain
 
 

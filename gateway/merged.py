@@ -15,7 +15,7 @@ from gateway.auth import AuthStatistics
 from gateway.budget import MemoryStatistics
 from gateway.bus import BusStatistics, LinkStatistics
 from gateway.cluster import ClusterStatistics
-from gateway.histogram import Distribution, added
+from gateway.histogram import Distribution, added, total
 from gateway.hub import HubStatistics
 from gateway.ledger import LedgerStatistics
 from gateway.node import NodeStatistics
@@ -114,7 +114,7 @@ def _value(name: str, values: list[Any]) -> Any:
         return added(values)
     if is_dataclass(first):
         return _merged(values)
-    return sum(values)
+    return total(values) if isinstance(first, float) else sum(values)
 
 
 def _counted(of: Statistics) -> Statistics:

@@ -53,14 +53,13 @@ def environment_of_children() -> dict[str, str]:
 
 async def _watch() -> None:
     """Return at once where the manager does not watch this process."""
-    allowed = os.environ.get(_WATCHDOG, "")
-    if not allowed.isdecimal() or os.environ.get(_WATCHDOG_PID, str(os.getpid())) != str(
-        os.getpid()
-    ):
+    told, own = os.environ.get(_WATCHDOG, ""), str(os.getpid())
+    allowed = int(told) if told.isdecimal() else 0
+    if not allowed or os.environ.get(_WATCHDOG_PID, own) != own:
         return
     while True:
         await _notify("WATCHDOG=1")
-        await trio.sleep(int(allowed) / 2 / 1e6)
+        await trio.sleep(allowed / 2 / 1e6)
 
 
 async def _notify(*assignments: str) -> None:

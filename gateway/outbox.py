@@ -43,6 +43,7 @@ class Outbox:
         "_is_thrown_away",
         "_newest",
         "_replaced",
+        "_see",
         "_take",
         "bytes",
         "dropped_to",
@@ -68,6 +69,7 @@ class Outbox:
         """The last frame that was taken in, if it still waits."""
         self._charge = charge
         self._is_thrown_away = False
+        self._see: Callable[[Frame], None] | None = None
         self._replaced = 0  # entries in the channel that have no frame
         self._give, self._take = trio.open_memory_channel[Entry](max_frames * LATEST_SLACK)
         self._newest: dict[tuple[tuple[str, ...], str | None], Entry] = {}
@@ -141,7 +143,7 @@ class Outbox:
                 return None
             if self._is_thrown_away:  # while it was handed over
                 if entry.frame is not None:
-                    self._charge.release(self._taken(entry.frame))
+                    self._charge.release(self._seen(self._taken(entry.frame)))
                 return None
             self.untold -= entry.hole
             if entry.frame is not None:
@@ -161,15 +163,19 @@ class Outbox:
         """
         self._give.close()
         self._is_thrown_away = True
+        self._see = see
         if self.frames:
-            self._charge.throw_away(self._rest(see))
+            self._charge.throw_away(self._rest())
 
-    def _rest(self, see: Callable[[Frame], None] | None) -> Iterator[Frame]:
+    def _rest(self) -> Iterator[Frame]:
         while (taken := self.take()) is not None:
             if taken[1] is not None:
-                if see is not None:
-                    see(taken[1])
-                yield taken[1]
+                yield self._seen(taken[1])
+
+    def _seen(self, frame: Frame) -> Frame:
+        if self._see is not None:
+            self._see(frame)
+        return frame
 
     def _taken(self, frame: Frame) -> Frame:
         self.frames -= 1

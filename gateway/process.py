@@ -1,6 +1,7 @@
 """What a worker's process costs, and what stops it: its collector, and a loop that is busy.
 
-1. Reading is cheap whatever the process holds: nothing is listed or walked through for it.
+1. Reading is cheap whatever the process holds: nothing is listed or walked through for it. Where
+   no descriptor is left to read with, what was read last counts: nobody's stream ends for it.
 2. How late trio's loop is, is measured where it hurts: by a task that wants its turn at a time.
 """
 
@@ -9,6 +10,7 @@ import os
 import resource
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -56,7 +58,7 @@ class Process:
         self._lag = Histogram(LATENCIES)
         self._pauses = {str(each): Histogram(PAUSES) for each in range(len(gc.get_threshold()))}
         self._collecting_since = 0.0
-        self._counted_fds = 0
+        self._counted_fds = self._resident_bytes = 0
 
     async def run(self) -> None:
         """Watch the collector and the loop, until cancelled."""
@@ -78,11 +80,11 @@ class Process:
         """Now and then, where the kernel does not tell their number, as Linux before 6.2."""
         while not _told_fds():
             count = 0
-            with os.scandir(_DESCRIPTORS) as entries:
+            with suppress(OSError), os.scandir(_DESCRIPTORS) as entries:
                 for count, _ in enumerate(entries, 1):
                     if not count % COUNT_SLICE:
                         await trio.lowlevel.checkpoint()
-            self._counted_fds = count
+                self._counted_fds = count
             await trio.sleep(COUNT_SECONDS)
 
     def _collected(self, phase: str, about: Mapping[str, int]) -> None:
@@ -93,9 +95,11 @@ class Process:
             self._pauses[str(about["generation"])].observe(pause)
 
     def statistics(self) -> ProcessStatistics:
+        with suppress(OSError):
+            self._resident_bytes = int(_STATM.read_bytes().split()[1]) * _PAGE_BYTES
         return ProcessStatistics(
             cpu_seconds=time.process_time(),
-            resident_bytes=int(_STATM.read_bytes().split()[1]) * _PAGE_BYTES,
+            resident_bytes=self._resident_bytes,
             open_fds=_told_fds() or self._counted_fds,
             max_fds=resource.getrlimit(resource.RLIMIT_NOFILE)[0],
             tasks=trio.lowlevel.current_statistics().tasks_living,

@@ -84,11 +84,11 @@ def _expires(chain: bytes) -> float:
     """When the first of its certificates does; 0 if one is none that we can read, as OpenSSL takes
     some that others do not."""
     # Here, as it takes 40 ms that a node without TLS need not spend on its start.
-    from cryptography.x509 import load_pem_x509_certificates
+    from cryptography.x509 import InvalidVersion, load_pem_x509_certificates
 
     try:
         certificates = load_pem_x509_certificates(chain)
-    except ValueError:
+    except (ValueError, InvalidVersion):
         return 0.0
     return min(each.not_valid_after_utc.timestamp() for each in certificates)
 

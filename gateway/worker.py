@@ -15,6 +15,7 @@ import socket
 
 import trio
 
+from gateway import logs
 from gateway.config import Config
 from gateway.control_socket import (
     Answer,
@@ -57,7 +58,11 @@ def run(control: int, listener: int, admin: int | None) -> None:
     ``control``."""
     hold_hangups()
     admin_listener = None if admin is None else socket.socket(fileno=admin)
-    trio.run(_run, socket.socket(fileno=control), socket.socket(fileno=listener), admin_listener)
+    ends = socket.socket(fileno=control), socket.socket(fileno=listener)
+    try:
+        trio.run(_run, *ends, admin_listener)
+    finally:
+        logs.flush()  # or a traceback would stand amid its lines
 
 
 async def _run(

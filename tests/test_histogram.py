@@ -1,6 +1,7 @@
 """Distributions: every value is counted once, where it belongs, and parts add up."""
 
 from collections.abc import Sequence
+from random import Random
 
 import msgspec
 import pytest
@@ -9,6 +10,7 @@ from hypothesis import strategies as st
 
 from gateway.histogram import (
     CROWDS,
+    GRAIN,
     LATENCIES,
     PAUSES,
     SIZES,
@@ -54,7 +56,18 @@ def test_parts_add_up_to_the_distribution_of_all_their_values(parts: list[list[f
     whole = added([filled(part).snapshot() for part in parts])
     expected = filled([value for part in parts for value in part]).snapshot()
     assert (whole.bounds, whole.counts) == (expected.bounds, expected.counts)
-    assert whole.sum == pytest.approx(expected.sum)
+    assert whole.sum == pytest.approx(expected.sum, abs=GRAIN * len(parts))
+
+
+@given(st.lists(st.floats(0, 1e6), min_size=2, max_size=5), st.randoms())
+def test_sums_are_the_same_in_whatever_order_they_are_added_up(
+    sums: list[float], chance: Random
+) -> None:
+    parts = [Distribution((), (0,), each) for each in sums]
+    whole = added(parts)
+    chance.shuffle(parts)
+    assert added([added(parts[:2]), *parts[2:]]) == whole
+    assert whole.sum == pytest.approx(sum(sums), abs=GRAIN * len(parts))
 
 
 def test_a_snapshot_does_not_change_and_travels_as_it_is() -> None:

@@ -164,6 +164,42 @@ def test_where_nobody_can_read_lines_are_dropped(made: Callable[..., Log]) -> No
     log.reading, _ = os.pipe()
 
 
+def test_what_is_dropped_is_told_once_somebody_can_read_again(made: Callable[..., Log]) -> None:
+    """As where a disk was full for a while."""
+    log = made()
+    with Path("/dev/full").open("wb", buffering=0) as full:
+        pipe = os.dup(log.writing)
+        os.dup2(full.fileno(), log.writing)
+        log.write("lost")
+        log.write("lost")
+        assert log.writer.flush(PATIENCE)
+        os.dup2(pipe, log.writing)
+        os.close(pipe)
+    log.write("again")
+    told, again = log.lines()
+    assert told.endswith('lines were dropped" dropped=2')
+    assert again.endswith("msg=again")
+    assert log.writer.dropped == 2
+
+
+class Untellable:
+    def __str__(self) -> str:
+        raise RuntimeError
+
+
+def test_what_cannot_be_told_fails_nobody_who_logs_and_ends_no_other_line(
+    made: Callable[..., Log],
+) -> None:
+    log = made()
+    log.write("of %s", Untellable(), logger="hypercorn.error")
+    log.write("of ours", {"value": Untellable()})
+    log.write("again")
+    other, told, again = log.lines()
+    assert other.endswith('msg="of %s"')
+    assert told.endswith("dropped=1")
+    assert again.endswith("msg=again")
+
+
 def test_a_descriptor_that_does_not_block_is_waited_for(made: Callable[..., Log]) -> None:
     log = made()
     os.set_blocking(log.writing, False)
@@ -193,6 +229,25 @@ def test_the_thread_holds_no_traceback_and_takes_no_signal(made: Callable[..., L
     told = Path(f"/proc/self/task/{thread.native_id}/status").read_text("utf-8")
     mask = int(told.partition("SigBlk:")[2].split()[0], 16)
     assert all(mask >> number - 1 & 1 for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT))
+
+
+def test_what_waits_holds_no_more_than_is_written(made: Callable[..., Log]) -> None:
+    log = made()
+    queued: list[logging.LogRecord] = []
+    log.writer.put = queued.append  # type: ignore[assignment, method-assign]
+    long = "x" * 100_000
+    log.write("refused", {"path": long, "status": 503, "why": None})
+    log.write("of %s", long, logger="hypercorn.error")
+    try:
+        raise ValueError(long)
+    except ValueError:
+        log.write("failed", {"path": long}, exc_info=sys.exc_info())
+    held = [(each.msg, each.args, each.exc_text) for each in queued]
+    assert sum(repr(each).count("x") for each in held) < 3 * (MAX_VALUE + 2) + MAX_TRACEBACK + 2
+    refused, other, failed = map(LogfmtFormatter().format, queued)
+    assert refused.endswith(f"path={'x' * MAX_VALUE}... status=503")
+    assert other.endswith(f'msg="of {"x" * (MAX_VALUE - 3)}..."')
+    assert failed.endswith("x" * 1000)
 
 
 # --- what is said too often -----------------------------------------------------------------------
@@ -280,6 +335,27 @@ async def test_what_was_logged_before_the_end_is_written(end: str) -> None:
         assert await ended.wait() == (3 if end == "at once" else 0)
     lines = ended.output.splitlines()
     assert [line.rpartition("n=")[2] for line in lines] == [str(n) for n in range(500)]
+
+
+FAILING = """
+import logging, socket
+from gateway import logs, worker
+async def fails(*_):
+    logs.start("info", as_json=False, rate=0)
+    for number in range(500):
+        logging.getLogger("gateway").info("line", {"n": number})
+    raise RuntimeError("the end")
+worker._run = fails
+worker.run(*(sock.detach() for sock in socket.socketpair()), None)
+"""
+
+
+async def test_the_traceback_of_a_worker_stands_behind_its_lines() -> None:
+    async with child(sys.executable, "-c", FAILING) as ended:
+        assert await ended.wait() == 1
+    lines = ended.output.splitlines()
+    assert [line.rpartition("n=")[2] for line in lines[:500]] == [str(n) for n in range(500)]
+    assert lines[-1] == "RuntimeError: the end"
 
 
 STALLED = """

@@ -120,6 +120,20 @@ def test_how_the_parts_are_grouped_makes_no_difference(parts: list[NodeStatistic
 
 
 @settings(deadline=None)
+@given(STATISTICS, st.lists(st.floats(0, 1e6), min_size=3, max_size=4))
+def test_what_is_counted_in_seconds_is_not_less_by_a_rounding(
+    one: NodeStatistics, seconds: list[float]
+) -> None:
+    """As when the last of several workers has ended."""
+    *others, last = [
+        replace(one, admission=replace(one.admission, waited_seconds=each)) for each in seconds
+    ]
+    before = merge([*others, last]).admission
+    after = merge([merge([counted(last)]), *others]).admission
+    assert after.waited_seconds == before.waited_seconds
+
+
+@settings(deadline=None)
 @given(STATISTICS)
 def test_a_dead_worker_keeps_its_counters_and_nothing_that_it_held(last: NodeStatistics) -> None:
     """By what /metrics calls a counter and a gauge, so that a new one of either is found here."""

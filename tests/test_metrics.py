@@ -377,6 +377,21 @@ async def test_of_a_chain_the_first_to_expire_counts_and_so_does_what_is_read_ag
     assert served.expires == before
 
 
+async def test_a_certificate_that_is_served_and_cannot_be_read_says_nothing(
+    tmp_path: Path,
+) -> None:
+    """As one of version 2, which OpenSSL takes: neither a start nor a reload fails for it."""
+    used = certificates.make(tmp_path, "used")
+    served = Certificate(replace(Config(), **used.settings))
+    assert served.expires
+    third, second = b"\xa0\x03\x02\x01\x02", b"\xa0\x03\x02\x01\x01"
+    der = ssl.PEM_cert_to_DER_cert(used.cert.read_text("ascii"))
+    assert der.count(third) == 1
+    used.cert.write_text(ssl.DER_cert_to_PEM_cert(der.replace(third, second)), "ascii")
+    await served.reload()
+    assert served.expires == Certificate(replace(Config(), **used.settings)).expires == 0
+
+
 async def test_a_full_node_is_not_ready() -> None:
     async with running(max_clients=1) as gateway:
         assert value(await scrape(gateway), "ready") == 1

@@ -124,7 +124,9 @@ async def test_a_loop_that_hangs_says_nothing(
 
 
 @pytest.mark.parametrize(
-    ("usec", "pid"), [("", ""), ("soon", ""), ("1000", "1")], ids=["no", "nonsense", "another's"]
+    ("usec", "pid"),
+    [("", ""), ("soon", ""), ("0", ""), ("1000", "1")],
+    ids=["no", "nonsense", "never", "another's"],
 )
 async def test_a_watchdog_that_does_not_ask_this_process_is_told_nothing(
     usec: str, pid: str, manager: ServiceManager, monkeypatch: pytest.MonkeyPatch

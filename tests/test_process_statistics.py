@@ -2,6 +2,7 @@
 
 import gc
 import os
+import resource
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -94,3 +95,21 @@ async def test_an_older_kernel_has_the_descriptors_counted(
             turns += 1
         assert watched.statistics().open_fds == 2 * COUNT_SLICE
         assert turns >= 2
+
+
+async def test_a_process_without_a_descriptor_left_tells_what_it_told_last(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """And goes on: its streams need none."""
+    async with watching() as watched:
+        before = watched.statistics()
+        limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (0, limits[1]))
+        try:
+            assert watched.statistics().resident_bytes == before.resident_bytes
+            monkeypatch.setattr(process, "_told_fds", lambda: 0)
+            async with watching() as counting:
+                await wait_all_tasks_blocked()
+                assert counting.statistics().open_fds == 0
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, limits)

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import trio
@@ -23,7 +24,7 @@ from redis_buses import cluster
 from redis_server import redis_server
 from running import Gateway, request, running, until
 
-from gateway import tracing
+from gateway import fanout, tracing
 from gateway.bus import wire
 from gateway.event import Event, render
 from gateway.position import ZERO
@@ -263,6 +264,22 @@ async def test_every_line_has_the_trace_of_its_request_and_a_delivery_of_its_own
     assert second.attributes["gateway.channels"] == ("a", "b")
 
 
+async def test_the_receivers_of_several_channels_are_counted_once_in_a_pass() -> None:
+    """However many events go to them: with many clients that takes milliseconds."""
+    spans = Spans()
+    lines = [{"channels": ["a", "b", "c"], "data": number} for number in range(10)]
+    body = b"".join(json.dumps(line).encode() + b"\n" for line in lines)
+    async with running(tracing=spans.tracing) as gateway:
+        await opened(gateway, "/events/a", "/events?channel=a&channel=b", "/events/c")
+        with patch.object(fanout, "_receivers", wraps=fanout._receivers) as counted:
+            await gateway.ask(request("POST", "/publish", NDJSON, HEADER, body=body))
+            await until(lambda: len(spans.named("deliver")) == len(lines))
+        assert counted.call_count <= gateway.node.hub.passes
+    for span in spans.named("deliver"):
+        assert span.attributes is not None
+        assert span.attributes["gateway.receivers"] == 3
+
+
 @pytest.mark.parametrize(
     "header",
     [
@@ -380,7 +397,7 @@ import redis, trio
 asked.clear()  # of which redis-py does
 sys.path.insert(0, sys.argv[1])
 from running import request, running
-from gateway import tracing
+from gateway import fanout, tracing
 async def main():
     assert tracing.start("n") is None
     async with running(tracing=tracing.start("n")) as gateway:
