@@ -129,10 +129,16 @@ class Balancer:
 
     async def has_up(self, number: int) -> bool:
         """Whether HAProxy gives new streams to that node."""
-        async with httpx.AsyncClient(trust_env=False) as client:
-            text = (await client.get(self._statistics)).text
         node = f'proxy="streams",server="node{number}"'
-        return f'haproxy_server_status{{{node},state="UP"}} 1' in text
+        return await self._says(f'haproxy_server_status{{{node},state="UP"}} 1')
+
+    async def has_requests(self, number: int) -> bool:
+        """Whether that many requests, streams and polls apart, are at nodes of HAProxy's."""
+        return await self._says(f'haproxy_backend_current_sessions{{proxy="requests"}} {number}\n')
+
+    async def _says(self, metric: str) -> bool:
+        async with httpx.AsyncClient(trust_env=False) as client:
+            return metric in (await client.get(self._statistics)).text
 
     def close(self) -> None:
         for wire in self._wires:

@@ -629,6 +629,34 @@ async def test_who_sends_slowly_keeps_no_place_at_a_node(
         assert [head for n in nodes for head in n.heads if "slow" in head]
 
 
+async def test_who_comes_from_outside_leaves_connections_to_those_inside(
+    certificate: certificates.Files, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """HAProxy keeps a quarter of a node's; here it is two of four."""
+    text = HAPROXY.read_text("utf-8")
+    small = text.replace("server maxconn 2000", "server maxconn 4").replace("lt 500", "lt 2")
+    assert small.count("maxconn 4\n") == small.count("lt 2\n") == 1
+    file = tmp_path / "haproxy.cfg"
+    file.write_text(small, "utf-8")
+    monkeypatch.setattr(balancers, "HAPROXY", file)
+    slowly = request("POST", "/publish/a", body=b"x" * 40_000)[:-1]
+    async with (
+        running(admin_bind="127.0.0.1:0") as gateway,
+        balancers.haproxy([gateway], certificate) as balancer,
+    ):
+        quick = request("POST", "/publish/a", body=b"x")
+        for taken in range(1, 4):
+            assert (await balancer.ask(quick, tls=True)).status == 202
+            wire = await balancer.connect()
+            await wire.send(slowly)
+            await eventually(partial(balancer.has_requests, taken))
+        answer = await balancer.ask(quick, tls=True)
+        assert answer.status == 503
+        assert answer.json["outcome"] == "refused"
+        await visit(balancer)
+        await publish(balancer, "x")
+
+
 @of_both
 async def test_a_node_gets_no_more_streams_than_it_may(
     start: Start, certificate: certificates.Files
