@@ -92,8 +92,14 @@ class Balancer:
         self._counted = re.compile(re.escape(counted[1]) + r" (\d+)")
         self._wires: list[Wire] = []
 
-    async def connect(self, *, tls: bool = True) -> Wire:
+    async def connect_from(self, address: str) -> Wire:
+        """As passed on by another balancer, which says by the PROXY protocol from whom."""
+        family = "TCP6 %s ::1" if ":" in address else "TCP4 %s 127.0.0.1"
+        return await self.connect(header=f"PROXY {family % address} 1 443\r\n".encode())
+
+    async def connect(self, *, tls: bool = True, header: bytes = b"") -> Wire:
         stream = await trio.open_tcp_stream("127.0.0.1", self.https_port if tls else self.port)
+        await stream.send_all(header)
         ssl = None
         if tls:
             context = self._certificate.client()
@@ -123,10 +129,16 @@ class Balancer:
 
     async def has_up(self, number: int) -> bool:
         """Whether HAProxy gives new streams to that node."""
-        async with httpx.AsyncClient(trust_env=False) as client:
-            text = (await client.get(self._statistics)).text
         node = f'proxy="streams",server="node{number}"'
-        return f'haproxy_server_status{{{node},state="UP"}} 1' in text
+        return await self._says(f'haproxy_server_status{{{node},state="UP"}} 1')
+
+    async def has_requests(self, number: int) -> bool:
+        """Whether that many requests, streams and polls apart, are at nodes of HAProxy's."""
+        return await self._says(f'haproxy_backend_current_sessions{{proxy="requests"}} {number}\n')
+
+    async def _says(self, metric: str) -> bool:
+        async with httpx.AsyncClient(trust_env=False) as client:
+            return metric in (await client.get(self._statistics)).text
 
     def close(self) -> None:
         for wire in self._wires:
@@ -188,8 +200,9 @@ async def nginx(
     silence: float = SILENCE,
     node_connections: int = CONNECTIONS,
     address_connections: int = CONNECTIONS,
+    connections: int = CONNECTIONS,
 ) -> AsyncIterator[Balancer]:
-    """As `haproxy`."""
+    """As `haproxy`; each worker has ``connections``, to browsers and to nodes."""
     ports = Ports()
     with TemporaryDirectory() as directory:
         values = {
@@ -197,7 +210,7 @@ async def nginx(
             "/var/log/nginx/error.log": "stderr",
             "/var/log/nginx/access.log": "/dev/stdout",
             "nofile 100000": f"nofile {DESCRIPTORS}",
-            "connections 50000": f"connections {CONNECTIONS}",
+            "connections 50000": f"connections {connections}",
             "max_conns=25000": f"max_conns={node_connections}",
             "addresses 2000": f"addresses {address_connections}",
             "timeout 90s": f"timeout {_milliseconds(silence)}",

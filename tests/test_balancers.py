@@ -20,7 +20,7 @@ from balancers import HAPROXY, NGINX, README, SILENCE, Absent, Backend, Balancer
 from load import cluster, load_on
 from process import PATIENCE, NodeProcess, child, eventually
 from redis_server import free_port
-from running import Wire, request, running
+from running import ACCEPT, Wire, request, running
 from test_demo_page import browser
 
 from gateway.api.poll import MAX_WAIT
@@ -326,6 +326,8 @@ async def test_where_no_node_is_there_everybody_is_told_to_come_back(
         assert re.fullmatch(
             rb'retry: \d{4}\nevent: reconnect\ndata: {"reason":"unavailable"}\n\n', response.body
         )
+        wire = await balancer.open("/%65vents/a")  # which is the same to a node
+        assert (await wire.response()).header("content-type") == "text/event-stream"
         for path in ("/events/a", "/poll/a"):
             answer = await balancer.ask(request("GET", f"{path}?token={SECRET}"))
             assert answer.status == 503
@@ -419,15 +421,27 @@ async def test_a_request_is_known_by_one_id_to_balancer_and_node(
 ) -> None:
     """Which an application may choose, and a stranger may not."""
     async with silent_nodes() as nodes, start(nodes, certificate) as balancer:
-        raw = request("POST", "/publish/a", b"X-Request-Id: chosen\r\n", body=b"x")
-        for tls in (False, True):
-            await balancer.ask(raw, tls=tls)
+        for chosen, tls in ((b"chosen", False), (b"chosen", True), (b"or a\x1b[31m lie", False)):
+            header = b"X-Request-Id: %b\r\n" % chosen
+            await balancer.ask(request("POST", "/publish/a", header, body=b"x"), tls=tls)
         heads = [head for n in nodes for head in n.heads]
-        ids = [re.findall(r"(?im)^x-request-id: (\S+)\r?$", head) for head in heads]
-        [[made]] = [found for found in ids if found != ["chosen"]]
-        assert len(ids) == 2
-        for known in ("chosen", made):
-            await balancer.process.until(rf"POST /publish/a .*{known}")
+        ids = [re.findall(r"(?im)^x-request-id: (.+?)\r?$", head) for head in heads]
+        made = [found for [found] in ids if found != "chosen"]
+        assert len(ids) == 3
+        assert len(made) == 2
+        for _ in ids:
+            told = await balancer.process.until(r"POST /publish/a .+")
+            assert any(told[0].endswith(known) for known in ("chosen", *made)), told[0]
+    assert "lie" not in balancer.process.output
+
+
+@of_both
+async def test_a_path_forges_no_field_of_the_log(
+    start: Start, certificate: certificates.Files
+) -> None:
+    async with start([], certificate) as balancer:
+        await balancer.ask(request("GET", "/a%20b%0ac"))
+        await balancer.process.until(r"GET /a%20b%0ac\s")
 
 
 @of_both
@@ -475,8 +489,15 @@ async def test_what_is_for_operators_cannot_be_reached_from_outside(
             for spelled in (f"//{path}", f"/./{path}", f"/x/../{path}", f"/%2f{path}"):
                 answer = await balancer.ask(request(method, spelled), tls=True)
                 assert answer.status in (400, 403, 404), spelled
-        answer = await balancer.ask(request("DELETE", "/users%2f7"), tls=True)
-        assert answer.status in (403, 404)
+        for path in (
+            "/users%2f7",
+            "/users/%zz",
+            "/users/7%",
+            "/users/7/../../x",
+            "/users/7%2F%2e./..",
+        ):
+            answer = await balancer.ask(request("DELETE", path), tls=True)
+            assert answer.status in (400, 403, 404), path
 
 
 FOR_OPERATORS = [
@@ -518,6 +539,122 @@ async def test_nobody_has_more_connections_than_an_address_may(
                 await visit(balancer)
             wire = await balancer.open("/events/a")
             assert b"event: reconnect" in (await wire.response()).body
+
+
+BEHIND_ANOTHER = {
+    balancers.HAPROXY: {
+        " tcp-ut 60s\n    # tcp-ut": " accept-proxy\n    # tcp-ut",
+        "tcp-request connection": "tcp-request session",
+    },
+    balancers.NGINX: {
+        "listen 443 ssl http2;": "listen 443 ssl http2 proxy_protocol;"
+        " set_real_ip_from 127.0.0.1; real_ip_header proxy_protocol;"
+    },
+}
+"""What the files say of a balancer before them that passes bytes on."""
+
+
+@pytest.fixture(params=["haproxy", "nginx"])
+def behind_another(
+    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Start:
+    """A balancer whose connections come from another one."""
+    name: str = request.param
+    shipped: Path = getattr(balancers, name.upper())
+    text = shipped.read_text("utf-8")
+    for here, there in BEHIND_ANOTHER[shipped].items():
+        assert here in text
+        text = text.replace(here, there)
+    file = tmp_path / shipped.name
+    file.write_text(text, "utf-8")
+    monkeypatch.setattr(balancers, name.upper(), file)
+    start: Start = getattr(balancers, name)
+    return start
+
+
+async def test_a_network_of_ipv6_is_one_address(
+    behind_another: Start, certificate: certificates.Files
+) -> None:
+    """A /64, as for the nodes: who has one address of it has them all."""
+    async with (
+        running(admin_bind="127.0.0.1:0") as gateway,
+        behind_another([gateway], certificate, address_connections=2) as balancer,
+    ):
+
+        async def is_let_in(address: str) -> bool:
+            wire = await balancer.connect_from(address)
+            try:
+                await wire.send(request("GET", "/events/a", ACCEPT))
+                return not (await wire.response()).body
+            except (OSError, trio.BrokenResourceError):
+                return False
+
+        for address in ("2001:db8::a", "2001:db8::b", "2001:db8:0:1::a", "192.0.2.1"):
+            assert await is_let_in(address), address
+        assert not await is_let_in("2001:db8::c")
+
+
+async def test_nginx_without_a_connection_to_spare_tells_streams_to_come_back(
+    certificate: certificates.Files,
+) -> None:
+    """Its own status for that is 500. And it says no token."""
+    async with (
+        running(admin_bind="127.0.0.1:0") as gateway,
+        balancers.nginx([gateway], certificate, connections=20) as balancer,
+    ):
+        body = b""
+        with trio.fail_after(PATIENCE):
+            while b"event: reconnect" not in body:
+                wire = await balancer.open(f"/events/a?token={SECRET}", tls=False)
+                response = await wire.response()
+                assert response.status == 200
+                body = response.body
+        await balancer.process.until(r"GET /events/a\s")
+    assert SECRET not in balancer.process.output
+
+
+@of_both
+async def test_who_sends_slowly_keeps_no_place_at_a_node(
+    start: Start, certificate: certificates.Files
+) -> None:
+    async with silent_nodes() as nodes, start(nodes, certificate) as balancer:
+        slow = await balancer.connect()
+        raw = request("POST", "/publish/slow", body=b"x" * 1000)
+        await slow.send(raw[:-1])
+        for _ in range(2):
+            await balancer.ask(request("POST", "/publish/quick", body=b"x"), tls=True)
+        assert not [head for n in nodes for head in n.heads if "slow" in head]
+        await slow.send(raw[-1:])
+        assert (await slow.response()).status == 503
+        assert [head for n in nodes for head in n.heads if "slow" in head]
+
+
+async def test_who_comes_from_outside_leaves_connections_to_those_inside(
+    certificate: certificates.Files, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """HAProxy keeps a quarter of a node's; here it is two of four."""
+    text = HAPROXY.read_text("utf-8")
+    small = text.replace("server maxconn 2000", "server maxconn 4").replace("lt 500", "lt 2")
+    assert small.count("maxconn 4\n") == small.count("lt 2\n") == 1
+    file = tmp_path / "haproxy.cfg"
+    file.write_text(small, "utf-8")
+    monkeypatch.setattr(balancers, "HAPROXY", file)
+    slowly = request("POST", "/publish/a", body=b"x" * 40_000)[:-1]
+    async with (
+        running(admin_bind="127.0.0.1:0") as gateway,
+        balancers.haproxy([gateway], certificate) as balancer,
+    ):
+        quick = request("POST", "/publish/a", body=b"x")
+        for taken in range(1, 4):
+            assert (await balancer.ask(quick, tls=True)).status == 202
+            wire = await balancer.connect()
+            await wire.send(slowly)
+            await eventually(partial(balancer.has_requests, taken))
+        answer = await balancer.ask(quick, tls=True)
+        assert answer.status == 503
+        assert answer.json["outcome"] == "refused"
+        await visit(balancer)
+        await publish(balancer, "x")
 
 
 @of_both

@@ -311,6 +311,16 @@ async def test_a_refusal_is_told_of_its_span() -> None:
     assert sent.status.is_unset
 
 
+async def test_who_may_not_publish_has_no_span() -> None:
+    """Else strangers could fill the queue, and whatever trace they name."""
+    spans = Spans()
+    async with running(tracing=spans.tracing, jwt_key="k" * 32) as gateway:
+        for credential in (b"", b"Authorization: Bearer x\r\n"):
+            raw = request("POST", "/publish/a", HEADER, credential, body=b"x")
+            assert (await gateway.ask(raw)).status == 401
+    assert spans.named("publish") == []
+
+
 async def test_there_are_only_so_many_spans_a_second_and_the_others_are_counted(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

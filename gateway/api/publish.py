@@ -66,26 +66,36 @@ _decode_string = msgspec.json.Decoder(str).decode
 
 async def publish(node: Node, request: Request) -> Answer:
     """POST /publish and /publish/<channel>."""
+    try:
+        identity = await _publisher(node, request)
+    except GatewayError as error:
+        return problem(error)
     if node.tracing is None or (span := node.tracing.publishing(request.header)) is None:
-        return await _publish(node, request)
+        return await _publish(node, request, identity)
     with span:
-        answer = await _publish(node, request, span.carried)
+        answer = await _publish(node, request, identity, span.carried)
         span.tell(request.path[len(PATH) + 1 :][:MAX_LABEL], answer.status)
     return answer
 
 
-async def _publish(node: Node, request: Request, trace: str | None = None) -> Answer:
+async def _publisher(node: Node, request: Request) -> Identity:
+    """Who publishes; what a stranger asks for leaves no trace (`tracing`)."""
+    if request.method != "POST":
+        raise MethodNotAllowed("Events are published with POST.", allow="POST")
+    if node.auth.is_open:
+        check_page(node, request.method, request.header)
+        return ANYBODY
+    identity = await identify(node, request)
+    if identity is NOBODY:
+        raise Unauthorized(f"Nobody publishes without saying who: {NEEDED}.", bad_token=False)
+    return identity
+
+
+async def _publish(
+    node: Node, request: Request, identity: Identity, trace: str | None = None
+) -> Answer:
     """What is published carries ``trace``."""
     try:
-        if request.method != "POST":
-            raise MethodNotAllowed("Events are published with POST.", allow="POST")
-        if node.auth.is_open:
-            check_page(node, request.method, request.header)
-            identity = ANYBODY
-        else:
-            identity = await identify(node, request)
-        if identity is NOBODY:
-            raise Unauthorized(f"Nobody publishes without saying who: {NEEDED}.", bad_token=False)
         meter = meter_of(node, request, identity) if node.counts_events else None
         if request.path != PATH:
             return await _publish_one(node, identity, meter, _raw_event(node, request), trace)
