@@ -222,7 +222,7 @@ async def test_a_silent_stream_is_cut_without_keepalives(
     """So it is they that the test above has seen."""
     async with (
         running(admin_bind="127.0.0.1:0", keepalive=1000) as gateway,
-        start([gateway], certificate, silence=0.3) as balancer,
+        start([gateway], certificate, silence=1.0) as balancer,
     ):
         stream = await visit(balancer)
         assert await stream.wire.ended()

@@ -80,10 +80,18 @@ def operands(expression: Any) -> Iterator[Any]:
             yield from operands(expression.rhs)
         case promql.Call() if expression.func.name == "absent":
             yield from operands(expression.args[0])
+        case promql.AggregateExpr() if _may_be_empty(expression.expr):
+            yield from operands(expression.expr)
         case promql.NumberLiteral():
             return
         case _:
             yield expression
+
+
+def _may_be_empty(expression: Any) -> bool:
+    while isinstance(expression, promql.ParenExpr):
+        expression = expression.expr
+    return isinstance(expression, promql.BinaryExpr) and str(expression.op) in COMPARISONS | SETS
 
 
 def selectors(expression: str) -> list[promql.VectorSelector]:
