@@ -2,7 +2,7 @@
 
 import itertools
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from time import monotonic, sleep
 
@@ -63,3 +63,15 @@ def new_prefix() -> str:
 def client(redis_port: int) -> Iterator[redis.Redis]:
     with redis.Redis(port=redis_port) as client:
         yield client
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """What a test has said goes to another process as UTF-8, also where it said a lone surrogate:
+    pytest-xdist would end there.
+    """
+    report = yield
+    report.sections = [
+        (name, text.encode("utf-8", "backslashreplace").decode()) for name, text in report.sections
+    ]
+    return report
