@@ -8,8 +8,9 @@ import grp
 import os
 import pwd
 import re
+import socket
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, ExitStack, asynccontextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import NamedTuple, Protocol, TypeAlias
@@ -158,7 +159,7 @@ async def haproxy(
     """``silence`` is for how many seconds a stream may be silent; no node gets more than
     ``node_connections``, and nobody has more than ``address_connections``."""
     ports = Ports()
-    with TemporaryDirectory() as directory:
+    with TemporaryDirectory() as directory, ExitStack() as held:
         variables = {
             "LISTEN_HTTP": f"127.0.0.1:{ports.redirect}",
             "LISTEN_HTTPS": f"127.0.0.1:{ports.https}",
@@ -176,7 +177,7 @@ async def haproxy(
         if os.geteuid() != 0:
             variables["RUN_AS"] = pwd.getpwuid(os.geteuid()).pw_name
             variables["RUN_AS_GROUP"] = grp.getgrgid(os.getegid()).gr_name
-        for number, node in enumerate(_all(nodes), 1):
+        for number, node in enumerate(_all(nodes, held), 1):
             variables[f"NODE_{number}"] = f"127.0.0.1:{node.port}"
             variables[f"NODE_{number}_ADMIN"] = str(node.admin_port)
         counted = "/metrics", 'haproxy_frontend_current_sessions{proxy="browsers"}'
@@ -204,7 +205,7 @@ async def nginx(
 ) -> AsyncIterator[Balancer]:
     """As `haproxy`; each worker has ``connections``, to browsers and to nodes."""
     ports = Ports()
-    with TemporaryDirectory() as directory:
+    with TemporaryDirectory() as directory, ExitStack() as held:
         values = {
             "/run/nginx.pid": f"{directory}/pid",
             "/var/log/nginx/error.log": "stderr",
@@ -221,7 +222,7 @@ async def nginx(
             "/etc/nginx/certs/fullchain.pem": str(certificate.cert),
             "/etc/nginx/certs/privkey.pem": str(certificate.key),
         }
-        for number, node in enumerate(_all(nodes), 1):
+        for number, node in enumerate(_all(nodes, held), 1):
             values[f"10.0.0.1{number}:8080"] = f"127.0.0.1:{node.port}"
         file = _written_for_this_site(values, directory)
         counted = "/status", "Active connections:"
@@ -249,10 +250,18 @@ async def _started(
             balancer.close()
 
 
-def _all(nodes: Sequence[Backend]) -> list[Backend]:
+def _all(nodes: Sequence[Backend], held: ExitStack) -> list[Backend]:
     """As many as the files are written for; those that ``nodes`` has not are not there."""
-    absent = (Absent(free_port(), free_port()) for _ in range(NODES - len(nodes)))
+    absent = (Absent(_refused(held), _refused(held)) for _ in range(NODES - len(nodes)))
     return [*nodes, *absent]
+
+
+def _refused(held: ExitStack) -> int:
+    """A port at which nobody will listen as long as it is held."""
+    taken = held.enter_context(socket.socket())
+    taken.bind(("127.0.0.1", 0))
+    port: int = taken.getsockname()[1]
+    return port
 
 
 def _milliseconds(seconds: float) -> str:
