@@ -6,8 +6,9 @@
 2. What its publisher does not trace is not traced: an event without ``traceparent`` costs nothing.
 3. A request to publish has a span, and so has an event at each worker that gives it to anybody:
    never one for each client. What is replayed later is told by nobody.
-4. Making spans takes the time of the pass, so there are only so many a second; the others are
-   counted. A thread of the SDK's sends them, from a bounded queue (``OTEL_BSP_*``).
+4. Making spans takes the loop's time, so there are only so many a second; the others are counted.
+   What a publish without a span has published is its sender's, as far as the trace goes. A thread
+   of the SDK's sends them, from a bounded queue (``OTEL_BSP_*``).
 """
 
 import logging
@@ -35,7 +36,7 @@ SYSTEM = "sse-gateway"
 """``messaging.system``, and the name of the service unless ``OTEL_SERVICE_NAME`` gives another."""
 
 SPANS_PER_SECOND = 1000
-"""Of deliveries, by each worker, and as many at once: a few hundredths of a core."""
+"""Of deliveries, and as many of publishes, by each worker: a few hundredths of a core."""
 
 SPANS_PER_TURN = 32
 """Made between two checkpoints: about a millisecond."""
@@ -56,7 +57,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class TraceStatistics:
-    """Counters. ``dropped`` are deliveries that had no span, since there were too many."""
+    """Counters. ``dropped`` had no span: publishes and deliveries, as there were too many."""
 
     spans: int = 0
     dropped: int = 0
@@ -65,8 +66,9 @@ class TraceStatistics:
 class Publishing:
     """The span of one request to publish; it ends with the block."""
 
-    def __init__(self, span: "Span", carried: str | None) -> None:
-        """``carried`` is what its events carry; None where nobody would look at it."""
+    def __init__(self, span: "Span | None", carried: str | None) -> None:
+        """``carried`` is what its events carry; None where nobody would look at it. Without a
+        ``span`` there were too many."""
         self._span = span
         self.carried = carried
 
@@ -79,10 +81,13 @@ class Publishing:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self._span.end()
+        if self._span is not None:
+            self._span.end()
 
     def tell(self, channel: str, status: int) -> None:
         """What became of it; ``channel`` is empty where the path names none."""
+        if self._span is None:
+            return
         if channel:
             self._span.set_attribute("messaging.destination.name", channel)
         self._span.set_attribute("http.response.status_code", status)
@@ -90,6 +95,21 @@ class Publishing:
             from opentelemetry.trace import StatusCode
 
             self._span.set_status(StatusCode.ERROR)
+
+
+class Room:
+    """SPANS_PER_SECOND spans in each second."""
+
+    def __init__(self) -> None:
+        self._second = self._left = 0
+
+    def take(self) -> bool:
+        """Whether one more span may be made in this second."""
+        now = int(time.monotonic())
+        if now != self._second:
+            self._second, self._left = now, SPANS_PER_SECOND
+        self._left -= 1
+        return self._left >= 0
 
 
 class Tracing:
@@ -101,7 +121,7 @@ class Tracing:
         self._api = trace
         self._provider = provider
         self._tracer = provider.get_tracer("gateway", __version__)
-        self._second = self._left = 0
+        self._publishes, self._deliveries = Room(), Room()
         self._spans = self._dropped = 0
 
     def statistics(self) -> TraceStatistics:
@@ -121,6 +141,10 @@ class Tracing:
         context = parse(parent.decode("latin-1").strip(), state.decode("latin-1"))
         if context is None:
             return None
+        if not self._publishes.take():
+            self._dropped += 1
+            is_sampled = self._api.TraceFlags(context.flags).sampled
+            return Publishing(None, str(context) if is_sampled else None)
         span = self._tracer.start_span(
             "publish",
             self._within(context),
@@ -144,20 +168,12 @@ class Tracing:
         """A pass between these times by the wall's clock has given each of these traced frames to
         so many clients, in writing or to wait for them."""
         for turn, (frame, count) in enumerate(receivers.items(), 1):
-            if self._has_room():
+            if self._deliveries.take():
                 self._deliver(frame, count, started_ns, ended_ns)
             else:
                 self._dropped += 1
             if not turn % SPANS_PER_TURN:
                 await trio.lowlevel.checkpoint()
-
-    def _has_room(self) -> bool:
-        """Whether one more span may be made in this second."""
-        now = int(time.monotonic())
-        if now != self._second:
-            self._second, self._left = now, SPANS_PER_SECOND
-        self._left -= 1
-        return self._left >= 0
 
     def _deliver(self, frame: Frame, receivers: int, started_ns: int, ended_ns: int) -> None:
         context = read(frame.trace) if frame.trace is not None else None
@@ -207,7 +223,7 @@ def start(node_id: str, environ: Mapping[str, str] = os.environ) -> Tracing | No
         from opentelemetry.sdk.trace import TracerProvider
         from opentelemetry.sdk.trace.export import BatchSpanProcessor
     except ImportError:
-        _log.warning("traces are wanted, but OpenTelemetry is not installed: sse-gateway[otel]")
+        _log.warning("traces are wanted, but OpenTelemetry is not installed: the extra otel")
         return None
     given = environ.get("OTEL_SERVICE_NAME") or "service.name=" in environ.get(RESOURCE, "")
     resource = Resource.create(

@@ -77,7 +77,7 @@ FAMILIES = (
     counter("trace_spans", "Spans made of traced events.", lambda now: now.trace.spans),
     counter(
         "trace_spans_dropped",
-        "Deliveries of traced events that had no span, as there were too many.",
+        "Publishes and deliveries that had no span, as there were too many.",
         lambda now: now.trace.dropped,
     ),
 )
