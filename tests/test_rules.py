@@ -48,6 +48,12 @@ def test_the_alerts_do_what_they_must() -> None:
     promtool("test", "rules", "rules_test.yml")
 
 
+def test_the_tests_take_the_groups_in_the_order_of_the_file() -> None:
+    """promtool shuffles those without an order, and an alert's time with them."""
+    groups = [group["name"] for group in read_yaml("rules.yml")["groups"]]
+    assert read_yaml("rules_test.yml")["group_eval_order"] == groups
+
+
 def fired(test: Mapping[str, Any]) -> set[tuple[str, str]]:
     """The alerts that a test of rules_test.yml wants to fire, and their severities."""
     found = set()
