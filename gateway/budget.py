@@ -20,9 +20,9 @@ import trio
 
 from gateway.bus import Bus, Recent
 from gateway.charge import PLACE_BYTES, Charge
-from gateway.client import Client
 from gateway.event import FRAME_OVERHEAD
 from gateway.hub import Hub
+from gateway.hub_client import Client
 
 TARGET = 0.9
 """Of the budget is left: then a tenth of it must come until the next time."""

@@ -12,10 +12,10 @@ from collections.abc import Callable
 import trio
 
 from gateway import control
-from gateway.client import Client, Reason, State
 from gateway.config import Config
 from gateway.http1_render import chunk
 from gateway.hub import Hub
+from gateway.hub_client import Client, Reason, State
 
 SPREAD = 0.2
 """The last part of the keepalive interval, over which silent clients are spread by chance."""

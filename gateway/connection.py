@@ -28,10 +28,10 @@ from gateway.api.refusals import is_refusal, told
 from gateway.api.request import Answer, Request, parse_target, problem
 from gateway.api.subscribe import PATH as EVENTS
 from gateway.api.subscribe import STREAM_HEADERS, refuse, subscribe, turn_away, why_not_opened
-from gateway.client import Client
 from gateway.errors import GatewayError, RequestTimeout, TooManyRequests, Unavailable
 from gateway.http1 import Parsed, Phase, RequestReader
 from gateway.http1_render import CONTINUE, render_response, render_stream_head
+from gateway.hub_client import Client
 from gateway.node import Node
 from gateway.request_id import HEADER as REQUEST_ID
 from gateway.request_id import NAME, named_id

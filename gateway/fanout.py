@@ -18,10 +18,10 @@ from functools import partial
 import trio
 
 from gateway import control
-from gateway.client import Channel, Client, Reason, State
 from gateway.control import Gap
 from gateway.event import Frame
 from gateway.hub import Hub
+from gateway.hub_client import Channel, Client, Reason, State
 from gateway.position import Position
 from gateway.tallies import Batch, Tally, batch_of, batch_of_several
 from gateway.tracing import Tracing

@@ -14,11 +14,11 @@ import trio
 
 from gateway import control, stream_log
 from gateway.charge import Charge
-from gateway.client import Client, Reason, State
 from gateway.config import Config
 from gateway.event import Frame
 from gateway.histogram import CROWDS, PAUSES, SIZES, Distribution, Histogram
 from gateway.http1_render import LAST_CHUNK, chunk
+from gateway.hub_client import Client, Reason, State
 from gateway.lanes import Poller
 from gateway.members import Members
 from gateway.names import is_reserved

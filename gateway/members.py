@@ -7,8 +7,8 @@
 
 from collections.abc import Callable, Collection, Iterable, Sequence
 
-from gateway.client import Channel, Client
 from gateway.config import ChannelRule
+from gateway.hub_client import Channel, Client
 from gateway.position import Position
 from gateway.tallies import Tally
 

@@ -19,13 +19,13 @@ from gateway.bus.ledger import RedisLedger
 from gateway.bus.memory import MemoryBus, wall_clock_ms
 from gateway.bus.redis import RedisBus
 from gateway.charge import Charge
-from gateway.client import Client
 from gateway.clock import Clock
 from gateway.cluster import Cluster, ClusterStatistics
 from gateway.config import Config, is_loopback, split_address, split_list
 from gateway.fanout import Fanout
 from gateway.histogram import Distribution
 from gateway.hub import Hub, HubStatistics
+from gateway.hub_client import Client
 from gateway.ledger import Ledger, LedgerStatistics, MemoryLedger
 from gateway.logs import LogStatistics
 from gateway.origins import parse_origins

@@ -17,9 +17,9 @@ from dataclasses import dataclass
 import msgspec
 import trio
 
-from gateway.client import Client, Reason, State
 from gateway.event import Frame
 from gateway.hub import Hub
+from gateway.hub_client import Client, Reason, State
 from gateway.position import Closed, Position, parse_resume
 from gateway.sse import Parser, ServerSentEvent
 from gateway.streams import EventStream, Streams

@@ -14,10 +14,10 @@ import msgspec
 import trio
 
 from gateway import control
-from gateway.client import Client, Reason
 from gateway.cluster import COMMAND_SECONDS, Cluster
 from gateway.errors import GatewayError
 from gateway.hub import Hub
+from gateway.hub_client import Client, Reason
 from gateway.ledger import Ledger
 from gateway.messages import Command
 

@@ -12,10 +12,10 @@ import trio
 
 from gateway import control
 from gateway.bus import Bus, Source
-from gateway.client import Client, State
 from gateway.event import Frame
 from gateway.histogram import WAITS, Distribution, Histogram
 from gateway.hub import Hub
+from gateway.hub_client import Client, State
 from gateway.names import is_reserved
 from gateway.position import Position
 from gateway.replay import Replay, furthest

@@ -22,11 +22,11 @@ from functools import partial
 import trio
 
 from gateway import __version__, control, logs, notify, tracing
-from gateway.client import Client, Reason
 from gateway.config import Config, LogFormat, is_loopback, split_address
 from gateway.connection import Connection
 from gateway.errors import ConfigError
 from gateway.front import Begin, Front
+from gateway.hub_client import Client, Reason
 from gateway.node import Node, name_of
 from gateway.reception import Reception
 from gateway.tls import Certificate

@@ -9,7 +9,7 @@ import logging
 import trio
 
 from gateway import logs
-from gateway.client import Client, Reason
+from gateway.hub_client import Client, Reason
 from gateway.names import is_reserved
 from gateway.position import Position, Resume, Start
 

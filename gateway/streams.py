@@ -22,11 +22,11 @@ import trio
 from gateway import control, stream_log
 from gateway.admission import Admission
 from gateway.bus import Bus
-from gateway.client import Client, Reason, State
 from gateway.clock import Clock
 from gateway.config import Config
 from gateway.errors import BadRequest, ChannelEnded, NotFound, TooManyRequests, Unavailable
 from gateway.hub import Hub, Opening
+from gateway.hub_client import Client, Reason, State
 from gateway.identity import ANYBODY, Identity
 from gateway.names import is_reserved
 from gateway.position import ZERO, Position, Resume, Start

@@ -13,9 +13,9 @@ import trio
 
 from gateway.addresses import TrustedProxies
 from gateway.arriving import ArrivingConnection
-from gateway.client import Client, Reason
 from gateway.connection import Service
 from gateway.http1_render import LAST_CHUNK, chunk
+from gateway.hub_client import Client, Reason
 from gateway.lanes import MAX_STRAY_BYTES
 from gateway.streams import EventStream
 from gateway.tls import Certificate

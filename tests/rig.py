@@ -16,9 +16,9 @@ from trio.testing import wait_all_tasks_blocked
 
 from gateway.bus import History
 from gateway.bus.memory import MemoryBus
-from gateway.client import Client
 from gateway.config import ChannelRule, Config
 from gateway.event import Event, Frame
+from gateway.hub_client import Client
 from gateway.identity import ANYBODY, Identity
 from gateway.node import Node
 from gateway.policy import Policy

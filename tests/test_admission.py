@@ -27,9 +27,9 @@ from gateway.admission import ADDRESS_BURST_SECONDS, BURST_SECONDS, LATE_SECONDS
 from gateway.api.poll import poll
 from gateway.api.request import Answer, Request
 from gateway.api.subscribe import never, subscribe
-from gateway.client import Client, Reason
 from gateway.config import Config
 from gateway.errors import TooManyRequests, Unavailable
+from gateway.hub_client import Client, Reason
 from gateway.limits import MAX_RETRY_SECONDS, network
 from gateway.node import Node
 from gateway.position import ZERO, Position

@@ -18,9 +18,9 @@ from gateway import budget, charge, control, fanout
 from gateway.budget import TARGET
 from gateway.bus.memory import MemoryBus
 from gateway.charge import KEY_BYTES, PLACE_BYTES, Charge
-from gateway.client import Client, Reason, State
 from gateway.config import ChannelRule, Config
 from gateway.event import FRAME_OVERHEAD, Event, Frame, render
+from gateway.hub_client import Client, Reason, State
 from gateway.outbox import REPLACED
 from gateway.pending import JOIN_FRACTION
 from gateway.policy import Policy

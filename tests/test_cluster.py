@@ -23,7 +23,6 @@ from gateway import messages
 from gateway.api import admin
 from gateway.api.commands import serve_cluster
 from gateway.api.request import PROBLEM, Answer, Request, parse_target
-from gateway.client import Reason, State
 from gateway.cluster import (
     COMMAND_SECONDS,
     JOIN_SECONDS,
@@ -44,6 +43,7 @@ from gateway.errors import (
     NotFound,
     Unavailable,
 )
+from gateway.hub_client import Reason, State
 from gateway.identity import Identity
 from gateway.messages import MAX_MESSAGE_BYTES, MAX_REQUEST_BYTES, Command
 from gateway.metrics import render

@@ -29,10 +29,10 @@ from running import (
 
 from gateway import server, streams
 from gateway.bus import Bus
-from gateway.client import Reason
 from gateway.config import Config
 from gateway.edge.app import make_app
 from gateway.event import Event
+from gateway.hub_client import Reason
 from gateway.node import Node
 from gateway.position import Position
 from gateway.server import _end_streams

@@ -25,10 +25,10 @@ from running import (
 )
 
 from gateway import connection
-from gateway.client import Reason
 from gateway.connection import CROWD
 from gateway.front import BEGUN_PER_TURN
 from gateway.http1_render import CONTINUE
+from gateway.hub_client import Reason
 from gateway.server import listen
 
 PUBLISH = request("POST", "/publish/a", body=b"x")

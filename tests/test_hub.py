@@ -14,8 +14,8 @@ from rig import Peer, Rig, rule, running
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from gateway import control, fanout
-from gateway.client import Reason, State
 from gateway.config import Config
+from gateway.hub_client import Reason, State
 from gateway.lanes import MAX_STRAY_BYTES
 from gateway.policy import Policy
 from gateway.position import Position

@@ -25,11 +25,11 @@ from running import ACCEPT, HOST, Gateway, request, running
 from gateway import __version__
 from gateway.api import admin
 from gateway.bus import Source
-from gateway.client import Reason
 from gateway.control import Gap
 from gateway.edge.app import ROUTES
 from gateway.histogram import CROWDS, PAUSES, WAITS
 from gateway.hub import Opening
+from gateway.hub_client import Reason
 from gateway.log_lines import JsonFormatter, LogfmtFormatter
 from gateway.names import user_channel
 from gateway.requests import OTHER

@@ -32,7 +32,7 @@ LAYERS = (
     ("hub",),
     ("admission", "lanes", "members", "pending", "replay", "tracing"),
     ("stream_log",),
-    ("client",),
+    ("hub_client",),
     ("outbox", "bus"),
     ("ledger", "tallies"),
     ("rates", "revoked"),

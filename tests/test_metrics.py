@@ -18,11 +18,11 @@ from running import Gateway, request, running, running_over_tls, until
 
 from gateway.api import admin
 from gateway.bus import Source
-from gateway.client import Reason
 from gateway.config import DAY, Config
 from gateway.control import Gap
 from gateway.edge.app import ROUTES, make_admin_app, make_app
 from gateway.hub import Opening
+from gateway.hub_client import Reason
 from gateway.metrics import FAMILIES, MEDIA_TYPE, parts, render
 from gateway.node import Node
 from gateway.tallies import Dropped

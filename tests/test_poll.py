@@ -25,10 +25,10 @@ from gateway.api.poll import poll as answer_poll
 from gateway.api.request import Request, parse_target
 from gateway.bus import History
 from gateway.bus.memory import MemoryBus
-from gateway.client import Reason
 from gateway.config import Config
 from gateway.errors import Unavailable
 from gateway.event import Frame
+from gateway.hub_client import Reason
 from gateway.policy import Policy
 from gateway.position import ZERO, Closed, Position, Resume, Start, parse_resume
 from gateway.streams import EventStream

@@ -22,11 +22,11 @@ from scripted_link import scripted_link
 from trio.testing import wait_all_tasks_blocked
 
 from gateway.bus import commands, publisher
-from gateway.client import Client, State
 from gateway.config import Config
 from gateway.control import Gap
 from gateway.errors import GatewayError, Unavailable
 from gateway.event import Event
+from gateway.hub_client import Client, State
 from gateway.node import Node as WholeNode
 from gateway.policy import Policy
 from gateway.position import ZERO, Position, Resume, Start

@@ -8,10 +8,10 @@ from rig import Rig, running
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from gateway import messages, replacements
-from gateway.client import Reason
 from gateway.cluster import COMMAND_SECONDS
 from gateway.config import Config
 from gateway.errors import Unavailable
+from gateway.hub_client import Reason
 from gateway.replacements import AGAIN_SECONDS, TRIES
 
 THERE = "0000beef"

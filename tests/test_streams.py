@@ -17,12 +17,12 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 from gateway import control, fanout, replay
 from gateway.bus.memory import MemoryBus
 from gateway.charge import Charge
-from gateway.client import Client, Reason, State
 from gateway.clock import Clock
 from gateway.config import Config
 from gateway.errors import BadRequest, ChannelEnded, NotFound
 from gateway.event import Event, Frame
 from gateway.hub import Hub
+from gateway.hub_client import Client, Reason, State
 from gateway.names import is_reserved
 from gateway.policy import Policy
 from gateway.position import ZERO, Closed, Position, Resume, Start, parse_resume

@@ -10,10 +10,10 @@ import trio
 from rig import Peer, Rig, read_body, rule, running
 from trio.testing import wait_all_tasks_blocked
 
-from gateway.client import Reason, State
 from gateway.config import Config
 from gateway.control import Gap
 from gateway.event import Event
+from gateway.hub_client import Reason, State
 from gateway.policy import Policy
 from gateway.position import Position, Start
 from gateway.tallies import DEFAULT, MAX_CLASSES, OTHER, ClassStatistics, Dropped

@@ -30,9 +30,9 @@ from running import (
 )
 from tokens import FAR, SECRET, bearer, token
 
-from gateway.client import Reason
 from gateway.config import Config
 from gateway.errors import ConfigError, Unavailable
+from gateway.hub_client import Reason
 from gateway.server import _end_streams
 from gateway.tls import Certificate
 

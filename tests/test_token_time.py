@@ -8,8 +8,8 @@ import trio
 from rig import EPOCH, Peer, Rig, running
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from gateway.client import Reason, State
 from gateway.config import DAY, Config
+from gateway.hub_client import Reason, State
 from gateway.identity import Identity
 from gateway.position import Start
 from gateway.streams import EventStream

@@ -15,9 +15,9 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 from gateway.api.meter import meter_of
 from gateway.api.request import Request
 from gateway.bus.memory import MemoryBus
-from gateway.client import Reason
 from gateway.config import ChannelRule, Config, UserLimit
 from gateway.errors import Unavailable
+from gateway.hub_client import Reason
 from gateway.identity import ANYBODY, Identity
 from gateway.node import Node
 from gateway.policy import Policy

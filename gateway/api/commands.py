@@ -12,9 +12,9 @@ import trio
 
 from gateway import control
 from gateway.auth import patterns
-from gateway.client import Client, Reason
 from gateway.cluster import COMMAND_SECONDS, JOIN_SECONDS, READ_SECONDS
 from gateway.errors import BadRequest, Forbidden, NotFound
+from gateway.hub_client import Client, Reason
 from gateway.identity import Identity
 from gateway.messages import Command
 from gateway.names import check_subscribable, is_reserved

@@ -10,8 +10,8 @@ from dataclasses import replace
 
 from gateway import logs
 from gateway.api.request import Answer
-from gateway.client import Reason
 from gateway.errors import Unavailable
+from gateway.hub_client import Reason
 from gateway.node import Node
 from gateway.request_id import HEADER, NAME
 

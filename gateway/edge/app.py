@@ -1,12 +1,9 @@
 """The routes, each a thin caller of the api. Streams take the response lane here."""
 
-import base64
 import hashlib
 import logging
-import re
 from collections.abc import Iterable
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -28,6 +25,7 @@ from gateway.api.publish import publish
 from gateway.api.refusals import is_refusal, told
 from gateway.api.request import NOT_STORED, Answer, Request, parse_target, problem
 from gateway.api.subscribe import STREAM_HEADERS, subscribe
+from gateway.edge.pages import PUBLIC, add_pages
 from gateway.edge.serve import ANSWERED, Connection
 from gateway.errors import GatewayError, MethodNotAllowed, NotFound
 from gateway.http1_render import STRICT_HEADERS
@@ -35,8 +33,6 @@ from gateway.node import Node
 from gateway.request_id import HEADER as REQUEST_ID
 from gateway.request_id import NAME
 from gateway.requests import OTHER, PUBLISH_TO
-
-STATIC = Path(__file__).parent.parent / "static"
 
 ROUTES = {
     "/": "/",
@@ -97,8 +93,7 @@ def make_app(node: Node) -> QuartTrio:
 
     _add_description(app, node)
     serve_cluster(node)
-    if node.config.demo:
-        _add_demo(app)
+    add_pages(app, node)
     return app
 
 
@@ -146,7 +141,7 @@ def _bare_app(node: Node) -> QuartTrio:
                 response.headers[name.decode()] = value.decode()
         for name, value in (*STRICT_HEADERS, NOT_STORED):
             response.headers.setdefault(name.decode(), value.decode())
-        if node.origins:
+        if node.origins and not g.get(PUBLIC):
             for name, value in cors_headers(node.origins, _header(b"origin")):
                 response.headers.add(name.decode(), value.decode("latin-1"))
         return response
@@ -242,28 +237,6 @@ def _add_description(app: QuartTrio, node: Node) -> None:
     @app.get(openapi.PATH)
     async def description() -> Response:
         return _response(same if request.if_none_match.contains_weak(tag) else whole)
-
-
-def _add_demo(app: QuartTrio) -> None:
-    page = (STATIC / "demo.html").read_text("utf-8")
-    style, script = (_hash(page, tag) for tag in ("style", "script"))
-    headers = {
-        "Content-Security-Policy": f"default-src 'none'; style-src {style}; script-src {script}; "
-        "connect-src 'self'; img-src data:; base-uri 'none'; form-action 'none'; "
-        "frame-ancestors 'none'",
-        "Cache-Control": "no-cache",
-    }
-
-    @app.get("/")
-    async def demo() -> Response:
-        return Response(page, content_type="text/html; charset=utf-8", headers=headers)
-
-
-def _hash(page: str, tag: str) -> str:
-    """The CSP source of the page's one element ``tag``."""
-    (content,) = re.findall(rf"<{tag}>(.*?)</{tag}>", page, re.DOTALL)
-    digest = hashlib.sha256(content.encode()).digest()
-    return f"'sha256-{base64.b64encode(digest).decode()}'"
 
 
 async def _request() -> Request:

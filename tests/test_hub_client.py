@@ -9,10 +9,10 @@ from rig import SMALLEST_BUFFER, Dechunker, Reader
 
 from gateway import control
 from gateway.charge import Charge
-from gateway.client import FLUSH_BYTES, Client, State
 from gateway.config import Config
 from gateway.event import Event, Frame, render
 from gateway.http1_render import chunk
+from gateway.hub_client import FLUSH_BYTES, Client, State
 from gateway.outbox import Outbox
 from gateway.policy import Policy
 from gateway.position import ZERO, Position

@@ -1,0 +1,162 @@
+"""A real Chromium, Debian's, driven by playwright; with many tabs of one profile, if need be.
+
+playwright lives on asyncio, in a thread of its own; what is asked of it here is awaited on trio.
+"""
+
+import asyncio
+import re
+import threading
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from shutil import which
+from typing import Any, TypeVar
+
+import trio
+from playwright.async_api import BrowserContext, ConsoleMessage, Page, async_playwright
+from process import PATIENCE, eventually
+
+FLAGS = (
+    "--no-sandbox",  # Chromium refuses to run as root with it
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-proxy-server",
+)
+
+Result = TypeVar("Result")
+
+
+class _Loop:
+    """asyncio in a thread, for as long as the block takes."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="playwright")
+
+    def __enter__(self) -> "_Loop":
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+    async def do(self, awaited: Awaitable[Result]) -> Result:
+        """The result of what only asyncio can await; no later than PATIENCE allows."""
+
+        async def bounded() -> Result:
+            return await asyncio.wait_for(awaited, PATIENCE)
+
+        future = asyncio.run_coroutine_threadsafe(bounded(), self._loop)
+        return await trio.to_thread.run_sync(future.result)
+
+
+class Tab:
+    """A page. Selectors are playwright's, of which CSS is a part."""
+
+    def __init__(self, loop: _Loop, page: Page) -> None:
+        self._loop = loop
+        self.page = page
+        self.errors: list[str] = []
+        """What the console has shown as an error, violations of the page's CSP included, and what
+        scripts have thrown."""
+        page.on("console", self._hear)
+        page.on("pageerror", lambda error: self.errors.append(str(error)))
+
+    def _hear(self, said: ConsoleMessage) -> None:
+        if said.type == "error":
+            self.errors.append(said.text)
+
+    async def do(self, act: Callable[[Page], Awaitable[Result]]) -> Result:
+        """Anything that playwright can do: ``await tab.do(lambda page: page.reload())``."""
+
+        async def acted() -> Result:
+            return await act(self.page)
+
+        return await self._loop.do(acted())
+
+    async def open(self, url: str) -> None:
+        await self.do(lambda page: page.goto(url))
+
+    async def run(self, script: str, argument: Any = None) -> Any:
+        """What a JavaScript function, of one argument, returns in the page; awaited, if need be."""
+        return await self.do(lambda page: page.evaluate(script, argument))
+
+    async def click(self, selector: str) -> None:
+        await self.do(lambda page: page.click(selector))
+
+    async def fill(self, selector: str, text: str) -> None:
+        await self.do(lambda page: page.fill(selector, text))
+
+    async def until(self, selector: str, pattern: str = "") -> str:
+        """The text of the first element that is like this, once there is one."""
+        texts: list[str] = []
+
+        async def is_there() -> bool:
+            found = await self.do(lambda page: page.locator(selector).all_text_contents())
+            texts[:] = (text for text in found if re.search(pattern, text))
+            return bool(texts)
+
+        await eventually(is_there)
+        return texts[0]
+
+    async def until_true(self, script: str, argument: Any = None) -> None:
+        """Return once a JavaScript function, of one argument, returns what is true."""
+
+        async def is_true() -> bool:
+            return bool(await self.run(script, argument))
+
+        await eventually(is_true)
+
+    async def crash(self) -> None:
+        """End the tab's process as a fault would; the tab is of no use afterwards."""
+
+        async def crashed(page: Page) -> None:
+            session = await page.context.new_cdp_session(page)
+            gone = asyncio.Event()
+            page.on("crash", lambda _: gone.set())
+            asking = asyncio.ensure_future(session.send("Page.crash"))
+            await gone.wait()
+            asking.cancel()
+
+        await self.do(crashed)
+
+    async def close(self) -> None:
+        await self.do(lambda page: page.close())
+
+
+class Chromium:
+    """One profile, whose tabs share what tabs of a user do."""
+
+    def __init__(self, loop: _Loop, context: BrowserContext) -> None:
+        self._loop = loop
+        self.context = context
+
+    async def tab(self, url: str = "") -> Tab:
+        tab = Tab(self._loop, await self._loop.do(self.context.new_page()))
+        if url:
+            await tab.open(url)
+        return tab
+
+    async def set_offline(self, offline: bool) -> None:
+        await self._loop.do(self.context.set_offline(offline))
+
+
+@asynccontextmanager
+async def chromium(*flags: str, **options: Any) -> AsyncIterator[Chromium]:
+    """A headless Chromium; ``options`` are those of playwright's ``Browser.new_context``."""
+    with _Loop() as loop:
+        playwright = await loop.do(async_playwright().start())
+        try:
+            browser = await loop.do(
+                playwright.chromium.launch(executable_path=which("chromium"), args=[*FLAGS, *flags])
+            )
+            context = await loop.do(browser.new_context(**options))
+            try:
+                yield Chromium(loop, context)
+            finally:
+                with trio.CancelScope(shield=True):
+                    await loop.do(browser.close())
+        finally:
+            with trio.CancelScope(shield=True):
+                await loop.do(playwright.stop())
