@@ -150,7 +150,8 @@ class Streams:
         if preamble is not None:
             client.stage(preamble(client))
         client.stage_control(
-            control.retry(self._config.retry) + control.connected(client.id, after, stream.channels)
+            control.retry(self._config.retry)
+            + control.connected(client.id, after, stream.channels, self._config.keepalive)
         )
         if reason is not None:
             self.replays.stage_gap(client, stream.channels, reason)

@@ -14,6 +14,8 @@ _TOLD: dict[str, Schema | None] = {
     "connected": {
         "clientId": {"type": "string"},
         "serverTime": COUNT | {"description": "Milliseconds since 1970."},
+        "keepalive": COUNT
+        | {"description": "Milliseconds of silence after which a `keepalive` comes."},
         "channels": _CHANNELS,
     },
     "dropped": {"count": COUNT},
