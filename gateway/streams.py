@@ -60,6 +60,8 @@ class EventStream:
     request: str = ""
     """The id of the request for it, where that has named one."""
     is_poll: bool = False
+    annotated: bool = False
+    """Whether each event is to say through which channels it comes."""
 
 
 class Streams:
@@ -133,6 +135,7 @@ class Streams:
                 address=stream.address,
                 request=stream.request,
                 is_poll=stream.is_poll,
+                annotated=stream.annotated,
             )
             self._hub.add(client, stream.channels, after, _opening(resume))
             added = True
