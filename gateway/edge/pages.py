@@ -27,7 +27,7 @@ POLICY = (
     "require-trusted-types-for 'script'; trusted-types 'none'"
 )
 
-MODULES: tuple[str, ...] = ("client.js", "client.d.ts")
+MODULES: tuple[str, ...] = ("client.js", "client.d.ts", "shared.js")
 """For pages of anybody."""
 
 DEMO = ("demo.css", "demo.js")

@@ -4,7 +4,8 @@
 // Link below, over fetch, or share() of shared.js, over the one Link of a group of tabs.
 //
 // The seam between them, for these modules alone:
-//   share(options, connect, stream) -> source    options as given to connect, already checked
+//   share(options, open, stream) -> source       options as given to connect, already checked;
+//                                                open(stream, options) -> a Link for another stream
 //   source: {subscribe(channel, since), unsubscribe(channel), close()}, the first two async
 //   stream._set({status, transport, attempt, delay, reason})   any of them: a new state, told
 //   stream._tell(name, detail)                   to the listeners of when()
@@ -120,10 +121,11 @@ export function connect(options) {
   check(channels?.length || user || token || request, "Name channels, or a user.");
   check(!share || !request, "A stream that is opened by a request of its own cannot be shared.");
   const stream = new Stream(options);
-  const alone = () => new Link(stream, options);
+  const open = (driven, given) => new Link(driven, given);
+  const alone = () => open(stream, options);
   stream._source =
     share && globalThis.navigator?.locks && globalThis.BroadcastChannel
-      ? import("./shared.js").then((module) => module.share(options, connect, stream)).catch(alone)
+      ? import("./shared.js").then((module) => module.share(options, open, stream)).catch(alone)
       : alone();
   if (signal?.aborted) stream.close();
   signal?.addEventListener("abort", () => stream.close());

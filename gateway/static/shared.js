@@ -460,6 +460,7 @@ class Tab {
 
   #set(changes) {
     const { state } = this.#stream;
+    if (state.status === "closed") return;
     const next = { ...state, ...changes, transport: this.#leader?.transport ?? "shared" };
     if (Object.keys(next).some((key) => next[key] !== state[key])) this.#stream._set(next);
   }
