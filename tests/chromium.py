@@ -116,8 +116,9 @@ class Tab:
             gone = asyncio.Event()
             page.on("crash", lambda _: gone.set())
             asking = asyncio.ensure_future(session.send("Page.crash"))
+            # It is answered or not, as it happens; playwright must not find it cancelled.
+            asking.add_done_callback(lambda asked: asked.cancelled() or asked.exception())
             await gone.wait()
-            asking.cancel()
 
         await self.do(crashed)
 

@@ -237,7 +237,7 @@ class Tab {
   #leaderId = "";
   #leader; // if it is this tab
   #joined = false; // what the leader hands out is whole for this tab
-  #opened = ""; // the stream that it has told of
+  #opened = ""; // the client that it has told of
   #heard = 0;
   #watchdog;
   #standing;
@@ -334,6 +334,10 @@ class Tab {
       if (lost) lost();
       else this.#stream._end(error.message, "error", error);
     });
+  }
+
+  get #isOpen() {
+    return this.#joined && this.#begin?.lastEventId !== "now";
   }
 
   /** Stand in line for the lead, or `steal` it from a tab that does not answer. */
@@ -441,7 +445,7 @@ class Tab {
         this.#cursor.reset(message.position);
         break;
       case "state":
-        if (message.state.status !== "open" || this.#joined) this.#set(message.state);
+        if (message.state.status !== "open" || this.#isOpen) this.#set(message.state);
         break;
       case "reconnecting":
         this.#stream._tell("reconnecting", message.detail);
@@ -507,12 +511,17 @@ class Tab {
     this.#joined = true;
     this.#begun = true;
     this.#stream.clientId = clientId;
-    this.#stream.lastEventId = cursor.position;
+    if (this.#isOpen) this.#opens();
+  }
+
+  #opens() {
+    const stream = this.#stream;
+    const { clientId, channels } = stream;
+    if (this.#cursor.position) stream.lastEventId = this.#cursor.position;
     this.#set({ status: "open", attempt: 0, delay: 0, reason: "" });
-    const opened = `${this.#leaderId} ${clientId}`;
-    if (opened === this.#opened) return;
-    this.#opened = opened;
-    this.#stream._tell("open", { clientId, channels: this.#stream.channels });
+    if (clientId === this.#opened) return;
+    this.#opened = clientId;
+    stream._tell("open", { clientId, channels });
   }
 
   #tell(items) {
@@ -594,7 +603,11 @@ class Tab {
     if (begin) {
       const fromNow = this.#begin.lastEventId === "now";
       this.#begin = undefined;
-      if (fromNow) for (const channel of cursor.joins.keys()) cursor.joins.set(channel, lastEventId);
+      if (fromNow) {
+        cursor.position = lastEventId;
+        for (const channel of cursor.joins.keys()) cursor.joins.set(channel, lastEventId);
+        this.#opens();
+      }
     }
     const before = cursor.position;
     this.#tell(cursor.fill(answer, until));
