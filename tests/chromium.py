@@ -134,7 +134,10 @@ class Chromium:
         self.context = context
 
     async def tab(self, url: str = "") -> Tab:
-        tab = Tab(self._loop, await self._loop.do(self.context.new_page()))
+        async def opened() -> Tab:
+            return Tab(self._loop, await self.context.new_page())  # which talks to it: in its thread
+
+        tab = await self._loop.do(opened())
         if url:
             await tab.open(url)
         return tab
