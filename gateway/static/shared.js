@@ -352,6 +352,7 @@ class Tab {
       () => {
         this.#leader?.stop();
         this.#leader = undefined;
+        this.#follow("");
         this.#stand();
       },
     );
@@ -405,18 +406,22 @@ class Tab {
   // -- what is said
 
   #receive(message) {
-    const { kind, from } = message;
+    const { kind, from, to } = message;
+    const isOwn = from === this.#id;
     if (kind === "join" || kind === "leave") this.#leader?.receive(message);
+    else if ((this.#leader && !isOwn) || (to && to !== this.#id)) return;
     else if (kind === "call") this.#follow(from);
-    else if (!message.to || message.to === this.#id) {
-      if (!this.#leaderId && message.to) this.#leaderId = from;
-      if (from === this.#leaderId) this.#take(message);
-    }
+    else if (from === this.#leaderId) this.#take(message);
+    else if (!this.#leaderId && to) {
+      this.#leaderId = from;
+      this.#take(message);
+    } else if (this.#leaderId) this.#lose(""); // who leads? who does will answer
   }
 
   #follow(leaderId) {
     this.#lose(leaderId);
     this.#hear();
+    if (this.#begun) this.#set({ status: "reconnecting", reason: "another tab leads" });
   }
 
   #lose(leaderId) {
@@ -425,7 +430,6 @@ class Tab {
     this.#join();
     this.#cursor.forget();
     this.#cursor.behind = this.#added.length > 0;
-    if (this.#begun && leaderId) this.#set({ status: "reconnecting", reason: "another tab leads" });
   }
 
   #take(message) {
