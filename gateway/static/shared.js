@@ -55,9 +55,7 @@ export class Cursor {
   /** A live item. Returns those that are to be told now, in order. */
   offer(item) {
     if (!this.behind && (item.name || compare(item.prev, this.position) <= 0)) return this.#take(item);
-    this.behind = true;
-    const last = this.#held.at(-1);
-    if (!last || compare(item.prev, last.id) > 0) this.#forget(this.#held.length, item.prev);
+    if (!this.behind) this.reach(item.prev);
     this.#held.push(item);
     this.#chars += size(item);
     let [count, chars] = [0, this.#chars];
@@ -80,7 +78,7 @@ export class Cursor {
     return compare(this.#target, this.position) <= 0;
   }
 
-  /** No longer behind. Returns what was held and is to be told now. */
+  /** No longer behind, unless there is a hole in what was held. Returns what is to be told now. */
   resume() {
     const held = this.#held;
     this.forget();
@@ -102,33 +100,43 @@ export class Cursor {
     for (const channel of this.joins.keys()) this.joins.set(channel, "");
   }
 
-  /** What to poll for: the channels that are joined by now, and until where these are all. */
-  next() {
-    const channels = [];
-    let [first, until] = ["", ""];
-    for (const [channel, join] of this.joins) {
-      if (compare(join, this.position) <= 0) channels.push(channel);
-      else if (!until || compare(join, until) < 0) [first, until] = [channel, join];
-    }
-    if (!channels.length && first) channels.push(first); // for the sake of what is common
-    return { channels, until };
+  /** From now on the channel's events behind `join` are the tab's. Returns from where on they are. */
+  join(channel, join) {
+    const from = later(join, this.position);
+    this.joins.set(channel, from);
+    return from;
   }
 
-  /** The answer to a poll for that. Returns what of it is to be told. */
-  fill({ events, lastEventId }, until) {
+  /** The channels to poll for: those that are joined by now. */
+  next() {
+    const channels = [...this.joins.keys()];
+    const joined = channels.filter((channel) => compare(this.joins.get(channel), this.position) <= 0);
+    if (joined.length || !channels.length) return joined;
+    const isFirst = (first, other) => compare(this.joins.get(first), this.joins.get(other)) < 0;
+    return [channels.reduce((first, other) => (isFirst(first, other) ? first : other))];
+  }
+
+  /** The answer to a poll for `asked`. Returns what of it is to be told. */
+  fill({ events, lastEventId }, asked) {
+    const until = this.#until(asked, lastEventId);
     const told = [];
     for (const item of events) {
-      if (item.id && until && compare(item.id, until) > 0) break;
+      if (item.id && compare(item.id, until) > 0) break;
       told.push(...this.#take(item));
     }
-    const reached = until && compare(until, lastEventId) < 0 ? until : lastEventId;
-    this.position = later(this.position, reached);
+    this.position = later(this.position, until);
     return told;
   }
 
-  /** The hole cannot be filled: go on behind it. */
-  skip() {
-    this.position = later(this.position, this.#target);
+  /** The tab begins at `position`, the answer to a poll for `asked` behind what is there by now. */
+  begin(position, asked) {
+    for (const channel of asked) if (this.joins.has(channel)) this.joins.set(channel, position);
+    this.position = this.#until(asked, position);
+  }
+
+  /** Polling for `asked` fills no more of the hole: go on behind it. */
+  skip(asked) {
+    this.position = later(this.position, this.#until(asked, this.#target));
   }
 
   #take(item) {
@@ -143,6 +151,16 @@ export class Cursor {
     return channels.some((name) =>
       this.joins.has(name) ? compare(this.joins.get(name), id) < 0 : this.common.has(name),
     );
+  }
+
+  /** Until where an answer for `asked` counts: other channels may have been joined before its end. */
+  #until(asked, end) {
+    let until = end;
+    for (const [channel, join] of this.joins) {
+      const isMissing = !asked.includes(channel) || compare(join, this.position) > 0;
+      if (isMissing && compare(join, until) < 0) until = join;
+    }
+    return until;
   }
 
   #forget(count, target) {
@@ -500,15 +518,15 @@ class Tab {
     const fromBefore = first && (cursor.position || this.#begin);
     for (const [channel, join] of joins) {
       if (!this.#own.has(channel)) continue;
-      if (!cursor.joins.has(channel)) cursor.joins.set(channel, fromBefore ? "" : join);
+      if (!cursor.joins.has(channel)) cursor.join(channel, fromBefore ? "" : join);
       const waiting = this.#waiting.get(channel);
       if (!waiting) continue;
       this.#waiting.delete(channel);
       if (waiting.since && !fromBefore) {
-        this.#added.push({ channel, since: waiting.since, until: join });
+        this.#added.push({ channel, since: waiting.since, until: cursor.joins.get(channel) });
         cursor.behind = true;
       }
-      waiting.resolve(join);
+      waiting.resolve(cursor.joins.get(channel) || join);
     }
     if (first && !fromBefore) cursor.position = at;
     if (!this.#joined) cursor.reach(at);
@@ -585,13 +603,13 @@ class Tab {
   #missing() {
     const [added] = this.#added;
     if (added) return { added, channels: [added.channel], query: { lastEventId: added.since } };
-    if (this.#begin) return { begin: true, channels: [...this.#own], query: this.#begin, until: "" };
+    if (this.#begin) return { begin: true, channels: [...this.#own], query: this.#begin };
     if (this.#cursor.isWhole) return undefined;
-    return { ...this.#cursor.next(), query: { lastEventId: this.#cursor.position } };
+    return { channels: this.#cursor.next(), query: { lastEventId: this.#cursor.position } };
   }
 
   /** Returns whether it has brought anything. */
-  #fillIn({ added, begin, until }, answer) {
+  #fillIn({ added, begin, channels: asked }, answer) {
     const cursor = this.#cursor;
     const { events, lastEventId, isEnd } = answer;
     if (added) {
@@ -604,19 +622,16 @@ class Tab {
       this.#tell(events.filter(isMissed).map((item) => ({ ...item, isMissed: true })));
       return isOver || events.length > 0;
     }
-    if (begin) {
-      const fromNow = this.#begin.lastEventId === "now";
-      this.#begin = undefined;
-      if (fromNow) {
-        cursor.position = lastEventId;
-        for (const channel of cursor.joins.keys()) cursor.joins.set(channel, lastEventId);
-        this.#opens();
-      }
-    }
-    const before = cursor.position;
-    this.#tell(cursor.fill(answer, until));
-    if (isEnd && until) cursor.position = until;
-    else if (isEnd) this.#stream._end("ended by the gateway", "end", { reason: "closed" });
+    const { position: before } = cursor;
+    const isNow = begin && this.#begin.lastEventId === "now";
+    if (begin) this.#begin = undefined;
+    if (isNow) cursor.begin(lastEventId, asked);
+    const told = cursor.fill(answer, asked);
+    if (isNow) this.#opens();
+    this.#tell(told);
+    if (isEnd && [...this.#own].every((channel) => asked.includes(channel))) {
+      this.#stream._end("ended by the gateway", "end", { reason: "closed" });
+    } else if (isEnd) cursor.skip(asked);
     return cursor.position !== before;
   }
 
@@ -626,7 +641,7 @@ class Tab {
     if (added) this.#added = this.#added.filter((other) => other !== added);
     else {
       this.#begin = undefined;
-      this.#cursor.skip();
+      this.#cursor.skip(channels);
     }
   }
 }
