@@ -17,6 +17,7 @@ export class Changes {
   #entries = new Map(); // in the order in which they are asked for
   #turn = Promise.resolve();
   #renewal;
+  #skew = 0; // ms that the gateway's clock is ahead
 
   constructor(link) {
     this.#link = link;
@@ -31,7 +32,8 @@ export class Changes {
     return true;
   }
 
-  opened() {
+  opened(serverTime) {
+    this.#skew = serverTime - Date.now();
     for (const [name, entry] of this.#entries) if (!entry.until) this.#add(name, entry);
     this.#link.tokenRefused = false;
     this.#renewLater();
@@ -59,6 +61,11 @@ export class Changes {
 
   // -- channels
 
+  // For who knows by himself where a channel has begun, as the tab that leads others does.
+  settle(name) {
+    this.#entries.delete(name);
+  }
+
   async subscribe(name, since = "") {
     const { stream, poll, nextPoll } = this.#link;
     const known = this.#entries.get(name);
@@ -82,7 +89,7 @@ export class Changes {
     if (!clientId) return;
     await this.#inTurn(async () => {
       const response = await this.#ask(clientId, name, "DELETE");
-      if (!response.ok) throw new Failure("", response.status);
+      if (!response.ok) throw await refusal(response);
     }).catch(() => this.#comeBack(clientId));
   }
 
@@ -205,7 +212,7 @@ export class Changes {
     clearTimeout(this.#renewal);
     const expiry = expiryOf(link.token);
     if (typeof link.options.token !== "function" || !expiry) return;
-    const left = expiry - link.skew - now;
+    const left = expiry - this.#skew - now;
     link.renewal = now + Math.max(left / 2, left - RENEWED_BEFORE);
     const wait = Math.min(MAX_TIMER, Math.max(SOONEST, link.renewal - now));
     this.#renewal = setTimeout(() => this.#renew(), wait);

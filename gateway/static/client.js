@@ -1,28 +1,22 @@
-// client.d.ts says what this promises, and how its modules fit together.
 export const VERSION = "0.1.0";
 
-const MAX_EVENT = 2 ** 20; // characters
+// In characters and milliseconds; client.d.ts says why.
+const MAX_EVENT = 2 ** 20;
 const MAX_TIMER = 2 ** 31 - 1;
 const LIVED = 5_000;
-const PATIENCE = 8_000; // open_wait is 5 s
+const PATIENCE = 8_000;
 
-const padded = (position) => position.replace(/\d+/g, (digits) => digits.padStart(20, "0"));
-
-export function compare(a, b) {
-  [a, b] = [padded(a), padded(b)];
-  return a < b ? -1 : +(a > b);
-}
+export const compare = (a, b) => a.localeCompare(b, "en", { numeric: true });
 
 export class Parser {
+  lastEventId = "";
   #decoder = new TextDecoder();
   #afterCR;
   #line = "";
   #block = {};
-  #onEvent;
 
-  constructor(onEvent, { lastEventId = "", retry } = {}) {
-    Object.assign(this, { lastEventId, retry });
-    this.#onEvent = onEvent;
+  constructor(onEvent, past) {
+    Object.assign(this, past, { onEvent });
   }
 
   push(piece) {
@@ -47,7 +41,7 @@ export class Parser {
       const { event, data, id = this.lastEventId, channel = "", at = "" } = block;
       this.#block = {};
       this.lastEventId = id;
-      if (data != null) this.#onEvent({ type: event || "message", data, id, channel, at });
+      if (data != null) this.onEvent({ type: event || "message", data, id, channel, at });
     } else if (name === "data") {
       block.data = block.data == null ? value : `${block.data}\n${value}`;
     } else if (/^(event|channel|at)$/.test(name) || (name === "id" && !value.includes("\0"))) {
@@ -58,25 +52,28 @@ export class Parser {
   }
 }
 
-const TOLD = ["onOpen", "onGap", "onDropped", "onReconnecting", "onEnd", "onError", "onState"];
+const TOLD = {
+  onOpen: "open",
+  onGap: "gap",
+  onDropped: "dropped",
+  onReconnecting: "reconnecting",
+  onEnd: "end",
+  onError: "error",
+  onState: "state",
+};
 
 const OPTIONS = {
   string: ["url", "user", "token", "lastEventId", "credentials", "share"],
   object: ["url", "channels", "headers", "request", "signal", "on"],
   number: ["replay", "attempts", "minDelay", "maxDelay"],
-  function: ["token", "fetch", ...TOLD],
+  function: ["token", "fetch", ...Object.keys(TOLD)],
   boolean: ["share"],
 };
 
 const callable = (value) => typeof value === "function";
 const isName = (value) => typeof value === "string" && value !== "";
 
-export class Failure extends Error {
-  constructor(sentence, status) {
-    super(sentence);
-    this.status = status;
-  }
-}
+export class Failure extends Error {}
 
 function check(holds, sentence) {
   if (!holds) throw new TypeError(sentence);
@@ -84,9 +81,8 @@ function check(holds, sentence) {
 
 export function connect(options) {
   for (const [name, value] of Object.entries(options)) {
-    check(Object.values(OPTIONS).flat().includes(name), `connect() has no option ${name}.`);
     const isRight = OPTIONS[typeof value]?.includes(name) && !(value < 0);
-    check(isRight || value == null, `${name} cannot be ${JSON.stringify(value)}.`);
+    check(isRight || value == null, `connect() takes no ${name}: ${JSON.stringify(value)}.`);
   }
   const { url, channels, user, token, request, share, signal } = options;
   check(url, "connect() needs a url.");
@@ -94,9 +90,10 @@ export function connect(options) {
   check([...(channels ?? [])].every(isName), "channels are an array of names.");
   check(!share || !request, "A stream with a request of its own cannot be shared.");
   const stream = new Stream(options);
-  const alone = () => new Link(stream, options);
+  const open = (...driven) => new Link(...driven);
+  const alone = () => open(stream, options);
   stream._source = share
-    ? import("./shared.js").then((shared) => shared.share(options, connect, stream)).catch(alone)
+    ? import("./shared.js").then((shared) => shared.share(options, open, stream)).catch(alone)
     : alone();
   signal?.addEventListener("abort", stream.close);
   if (signal?.aborted) stream.close();
@@ -114,34 +111,23 @@ export class Stream {
     this.lastEventId = options.lastEventId ?? "";
     this.channels = [...new Set(options.channels)];
     for (const type in options.on) this.on(type, options.on[type]);
-    for (const name of TOLD) if (options[name]) this.when(name.slice(2).toLowerCase(), options[name]);
+    for (const name in TOLD) if (options[name]) this.when(TOLD[name], options[name]);
     this._set({ status: "connecting", transport: "stream" });
   }
 
   on(type, listener) {
-    return this.#add("on", type, listener);
+    return this.#add(`on ${type}`, listener);
   }
 
   when(name, listener) {
-    const known = TOLD.some((option) => option.toLowerCase() === "on" + name);
-    check(known, `when() does not know ${name}.`);
-    return this.#add("when", name, listener);
+    check(Object.values(TOLD).includes(name), `when() does not know ${name}.`);
+    return this.#add(name, listener);
   }
 
   #add(...entry) {
-    check(callable(entry[2]), "A listener is a function.");
+    check(callable(entry[1]), "A listener is a function.");
     this.#listeners.add(entry);
     return () => void this.#listeners.delete(entry);
-  }
-
-  #call(how, name, told) {
-    for (const [wanted, type, listener] of [...this.#listeners]) {
-      try {
-        if (wanted === how && (type === name || type === "*")) listener(told);
-      } catch (error) {
-        (globalThis.reportError ?? console.error)(error);
-      }
-    }
   }
 
   subscribe(channel, { since } = {}) {
@@ -152,11 +138,11 @@ export class Stream {
     return this.#change("unsubscribe", channel);
   }
 
-  async #change(...asked) {
-    check(isName(asked[1]), "A channel is a name.");
+  async #change(how, ...asked) {
+    check(isName(asked[0]), "A channel is a name.");
     const source = await this._source;
     if (this.state.status === "closed") throw new Failure("The stream is closed.");
-    return source.change(...asked);
+    return source[how](...asked);
   }
 
   _set(changes) {
@@ -165,12 +151,19 @@ export class Stream {
   }
 
   _tell(name, told) {
-    this.#call("when", name, told);
+    for (const [wanted, listener] of [...this.#listeners]) {
+      try {
+        if (wanted === name) listener(told);
+      } catch (error) {
+        (globalThis.reportError ?? console.error)(error);
+      }
+    }
   }
 
   _event({ type, data, id, channels }) {
     const json = () => JSON.parse(data);
-    this.#call("on", type, { type, data, id, channel: channels[0] ?? "", channels, json });
+    const event = { type, data, id, channel: channels[0] ?? "", channels, json };
+    for (const wanted of [type, "*"]) this._tell(`on ${wanted}`, event);
   }
 
   async _end(reason, name, told) {
@@ -203,6 +196,14 @@ class Link {
     return this.stream.state.status === "closed";
   }
 
+  subscribe(...asked) {
+    return this.change("subscribe", ...asked);
+  }
+
+  unsubscribe(channel) {
+    return this.change("unsubscribe", channel);
+  }
+
   async change(how, ...asked) {
     const { Changes } = await import("./changes.js");
     this.changes ??= new Changes(this);
@@ -230,16 +231,18 @@ class Link {
     const now = Date.now();
     if (type === "offline") this.offline = now;
     else if (type === "online" || !document.hidden) {
-      const isDead = this.heard < this.offline || now - this.heard > 3 * this.keepalive;
-      if (isDead) this.drop("silence", true);
+      if (this.heard < this.offline || this.#left() < 0) this.drop("silence", true);
       if (now >= this.earliest) this.wake();
     }
   }
 
+  #left() {
+    return this.heard + 3 * this.keepalive - Date.now();
+  }
+
   #watch() {
-    const left = this.heard + 3 * this.keepalive - Date.now();
-    if (left > 0) this.timer = setTimeout(() => this.#watch(), left);
-    else this.drop("silence");
+    if (this.#left() < 0) this.drop("silence");
+    else this.timer = setTimeout(() => this.#watch(), this.#left() + 1);
   }
 
   async #run() {
@@ -267,7 +270,7 @@ class Link {
     const { minDelay = 500, maxDelay = 30_000 } = this.options;
     if (Date.now() - this.opened > LIVED) this.attempt = 0;
     if (this.attempt >= this.attempts) throw new Failure(`Lost, and given up: ${reason}.`);
-    const first = Math.max(minDelay, least ? 0 : this.retry ?? 0);
+    const first = Math.max(minDelay, least ? 0 : this.parser?.retry ?? 0);
     const most = Math.max(first, Math.min(maxDelay, first * 2 ** this.attempt++));
     const delay = now ? 0 : least + Math.random() * most;
     const told = { attempt: this.attempt, delay, reason };
@@ -285,20 +288,20 @@ class Link {
     const url = new URL(this.url);
     const { searchParams } = url;
     url.pathname = url.pathname.replace(/\/events(?=\/|$)/, route);
-    if (this.stream.channels.length) searchParams.delete("channel");
+    searchParams.delete("channel");
     for (const channel of this.stream.channels) {
       if (!this.changes?.leavesOut(channel)) searchParams.append("channel", channel);
     }
-    searchParams.set("annotate", true);
-    if (user) searchParams.set("user", user);
-    if (replay != null) searchParams.set("replay", replay);
+    for (const [name, value] of Object.entries({ user, replay, annotate: true })) {
+      if (value != null) searchParams.set(name, value);
+    }
     return url;
   }
 
   async ask(url, init) {
     const { headers, credentials, token, fetch = globalThis.fetch } = this.options;
     if (!this.token || Date.now() > this.renewal) {
-      this.token = callable(token) ? await token() : token;
+      this.token = await (callable(token) ? token() : token);
     }
     const bearer = this.token && { Authorization: `Bearer ${this.token}` };
     return fetch(url, {
@@ -315,48 +318,44 @@ class Link {
     const { lastEventId } = stream;
     const headers = { Accept: "text/event-stream" };
     if (lastEventId) headers["Last-Event-ID"] = lastEventId;
-    const find = async () => (await import("./poll.js")).find(this);
-    this.impatience = setTimeout(find, PATIENCE);
+    this.impatience = setTimeout(async () => (await import("./poll.js")).find(this), PATIENCE);
     const response = await (options.request && !this.posted
       ? (await import("./request.js")).post(this, headers)
       : this.ask(this.target("/events"), { headers }));
     const isStream = /^text\/event-stream/.test(response.headers.get("Content-Type"));
     if (!isStream || !response.ok) return (await import("./refused.js")).refused(this, response);
-    const { retry } = this;
-    const parser = new Parser((event) => this.over || this.#take(event, parser), { lastEventId, retry });
+    const take = (event) => this.over || this.#take(event);
+    const parser = (this.parser = new Parser(take, { ...this.parser, lastEventId }));
     const reader = response.body.getReader();
     for (let read; !(read = await reader.read()).done; ) {
       clearTimeout(this.impatience);
       this.heard = Date.now();
       parser.push(read.value);
       if (this.over) break;
-      this.retry = parser.retry;
       stream.lastEventId = parser.lastEventId;
       if (stream.lastEventId.endsWith("closed")) this.closed();
     }
     this.drop("end of the response");
   }
 
-  #take({ type, data, id, channel, at }, { retry: least }) {
+  #take({ type, data, id, channel, at }) {
     const { stream } = this;
     const channels = channel ? channel.split(",") : [];
     stream.lastEventId = id;
     if (this.changes?.isKnown(channels, at, id)) return;
-    if (type === "connected") this.#connected(JSON.parse(data));
-    else if (/^(gap|dropped)$/.test(type)) stream._tell(type, JSON.parse(data));
-    else if (type === "reconnect") this.why = { ...JSON.parse(data), least };
+    if (type === "connected") {
+      const { clientId, channels, keepalive, serverTime } = JSON.parse(data);
+      this.opened = Date.now();
+      this.began ??= id;
+      this.keepalive = keepalive ?? this.keepalive;
+      stream.clientId = clientId;
+      stream._set({ status: "open", transport: "stream" });
+      stream._tell("open", { clientId, channels });
+      if (this.changes || callable(this.options.token)) {
+        this.change("opened", serverTime).catch(() => this.drop("network"));
+      }
+    } else if (/^(gap|dropped)$/.test(type)) stream._tell(type, JSON.parse(data));
+    else if (type === "reconnect") this.why = { ...JSON.parse(data), least: this.parser.retry };
     else stream._event({ type, data, id: at || id, channels });
-  }
-
-  #connected({ clientId, channels, keepalive, serverTime }) {
-    const { stream } = this;
-    this.opened = Date.now();
-    this.skew = serverTime - this.opened;
-    this.keepalive = keepalive ?? this.keepalive;
-    this.began ??= stream.lastEventId;
-    stream.clientId = clientId;
-    stream._set({ status: "open", transport: "stream" });
-    stream._tell("open", { clientId, channels });
-    if (this.changes || callable(this.options.token)) this.change("opened");
   }
 }

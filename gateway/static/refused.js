@@ -34,7 +34,8 @@ export async function refusal(response) {
   const { status, headers } = response;
   const { detail } = await response.json().catch(() => ({}));
   const type = headers.get("Content-Type");
-  return new Failure(detail ?? `The answer was ${status}, ${type}, and no event stream.`, status);
+  const sentence = detail ?? `The answer was ${status}, ${type}, and no event stream.`;
+  return Object.assign(new Failure(sentence), { status });
 }
 
 // Of a Retry-After, which is a number of seconds or a date.

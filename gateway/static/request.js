@@ -18,7 +18,9 @@ export async function post(link, headers) {
     link.attempts = 0; // there is nowhere to return to
   } else {
     link.isLocated = true;
-    link.url = new URL(location, response.url || link.url).href;
+    const url = new URL(location, response.url || link.url);
+    link.url = url.href;
+    stream.channels = url.searchParams.getAll("channel");
   }
   const forget = stream.when("open", ({ channels }) => {
     stream.channels = channels.filter((name) => !/^(global$|user:)/.test(name));
