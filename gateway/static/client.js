@@ -241,6 +241,7 @@ class Link {
   }
 
   #watch() {
+    clearTimeout(this.timer);
     if (this.#left() < 0) this.drop("silence");
     else this.timer = setTimeout(() => this.#watch(), this.#left() + 1);
   }
@@ -252,12 +253,15 @@ class Link {
         this.why = this.opened = undefined;
         this.heard = Date.now();
         this.#watch();
-        await (this.poll?.() ?? this.#open()).catch((error) => {
-          if (error instanceof Failure) throw error;
-        });
+        await (this.poll?.() ?? this.#open())
+          .catch((error) => {
+            if (error instanceof Failure) throw error;
+          })
+          .finally(() => {
+            clearTimeout(this.timer);
+            clearTimeout(this.impatience);
+          });
         this.drop("network");
-        clearTimeout(this.timer);
-        clearTimeout(this.impatience);
         this.stream.clientId = "";
         if (!this.over) await this.#pause(this.why);
       }
@@ -348,6 +352,7 @@ class Link {
       this.opened = Date.now();
       this.began ??= id;
       this.keepalive = keepalive ?? this.keepalive;
+      this.#watch();
       stream.clientId = clientId;
       stream._set({ status: "open", transport: "stream" });
       stream._tell("open", { clientId, channels });
