@@ -11,7 +11,7 @@ from urllib.parse import quote, urlencode
 import msgspec
 from msgspec import Struct
 
-from gateway.api.request import JSON, Request
+from gateway.api.request import JSON, Request, sentence
 from gateway.errors import BadRequest, UnsupportedMediaType
 
 MAX_REPLAY_DIGITS = 9
@@ -99,11 +99,11 @@ def in_body(request: Request) -> Asked:
         body = _decode(request.body)
     except msgspec.ValidationError as error:
         raise BadRequest(
-            f"This asks for no stream: {str(error).rstrip('.')}. Its members are"
+            f"This asks for no stream: {sentence(error)} Its members are"
             f" {', '.join(Body.__struct_fields__)}, as in {_EXAMPLE}."
         ) from None
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise BadRequest(f"This is no JSON in UTF-8: {str(error).rstrip('.')}.") from None
+        raise BadRequest(f"This is no JSON in UTF-8: {sentence(error)}") from None
     replay = body.replay
     if replay is not None and not (
         0 <= replay < 10**MAX_REPLAY_DIGITS and float(replay).is_integer()
