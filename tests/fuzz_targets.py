@@ -575,7 +575,7 @@ def ask_for_stream(data: bytes) -> None:
     except GatewayError as error:
         check_sentence(error)
         return
-    url = asked.url(EVENTS).encode("ascii")
+    url = asked.url(EVENTS, 10_000).encode("ascii")
     assert re.fullmatch(rb"[!-~]+", url)
     again = Request("GET", *parse_target(url), {}.get, b"", "::1")  # type: ignore[arg-type]
     found = in_query(again, EVENTS)._replace(annotate=is_annotated(again))

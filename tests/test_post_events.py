@@ -299,7 +299,7 @@ def test_the_url_asks_for_the_same(names: list[str], user: str | None, annotate:
             user.encode()
         except UnicodeEncodeError:
             return
-    url = asked.url(PATH).encode("ascii")
+    url = asked.url(PATH, 10_000).encode("ascii")
     assert not set(url) & set(b' "<>\\^`{|}#\r\n\0')
     found = Request("GET", *parse_target(url), lambda name: None, b"", "")
     again = in_query(found, PATH)._replace(annotate=is_annotated(found))

@@ -36,13 +36,18 @@ class Asked(NamedTuple):
     replay: int | None
     annotate: bool = False
 
-    def url(self, path: str) -> str:
-        """Where GET asks for the same, but for where it begins; in ASCII."""
-        fields = {"channels": ",".join(dict.fromkeys(self.channels)), "user": self.user or ""}
+    def url(self, path: str, most: int) -> str:
+        """Where GET asks for the same, but for where it begins; in ASCII. Empty where that would be
+        longer than ``most`` bytes."""
+        channels = ",".join(dict.fromkeys(self.channels))
+        if len(channels) > most:  # to encode it all would take its time
+            return ""
+        fields = {"channels": channels, "user": self.user or ""}
         if self.annotate:
             fields["annotate"] = "true"
         given = {name: value for name, value in fields.items() if value}
-        return f"{path}?{urlencode(given, safe=_UNESCAPED, quote_via=quote)}"
+        url = f"{path}?{urlencode(given, safe=_UNESCAPED, quote_via=quote)}"
+        return url if len(url) <= most else ""
 
 
 class Body(Struct, forbid_unknown_fields=True):

@@ -97,8 +97,7 @@ async def _asked_for(node: Node, request: Request) -> EventStream:
     identity = await identify(node, request)
     asked = in_body(request)
     stream = requested(node, request, PATH, identity, asked)
-    url = asked.url(PATH)
-    return replace(stream, location=url) if len(url) <= node.config.max_url_bytes else stream
+    return replace(stream, location=asked.url(PATH, node.config.max_url_bytes))
 
 
 def turn_away(
