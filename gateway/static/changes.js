@@ -7,7 +7,7 @@ import { compare, Failure } from "./client.js";
 import { pollTarget } from "./poll.js";
 import { refusal } from "./refused.js";
 
-const MAX_SEEN = 1_000; // ids that come while the answer is awaited
+const MAX_SEEN = 1_000; // ids of a channel that come before the answer does
 const RENEWED_BEFORE = 30_000; // ms before a token expires, or half of its time
 const SOONEST = 1_000;
 const MAX_TIMER = 2 ** 31 - 1;
@@ -48,9 +48,13 @@ export class Changes {
       return false;
     }
     if (entries.some((entry) => this.#covers(entry, at))) return true;
-    const order = [...this.#entries.values()];
-    const [first] = pending.sort((a, b) => order.indexOf(a) - order.indexOf(b));
-    if (first) first.at = at;
+    // What was missed comes of one channel after the other, as they were asked for.
+    for (const entry of this.#entries.values()) {
+      if (pending.includes(entry) && compare(at, entry.at) > 0) {
+        entry.at = entry.since = at;
+        break;
+      }
+    }
     return false;
   }
 
@@ -71,8 +75,8 @@ export class Changes {
     const known = this.#entries.get(name);
     if (known) return known.promise;
     if (stream.channels.includes(name)) return stream.lastEventId;
-    const entry = { from: since, at: since, until: "", seen: new Set() };
-    if (since === "earliest") entry.from = "0-0";
+    const from = since === "earliest" ? "0-0" : since;
+    const entry = { since, from, at: from, until: "", seen: new Set() };
     entry.promise = new Promise((resolve, reject) => Object.assign(entry, { resolve, reject }));
     this.#entries.set(name, entry);
     stream.channels = [...stream.channels, name];
@@ -99,9 +103,9 @@ export class Changes {
     for (const [name, entry] of this.#entries) {
       const { lastEventId: until } = stream;
       if (!this.#isPending(entry)) continue;
-      while (entry.at && compare(entry.at, until) < 0) await this.#catchUp(name, entry, until);
+      while (entry.since && compare(entry.at, until) < 0) await this.#catchUp(name, entry, until);
       entry.from ||= until;
-      entry.at = until;
+      entry.at = entry.since = until;
       entry.until = "0-0";
       entry.resolve(until);
     }
@@ -109,7 +113,7 @@ export class Changes {
 
   async #catchUp(name, entry, until) {
     const link = this.#link;
-    const url = pollTarget(link, 0, entry.at);
+    const url = pollTarget(link, 0, entry.since);
     url.searchParams.append("channel", name);
     const response = await link.ask(url, {});
     if (!response.ok) throw await refusal(response);
@@ -119,10 +123,10 @@ export class Changes {
       if (id !== null && compare(id, until) > 0) break;
       if (id === null && type === "gap") link.stream._tell(type, JSON.parse(data));
       if (channel !== name) continue;
-      entry.at = id;
+      entry.at = entry.since = id;
       link.stream._event({ type, data, id, channels: [name] });
     }
-    entry.at = lastEventId;
+    entry.at = entry.since = lastEventId;
   }
 
   #isPending({ until }) {
@@ -169,14 +173,12 @@ export class Changes {
     try {
       await this.#inTurn(async () => {
         if (!isWanted()) return;
-        const response = await this.#ask(clientId, name, "PUT", entry.at);
+        const response = await this.#ask(clientId, name, "PUT", entry.since);
         if (!response.ok) throw await refusal(response);
         const { id } = await response.json();
-        entry.from ||= id;
-        entry.at ||= id;
+        for (const what of ["since", "from", "at"]) entry[what] ||= id;
         entry.until = id;
         entry.isDone = true;
-        entry.seen.clear();
         entry.resolve(id);
       });
     } catch (error) {

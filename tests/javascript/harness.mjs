@@ -2,7 +2,9 @@
 import { mock } from "node:test";
 
 import { connect } from "../../gateway/static/client.js";
-import "../../gateway/static/changes.js"; // so that what is loaded on demand takes no time
+// So that what is loaded on demand takes no time.
+import "../../gateway/static/changes.js";
+import "../../gateway/static/request.js";
 
 export const START = 1_000_000; // when each test begins, in ms
 
@@ -100,7 +102,7 @@ export class Server {
 
 /** Run what is ready. */
 export async function settle() {
-  for (let turn = 0; turn < 30; turn += 1) await new Promise((done) => setImmediate(done));
+  for (let turn = 0; turn < 15; turn += 1) await new Promise((done) => setImmediate(done));
 }
 
 /** Have time pass, in steps that are small enough for all that happens meanwhile. */
