@@ -7,6 +7,7 @@ import { compare, Failure } from "./client.js";
 import { pollTarget } from "./poll.js";
 import { refusal } from "./refused.js";
 
+const MAX_TRIES = 5; // polls that bring nothing of what was missed
 const MAX_SEEN = 1_000; // ids of a channel that come before the answer does
 const RENEWED_BEFORE = 30_000; // ms before a token expires, or half of its time
 const SOONEST = 1_000;
@@ -103,7 +104,9 @@ export class Changes {
     for (const [name, entry] of this.#entries) {
       const { lastEventId: until } = stream;
       if (!this.#isPending(entry)) continue;
-      while (entry.since && compare(entry.at, until) < 0) await this.#catchUp(name, entry, until);
+      for (let n = 0; n < MAX_TRIES && entry.since && compare(entry.at, until) < 0; n += 1) {
+        if (await this.#catchUp(name, entry, until)) n = 0;
+      }
       entry.from ||= until;
       entry.at = entry.since = until;
       entry.until = "0-0";
@@ -113,7 +116,7 @@ export class Changes {
 
   async #catchUp(name, entry, until) {
     const link = this.#link;
-    const url = pollTarget(link, 0, entry.since);
+    const url = pollTarget(link, 1, entry.since); // other nodes may know a little less
     url.searchParams.append("channel", name);
     const response = await link.ask(url, {});
     if (!response.ok) throw await refusal(response);
@@ -127,6 +130,7 @@ export class Changes {
       link.stream._event({ type, data, id, channels: [name] });
     }
     entry.at = entry.since = lastEventId;
+    return events.length > 0;
   }
 
   #isPending({ until }) {
