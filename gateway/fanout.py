@@ -195,9 +195,9 @@ class Fanout:
             await self._send(frames, plain, before, counted)
         if len(plain) == len(clients):
             return
-        annotated = []
+        annotated, among = [], frozenset(names)
         for frame in frames:
-            named = tuple([name for name in frame.channels if name in names])
+            named = tuple([name for name in frame.channels if name in among])
             if (frame, named) not in made:
                 made[frame, named] = frame.annotated(named)
             annotated.append(made[frame, named])

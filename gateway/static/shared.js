@@ -228,9 +228,13 @@ const aborted = (signal) =>
   });
 const failure = (sentence, status) => Object.assign(new Error(sentence), { status });
 
-/** As client.js has it: the source of `stream`. `open(stream, options)` opens one for this tab alone. */
+/**
+ * The source of `stream`, as connect() would open it with `open(stream, options)`, which the leader does
+ * for all. Throws where that cannot be: such a tab has a stream of its own.
+ */
 export function share(options, open, stream) {
-  if (options.channels?.length > CHANNELS) throw new RangeError(`${CHANNELS} channels at most.`);
+  if (!navigator.locks || !globalThis.BroadcastChannel) throw new Error("A page of http: has no locks.");
+  if (stream.channels.length > CHANNELS) throw new RangeError(`${CHANNELS} channels at most.`);
   return new Tab(options, open, stream);
 }
 
@@ -269,7 +273,7 @@ class Tab {
     const base = globalThis.document?.baseURI ?? globalThis.location?.href;
     this.#group = groupOf(options, base);
     this.#polls = new Polls(options, base, `${this.#group} poll`);
-    this.#own = new Set(options.channels);
+    this.#own = new Set(stream.channels);
     const { lastEventId, replay } = options;
     if (lastEventId && POSITION.test(lastEventId)) this.#cursor.position = lastEventId;
     else if (lastEventId && lastEventId !== "now") this.#begin = { lastEventId };
@@ -650,7 +654,6 @@ class Tab {
 class Polls {
   #options;
   #url;
-  #channels = []; // that the path names
   #lock;
   #token;
 
@@ -658,16 +661,14 @@ class Polls {
     this.#options = options;
     this.#lock = lock;
     this.#url = new URL(options.url, base);
-    const [path, named] = /\/events(?:\/(.*))?$|\/[^/]*$/.exec(this.#url.pathname) ?? [""];
-    if (named) this.#channels.push(decodeURIComponent(named));
-    this.#url.pathname = `${this.#url.pathname.slice(0, -path.length || undefined)}/poll`;
+    this.#url.pathname = this.#url.pathname.replace(/\/events(?=\/|$)/, "/poll");
   }
 
   /** Raises an error that `isFinal`, or may say how many ms to wait at `least`. */
   async ask({ channels, query }, signal) {
     const url = new URL(this.#url);
     url.searchParams.delete("channel");
-    for (const channel of [...channels, ...this.#channels]) url.searchParams.append("channel", channel);
+    for (const channel of channels) url.searchParams.append("channel", channel);
     const { user } = this.#options;
     const all = { ...(user && { user }), ...query, wait: 0 };
     for (const key of Object.keys(all)) url.searchParams.set(key, all[key]);
@@ -841,7 +842,7 @@ class Leader {
         leader.#flushSoon();
       },
       _set(changes) {
-        this.state = { ...this.state, ...changes };
+        this.state = { ...this.state, attempt: 0, delay: 0, reason: "", ...changes };
         leader.#tell({ kind: "state", state: this.state });
       },
       _tell: (told, detail) => this.#told(told, detail),
@@ -944,7 +945,7 @@ class Leader {
     try {
       const joined = await link.subscribe(channel);
       if (this.#link !== link) return;
-      link.added.delete(channel); // resumed as any other: tabs know where they have joined
+      link.changes.settle(channel); // resumed as any other: tabs know where they have joined
       this.#carried.set(channel, joined);
     } catch (error) {
       if (this.#link !== link) return;

@@ -1,0 +1,30 @@
+// Opening a stream by POST: once. It is resumed by GET, at the address that the answer names.
+import { Failure } from "./client.js";
+
+export async function post(link, headers) {
+  const { stream, options } = link;
+  const { body, headers: own } = options.request;
+  let response;
+  link.posted = true;
+  try {
+    const init = { method: "POST", body, headers: { ...headers, ...own } };
+    response = await link.ask(link.url, init);
+  } catch (error) {
+    throw new Failure(`The request has failed, and is not sent twice: ${error.message}`);
+  }
+  const named = ["Content-Location", "Location"].map((name) => response.headers.get(name));
+  const location = named.find((value) => value !== null);
+  if (location === undefined) {
+    link.attempts = 0; // there is nowhere to return to
+  } else {
+    link.isLocated = true;
+    const url = new URL(location, response.url || link.url);
+    link.url = url.href;
+    stream.channels = url.searchParams.getAll("channel");
+  }
+  const forget = stream.when("open", ({ channels }) => {
+    stream.channels = channels.filter((name) => !/^(global$|user:)/.test(name));
+    forget();
+  });
+  return response;
+}
