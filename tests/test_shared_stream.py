@@ -398,5 +398,6 @@ async def test_tabs_with_modules_of_other_versions_or_other_names_do_not_meet() 
         assert first.tab.errors == second.tab.errors == []
 
 
-def test_what_a_tab_has_is_kept_account_of_whatever_is_lost_or_comes_twice() -> None:
-    run_module("cursor.mjs")
+@pytest.mark.parametrize("module", ["cursor.mjs", "sharing.mjs"])
+def test_without_a_browser(module: str) -> None:
+    run_module(module)

@@ -304,14 +304,14 @@ class Tab {
   }
 
   async unsubscribe(channel) {
-    this.#drop(channel, new Error("Unsubscribed."));
+    this.#drop(channel, failure(`${channel} was unsubscribed.`));
     this.#join();
   }
 
   close() {
     this.#leave();
     this.#closed.abort();
-    for (const channel of this.#waiting.keys()) this.#drop(channel, new Error("The stream is closed."));
+    for (const channel of this.#waiting.keys()) this.#drop(channel, failure("The stream is closed."));
   }
 
   // -- in the group, and out of it
@@ -385,7 +385,10 @@ class Tab {
       this.#send(message);
       this.#receive({ ...message, from: this.#id });
     };
-    const fail = (reason, error) => this.#stream._end(reason, "error", error);
+    const fail = (reason, error) => {
+      this.#send({ kind: "error", sentence: reason, status: error.status ?? 0 });
+      this.#stream._end(reason, "error", error);
+    };
     this.#leader = new Leader(this.#group, this.#id, this.#options, this.#open, tell, fail);
     this.#leader.start();
   }
@@ -720,7 +723,7 @@ class Leader {
   #options;
   #open;
   #tell; // to all tabs, this one included
-  #fail; // this tab, and give the lead to another one
+  #fail; // this tab, which is told to all, and gives the lead to another one
   #members = new Map(); // by tab: {seq, answered, position, channels, refused, gone}
   #arrived = () => {};
   #link;
