@@ -10,6 +10,7 @@ from typing import Any
 
 import balancers
 import certificates
+import pytest
 import trio
 from chromium import Chromium, Tab, chromium, chromium_of_a_user
 from node_js import run_module

@@ -434,6 +434,8 @@ class Tab {
     const { kind, from, to } = message;
     const isOwn = from === this.#id;
     if (kind === "join" || kind === "leave") this.#leader?.receive(message);
+    // The lock may have come sooner than what its last holder has said in the end.
+    else if (kind === "end" || kind === "error") this.#take(message);
     else if ((this.#leader && !isOwn) || (to && to !== this.#id)) return;
     else if (kind === "call") this.#follow(from);
     else if (from === this.#leaderId) this.#take(message);
