@@ -877,12 +877,13 @@ class Leader {
 
   #opened({ channels }) {
     const at = this.#standing;
+    // Only at first: later on, a channel that is just being taken away may be among them.
+    if (!this.#isOpen) this.#common = channels.filter((channel) => !this.#carried.has(channel));
     this.#isOpen = true;
     this.#isLive = at !== this.#last;
     if (this.#last && compare(at, this.#last) < 0) this.#tell({ kind: "reset", position: at });
     if (!this.#last || compare(at, this.#last) < 0) this.#last = at;
     for (const channel of this.#carried.keys()) this.#carried.set(channel, "");
-    this.#common = channels.filter((channel) => !this.#carried.has(channel));
     for (const member of this.#members.values()) member.answered = false;
     this.#answer();
     this.#adjust();

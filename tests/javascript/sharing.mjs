@@ -293,3 +293,19 @@ shared("a tab that returns to its channels gets those of meanwhile by polling", 
   assert.equal(joined, "1000-1");
   assert.equal(follower.lastEventId, "1000-3");
 });
+
+shared("a channel that is just being taken away does not become everybody's", async (gateway) => {
+  const first = await gateway.opened(["a"]);
+  const second = await gateway.opened(["b"]);
+  const [link] = gateway.links;
+  link.unsubscribe = async () => {};
+  second.close();
+  await until(() => link.stream.channels.includes("b"));
+  await first.subscribe("c");
+  link.start();
+  await until(() => first.told.length === 2);
+  gateway.publish("b");
+  gateway.publish("a");
+  await until(() => first.heard.length);
+  assert.deepEqual([first.heard, first.channels], [[2], ["a", "c", "global"]]);
+});
