@@ -166,7 +166,8 @@ export class Changes {
 
   #route(clientId, rest) {
     const url = new URL(this.#link.url);
-    url.pathname = url.pathname.replace(/\/events(\/.*)?$|\/[^/]*$/, `/clients/${clientId}/${rest}`);
+    const path = `/clients/${clientId}/${rest}`;
+    url.pathname = url.pathname.replace(/\/events(\/.*)?$|\/[^/]*$/, path);
     return url;
   }
 

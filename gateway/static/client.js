@@ -1,10 +1,9 @@
 export const VERSION = "0.1.0";
 
-// In characters and milliseconds; client.d.ts says why.
 const MAX_EVENT = 2 ** 20;
 const MAX_TIMER = 2 ** 31 - 1;
 const LIVED = 5_000;
-const PATIENCE = 8_000;
+const PATIENCE = 8_000; // open_wait is 5 s
 
 export const { compare } = new Intl.Collator("en", { numeric: true });
 
@@ -88,7 +87,7 @@ export function connect(options) {
   check(url, "connect() needs a url.");
   check(channels?.length || user || token || request, "connect() needs channels, or a user.");
   check([...(channels ?? [])].every(isName), "channels are an array of names.");
-  check(!share || !request, "A stream with a request of its own cannot be shared.");
+  check(!share || !request, "A stream with a request cannot be shared.");
   const stream = new Stream(options);
   const open = (...driven) => new Link(...driven);
   const alone = () => open(stream, options);
@@ -183,7 +182,7 @@ class Link {
   #closing = new AbortController();
 
   constructor(stream, options) {
-    Object.assign(this, { stream, options, attempts: options.attempts ?? Infinity });
+    Object.assign(this, { stream, options });
     this.url = new Request(options.url).url;
     const { signal } = this.#closing;
     for (const type of ["visibilitychange", "online", "offline"]) {
@@ -217,7 +216,7 @@ class Link {
   close() {
     this.#closing.abort();
     this.drop();
-    clearTimeout(this.timer);
+    clearTimeout(this.pause);
     this.wake();
     this.changes?.close();
   }
@@ -225,14 +224,15 @@ class Link {
   drop(reason, now) {
     this.why ??= { reason, now };
     this.abort.abort();
+    clearTimeout(this.timer);
+    clearTimeout(this.impatience);
   }
 
   #look(type) {
-    const now = Date.now();
-    if (type === "offline") this.offline = now;
+    if (type === "offline") this.offline = Date.now();
     else if (type === "online" || !document.hidden) {
       if (this.heard < this.offline || this.#left() < 0) this.drop("silence", true);
-      if (now >= this.earliest) this.wake();
+      if (Date.now() >= this.earliest) this.wake();
     }
   }
 
@@ -253,14 +253,9 @@ class Link {
         this.why = this.opened = undefined;
         this.heard = Date.now();
         this.#watch();
-        await (this.poll?.() ?? this.#open())
-          .catch((error) => {
-            if (error instanceof Failure) throw error;
-          })
-          .finally(() => {
-            clearTimeout(this.timer);
-            clearTimeout(this.impatience);
-          });
+        await (this.poll?.() ?? this.#open()).catch((error) => {
+          if (error instanceof Failure) throw error;
+        });
         this.drop("network");
         this.stream.clientId = "";
         if (!this.over) await this.#pause(this.why);
@@ -271,9 +266,9 @@ class Link {
   }
 
   async #pause({ reason, least = 0, now }) {
-    const { minDelay = 500, maxDelay = 30_000 } = this.options;
+    const { minDelay = 500, maxDelay = 30_000, attempts = Infinity } = this.options;
     if (Date.now() - this.opened > LIVED) this.attempt = 0;
-    if (this.attempt >= this.attempts) throw new Failure(`Lost, and given up: ${reason}.`);
+    if (this.attempt >= attempts) throw new Failure(`Lost, and given up: ${reason}.`);
     const first = Math.max(minDelay, least ? 0 : this.parser?.retry ?? 0);
     const most = Math.max(first, Math.min(maxDelay, first * 2 ** this.attempt++));
     const delay = now ? 0 : least + Math.random() * most;
@@ -283,7 +278,7 @@ class Link {
     this.earliest = Date.now() + least;
     await new Promise((wake) => {
       this.wake = wake;
-      this.timer = setTimeout(wake, Math.min(delay, MAX_TIMER));
+      this.pause = setTimeout(wake, Math.min(delay, MAX_TIMER));
     });
   }
 
@@ -322,7 +317,8 @@ class Link {
     const { lastEventId } = stream;
     const headers = { Accept: "text/event-stream" };
     if (lastEventId) headers["Last-Event-ID"] = lastEventId;
-    this.impatience = setTimeout(async () => (await import("./poll.js")).find(this), PATIENCE);
+    const find = () => import("./poll.js").then((poll) => poll.find(this)).catch(() => {});
+    this.impatience = setTimeout(find, PATIENCE);
     const response = await (options.request && !this.posted
       ? (await import("./request.js")).post(this, headers)
       : this.ask(this.target("/events"), { headers }));

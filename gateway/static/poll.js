@@ -31,7 +31,6 @@ export async function find(link) {
 
 async function poll(link, { began, looked }) {
   const { stream, abort } = link;
-  const signals = [abort.signal];
   while (!link.over) {
     const patience = link.looked === looked ? TRY_STREAM : TRY_STREAM_SOONER;
     if (Date.now() - began > patience) {
@@ -45,7 +44,7 @@ async function poll(link, { began, looked }) {
     const seconds = link.opened ? Math.min(LONGEST, (2 * link.keepalive) / 1000) : 0;
     let response;
     try {
-      const signal = AbortSignal.any([...signals, turn.signal]);
+      const signal = AbortSignal.any([abort.signal, turn.signal]);
       response = await link.ask(pollTarget(link, seconds), { signal });
     } catch (error) {
       if (turn.signal.aborted && !abort.signal.aborted) continue;
@@ -73,9 +72,10 @@ function opened(link, position) {
   stream._tell("open", { clientId: "", channels: stream.channels });
 }
 
-function deliver({ stream, over }, events) {
+function deliver(link, events) {
+  const { stream } = link;
   for (const { id, event, data, channel } of events) {
-    if (stream.state.status === "closed") return;
+    if (link.over) return;
     if (id === null) {
       stream._tell(event, JSON.parse(data));
     } else {

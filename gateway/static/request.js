@@ -15,7 +15,7 @@ export async function post(link, headers) {
   const named = ["Content-Location", "Location"].map((name) => response.headers.get(name));
   const location = named.find((value) => value !== null);
   if (location === undefined) {
-    link.attempts = 0; // there is nowhere to return to
+    link.options = { ...options, attempts: 0 }; // there is nowhere to return to
   } else {
     link.isLocated = true;
     const url = new URL(location, response.url || link.url);
