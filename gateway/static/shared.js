@@ -35,6 +35,7 @@ const POLL = 30_000; // ms for the answer of a poll, which waits for nothing
 const POSITION = /^\d{1,20}-\d{1,20}$/;
 const later = (a, b) => (compare(a, b) < 0 ? b : a);
 const size = ({ data = "" }) => data.length;
+const isReserved = (channel) => channel === "global" || channel.startsWith("user:");
 
 /**
  * What a tab has had of the stream of its group: pure bookkeeping.
@@ -46,7 +47,7 @@ const size = ({ data = "" }) => data.length;
 export class Cursor {
   position = "";
   joins = new Map(); // of each channel of the tab: where its events begin, behind that position
-  common = new Set(); // channels that every tab of the group has
+  common = new Set(); // channels that every tab of the group has, besides the reserved ones
   behind = false;
   #target = ""; // where what is held begins
   #held = [];
@@ -149,7 +150,9 @@ export class Cursor {
   #isWanted({ id, channels }) {
     if (!channels.length) return true; // of a gateway that does not say
     return channels.some((name) =>
-      this.joins.has(name) ? compare(this.joins.get(name), id) < 0 : this.common.has(name),
+      this.joins.has(name)
+        ? compare(this.joins.get(name), id) < 0
+        : this.common.has(name) || isReserved(name),
     );
   }
 
@@ -201,7 +204,7 @@ const SHAPES = {
   at: { prev: place, id: position },
   note: { prev: place, id: place, name: (value) => NOTES.includes(value), detail: object },
   state: { state: (value) => object(value) && text(value.status) && text(value.reason) },
-  reconnecting: { detail: object },
+  reconnecting: { detail: (value) => object(value) && number(value.delay) },
   error: { sentence: text, status: number },
   reset: { position },
   end: { reason: text, detail: object },
@@ -259,9 +262,10 @@ class Tab {
   #leaderId = "";
   #leader; // if it is this tab
   #joined = false; // what the leader hands out is whole for this tab
-  #opened = ""; // the client that it has told of
+  #opened; // the client that it has told of
   #heard = 0;
   #watchdog;
+  #nudging;
   #standing;
   #filling; // the #away during which it is polling
   #closed = new AbortController();
@@ -336,6 +340,7 @@ class Tab {
     this.#leader = undefined;
     this.#send({ kind: "leave" });
     clearTimeout(this.#watchdog);
+    clearTimeout(this.#nudging);
     this.#bus.close();
     this.#away.abort();
     this.#away = undefined;
@@ -428,6 +433,13 @@ class Tab {
     );
   }
 
+  /** The leader's tab may be hidden, where timers are slow; what it is told is told at once. */
+  #nudge(delay) {
+    if (this.#leader || globalThis.document?.visibilityState !== "visible") return;
+    clearTimeout(this.#nudging);
+    this.#nudging = setTimeout(() => this.#join(), Math.min(delay, SILENCE));
+  }
+
   // -- what is said
 
   #receive(message) {
@@ -480,6 +492,7 @@ class Tab {
         break;
       case "reconnecting":
         this.#stream._tell("reconnecting", message.detail);
+        this.#nudge(message.detail.delay);
         break;
       case "error":
         this.#stream._tell("error", failure(message.sentence, message.status || undefined));
@@ -572,7 +585,9 @@ class Tab {
   }
 
   #ownOf(channels) {
-    return channels.filter((channel) => this.#own.has(channel) || this.#cursor.common.has(channel));
+    const { common } = this.#cursor;
+    const isOwn = (channel) => this.#own.has(channel) || common.has(channel) || isReserved(channel);
+    return channels.filter(isOwn);
   }
 
   // -- what is missing is polled for
@@ -736,6 +751,7 @@ class Leader {
   #last = ""; // the position that the tabs have been told of,
   #standing = ""; // and the stream's
   #flushing = false;
+  #returns = Infinity; // when the link is to come back
   #isOpen = false;
   #isLive = false; // not in the midst of what it had missed
   #stopped = false;
@@ -743,10 +759,21 @@ class Leader {
   constructor(group, id, options, open, tell, fail) {
     this.#group = group;
     this.#id = id;
-    this.#options = { ...options, replay: undefined };
+    const { token } = options;
+    const asked = typeof token === "function" ? () => this.#ask(token) : token;
+    this.#options = { ...options, token: asked, replay: undefined };
     this.#open = open;
     this.#tell = tell;
     this.#fail = fail;
+  }
+
+  async #ask(token) {
+    try {
+      return await token();
+    } catch (error) {
+      this.#tell({ kind: "error", sentence: `No token: ${error?.message}`, status: 0 });
+      throw error; // the link tries again
+    }
   }
 
   get transport() {
@@ -807,6 +834,7 @@ class Leader {
     const asked = { seq, position: at, channels: new Map(channels) };
     Object.assign(member, asked, { answered: false, refused: [] });
     if (this.#sink) this.#tell({ kind: "state", state: this.#sink.state });
+    if (Date.now() >= this.#returns) this.#link.wake();
     this.#arrived();
     this.#adjust();
   }
@@ -869,9 +897,9 @@ class Leader {
     else if (NOTES.includes(told)) {
       this.#flush();
       this.#tell({ kind: "note", prev: this.#last, id: this.#last, name: told, detail });
-    } else if (told === "reconnecting") this.#tell({ kind: told, detail });
-    else if (told === "error") {
-      this.#tell({ kind: told, sentence: detail.message, status: detail.status ?? 0 });
+    } else if (told === "reconnecting") {
+      this.#returns = Date.now() + detail.delay;
+      this.#tell({ kind: told, detail });
     }
   }
 
@@ -880,6 +908,7 @@ class Leader {
     // Only at first: later on, a channel that is just being taken away may be among them.
     if (!this.#isOpen) this.#common = channels.filter((channel) => !this.#carried.has(channel));
     this.#isOpen = true;
+    this.#returns = Infinity;
     this.#isLive = at !== this.#last;
     if (this.#last && compare(at, this.#last) < 0) this.#tell({ kind: "reset", position: at });
     if (!this.#last || compare(at, this.#last) < 0) this.#last = at;

@@ -83,7 +83,12 @@ class Link {
   async start() {
     const { gateway, stream } = this;
     try {
-      if (this.options.token) await this.options.token();
+      await this.options.token?.();
+    } catch {
+      this.start();
+      return;
+    }
+    try {
       refuseOr(gateway.refuse(stream.channels));
     } catch (error) {
       stream._end(error.message, "error", error);
@@ -174,28 +179,60 @@ shared("a channel that is no longer granted is not the end of the other tabs", a
   assert.equal(gateway.links.length, 1);
 });
 
-shared("a leader that has no token says so to all, and another one leads", async (gateway) => {
-  const token = () => Promise.reject(new Error("no session"));
-  const first = gateway.tab(["a"], { token });
-  const second = gateway.tab(["b"]);
-  await until(() => first.state.status === "closed" && second.state.status === "open");
-  assert.deepEqual(errors(first), ["no session"]);
-  assert.equal(second.state.transport, "stream");
+shared("a leader that is refused says so to all, and another one leads", async (gateway) => {
+  const leader = await gateway.opened(["a"]);
+  const follower = await gateway.opened(["b"]);
+  gateway.refuse = (channels) => (channels.includes("a") ? 401 : 0);
+  gateway.links[0].start();
+  await until(() => leader.state.status === "closed" && errors(follower).length);
+  assert.deepEqual([errors(leader), errors(follower)], [["refused: 401"], ["refused: 401"]]);
+  await until(() => follower.state.transport === "stream");
+  gateway.publish("b");
+  await until(() => follower.heard.length);
 });
 
-shared("a follower hears of it when the leader has no token", async (gateway) => {
-  let fails = false;
+shared("a leader whose token cannot be had says so to all, and tries again", async (gateway) => {
+  let left = 0;
   const token = async () => {
-    if (fails) throw new Error("no session");
+    if (left-- > 0) throw new Error("no session");
   };
-  const leader = await gateway.opened(["a"], { token });
-  const follower = await gateway.opened(["a"]);
-  fails = true;
+  const tabs = [await gateway.opened(["a"], { token }), await gateway.opened(["a"])];
+  left = 2;
   gateway.links[0].start();
-  await until(() => leader.state.status === "closed" && follower.state.transport === "stream");
-  assert.deepEqual(errors(follower), ["no session"]);
-  gateway.publish("a");
-  await until(() => follower.heard.length);
+  await until(() => tabs.every(({ told }) => told.filter(([name]) => name === "open").length === 2));
+  for (const tab of tabs) assert.deepEqual(errors(tab), Array(2).fill("No token: no session"));
+});
+
+shared("reserved channels are everybody's, also where the leader polls", async (gateway) => {
+  const tabs = [await gateway.opened(["a"]), await gateway.opened(["b"])];
+  const [link] = gateway.links;
+  link.stream.clientId = "";
+  link.stream._set({ status: "open", transport: "poll" });
+  link.stream._tell("open", { clientId: "", channels: link.stream.channels });
+  link.stream.channels.push("global", "user:7");
+  gateway.publish("global");
+  gateway.publish("user:7");
+  await until(() => tabs.every(({ heard }) => heard.length === 2));
+  assert.deepEqual([tabs[0].state.transport, tabs[1].state.transport], ["poll", "shared"]);
+});
+
+shared("a tab that is seen has a leader that is late come back, and not sooner", async (gateway) => {
+  globalThis.document = { visibilityState: "visible", addEventListener() {} };
+  try {
+    await gateway.opened(["a"]);
+    const follower = await gateway.opened(["a"]);
+    const [link] = gateway.links;
+    const woken = [];
+    link.wake = () => woken.push(Date.now());
+    const due = Date.now() + 50;
+    link.stream._set({ status: "reconnecting" });
+    link.stream._tell("reconnecting", { attempt: 1, delay: 50, reason: "network" });
+    follower.subscribe("b");
+    await until(() => woken.length);
+    assert.ok(woken[0] >= due);
+  } finally {
+    delete globalThis.document;
+  }
 });
 
 shared("what the stream tells is told in every tab, of its own channels", async (gateway) => {
