@@ -203,13 +203,14 @@ const SHAPES = {
   event: { prev: place, id: position, type: text, data: text, channels: list(name) },
   at: { prev: place, id: position },
   note: { prev: place, id: place, name: (value) => NOTES.includes(value), detail: object },
-  state: { state: (value) => object(value) && text(value.status) && text(value.reason) },
+  state: { state: (value) => object(value) && STATUSES.includes(value.status) },
   reconnecting: { detail: (value) => object(value) && number(value.delay) },
   error: { sentence: text, status: number },
   reset: { position },
   end: { reason: text, detail: object },
 };
 const NOTES = ["gap", "dropped"];
+const STATUSES = ["connecting", "open", "reconnecting"];
 
 /** Whether `message` is one of FORMAT. */
 export function isMessage(message) {
@@ -294,9 +295,10 @@ class Tab {
   // -- the source
 
   async subscribe(channel, since = "") {
-    if (this.#own.size >= CHANNELS) throw new RangeError(`${CHANNELS} channels at most.`);
     let waiting = this.#waiting.get(channel);
     if (!waiting) {
+      if (this.#own.has(channel)) return this.#stream.lastEventId;
+      if (this.#own.size >= CHANNELS) throw new RangeError(`${CHANNELS} channels at most.`);
       waiting = { since };
       waiting.promise = new Promise((resolve, reject) => Object.assign(waiting, { resolve, reject }));
       this.#waiting.set(channel, waiting);
@@ -326,7 +328,9 @@ class Tab {
     this.#away = new AbortController();
     const { signal } = this.#away;
     this.#bus = new BroadcastChannel(this.#group);
-    this.#bus.onmessage = ({ data }) => isMessage(data) && this.#receive(data);
+    this.#bus.onmessage = ({ data }) => {
+      if (!signal.aborted && isMessage(data)) this.#receive(data);
+    };
     this.#lock(tabLock(this.#group, this.#id), { signal }, () => {
       this.#join();
       this.#stand();
@@ -394,8 +398,9 @@ class Tab {
       this.#send({ kind: "error", sentence: reason, status: error.status ?? 0 });
       this.#stream._end(reason, "error", error);
     };
-    this.#leader = new Leader(this.#group, this.#id, this.#options, this.#open, tell, fail);
-    this.#leader.start();
+    const leader = new Leader(this.#group, this.#id, this.#options, this.#open, tell, fail);
+    this.#leader = leader;
+    leader.start().catch((error) => this.#leader === leader && fail(error.message, error));
   }
 
   #send(message) {
@@ -450,11 +455,11 @@ class Tab {
     else if (kind === "end" || kind === "error") this.#take(message);
     else if ((this.#leader && !isOwn) || (to && to !== this.#id)) return;
     else if (kind === "call") this.#follow(from);
-    else if (from === this.#leaderId) this.#take(message);
-    else if (!this.#leaderId && to) {
+    else if (this.#leaderId && from !== this.#leaderId) this.#lose(""); // who leads will answer
+    else {
       this.#leaderId = from;
       this.#take(message);
-    } else if (this.#leaderId) this.#lose(""); // who leads? who does will answer
+    }
   }
 
   #follow(leaderId) {
@@ -488,7 +493,7 @@ class Tab {
         this.#cursor.reset(message.position);
         break;
       case "state":
-        if (message.state.status !== "open" || this.#isOpen) this.#set(message.state);
+        this.#follows(message.state);
         break;
       case "reconnecting":
         this.#stream._tell("reconnecting", message.detail);
@@ -504,6 +509,10 @@ class Tab {
         this.#stream._end(message.reason, "end", message.detail);
     }
     if (this.#cursor.behind) this.#fill();
+  }
+
+  #follows({ status, attempt, delay, reason }) {
+    if (status !== "open" || this.#isOpen) this.#set({ status, attempt, delay, reason });
   }
 
   #set(changes) {
@@ -569,10 +578,14 @@ class Tab {
   }
 
   #tell(items) {
-    for (const { name: note, detail, id, type, data, channels, at } of items) {
+    for (const { name: note, detail, id, type, data, channels, isMissed } of items) {
       if (this.#closed.signal.aborted) return;
+      const own = this.#ownOf(channels ?? []);
       if (note) this.#note(note, detail);
-      else this.#stream._event({ type, data, id, channels: this.#ownOf(channels) });
+      else if (own.length || !channels.length) {
+        if (!isMissed) this.#stream.lastEventId = id;
+        this.#stream._event({ type, data, id, channels: own });
+      }
     }
     if (this.#cursor.position) this.#stream.lastEventId = this.#cursor.position;
   }
@@ -666,6 +679,7 @@ class Tab {
     else {
       this.#begin = undefined;
       this.#cursor.skip(channels);
+      if (this.#isOpen) this.#opens();
     }
   }
 }
@@ -692,8 +706,18 @@ class Polls {
     const { user } = this.#options;
     const all = { ...(user && { user }), ...query, wait: 0 };
     for (const key of Object.keys(all)) url.searchParams.set(key, all[key]);
-    const how = { signal };
-    return navigator.locks.request(this.#lock, how, async () => answered(await this.#ask(url, signal)));
+    const poll = async () => answered(await this.#ask(url, signal));
+    const waiting = AbortSignal.any([signal, AbortSignal.timeout(POLL)]);
+    let isTurn = false;
+    try {
+      return await navigator.locks.request(this.#lock, { signal: waiting }, () => {
+        isTurn = true;
+        return poll();
+      });
+    } catch (error) {
+      if (isTurn || signal.aborted) throw error;
+      return navigator.locks.request(this.#lock, { steal: true }, poll); // from a tab that hangs
+    }
   }
 
   async #ask(url, left, again = false) {
@@ -778,6 +802,10 @@ class Leader {
 
   get transport() {
     return this.#sink?.state.transport ?? "stream";
+  }
+
+  get #isUp() {
+    return this.#isOpen && this.#sink.state.status === "open";
   }
 
   /** Ask who is there, and open the stream where the one is who has had least. */
@@ -947,17 +975,19 @@ class Leader {
     if (this.#stopped) return;
     this.#close();
     const own = this.#ownChannels();
-    const forOthers = [400, 403].includes(detail?.status) && own.length < this.#carried.size;
+    const isOfChannels = [400, 403, 414, 431].includes(detail?.status); // be it of their number
     if (told === "end") this.#tell({ kind: "end", reason, detail });
-    else if (forOthers && own.length) this.#connect(own); // each of the others is told by itself
-    else this.#fail(reason, detail);
+    else if (isOfChannels && own.length && own.length < this.#carried.size) {
+      this.#connect(own); // the others are added, or refused, one by one
+      this.#tell({ kind: "call" }); // and what they miss meanwhile is polled for
+    } else this.#fail(reason, detail);
   }
 
   // -- its channels
 
   async #adjust() {
     const link = this.#link;
-    if (!this.#isOpen || this.#adjusting === link) return;
+    if (!this.#isUp || this.#adjusting === link) return;
     this.#adjusting = link;
     for (;;) {
       this.#answer();
@@ -997,6 +1027,7 @@ class Leader {
 
   /** Answer the tabs all of whose channels are there, or refused. */
   #answer() {
+    if (!this.#isUp) return;
     this.#flush();
     const last = this.#last;
     const from = ([channel]) => later(last, this.#carried.get(channel) ?? "");

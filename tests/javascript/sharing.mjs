@@ -227,9 +227,11 @@ shared("a tab that is seen has a leader that is late come back, and not sooner",
     const due = Date.now() + 50;
     link.stream._set({ status: "reconnecting" });
     link.stream._tell("reconnecting", { attempt: 1, delay: 50, reason: "network" });
-    follower.subscribe("b");
+    const asked = follower.subscribe("b");
     await until(() => woken.length);
     assert.ok(woken[0] >= due);
+    link.start();
+    assert.equal(await asked, "1000-0");
   } finally {
     delete globalThis.document;
   }
@@ -345,4 +347,46 @@ shared("a channel that is just being taken away does not become everybody's", as
   gateway.publish("a");
   await until(() => first.heard.length);
   assert.deepEqual([first.heard, first.channels], [[2], ["a", "c", "global"]]);
+});
+
+shared("channels that do not fit into the address are added, and lose nothing", async (gateway) => {
+  const leader = await gateway.opened(["a"]);
+  const follower = await gateway.opened(["b", "c"]);
+  gateway.refuse = (channels) => (channels.length > 1 ? 414 : 0);
+  const [link] = gateway.links;
+  link.isOpen = false;
+  gateway.publish("b");
+  gateway.publish("a");
+  link.start();
+  gateway.publish("c");
+  await until(() => follower.heard.length === 2 && leader.heard.length === 1);
+  gateway.publish("b");
+  await until(() => follower.heard.length === 3);
+  assert.deepEqual([leader.heard, follower.heard], [[2], [1, 3, 4]]);
+  assert.deepEqual([errors(leader), errors(follower)], [[], []]);
+});
+
+shared("a tab that comes while there is no stream is told so", async (gateway) => {
+  await gateway.opened(["a"]);
+  const [{ stream }] = gateway.links;
+  stream._set({ status: "reconnecting", attempt: 3, delay: 7_000, reason: "network" });
+  const late = gateway.tab(["a"]);
+  await until(() => late.state.status === "reconnecting");
+  assert.deepEqual([late.state.attempt, late.state.transport], [3, "shared"]);
+});
+
+shared("an event knows the position that it brings, and none comes once unsubscribed", async (gateway) => {
+  const begin = gateway.publish("a");
+  await gateway.opened(["a"]);
+  for (let count = 0; count < 3; count += 1) gateway.publish("a");
+  const tab = gateway.tab(["a"], { lastEventId: begin });
+  const seen = [];
+  tab.on("message", ({ id }) => seen.push([id, tab.lastEventId]));
+  await until(() => seen.length === 3);
+  await tab.unsubscribe("a");
+  assert.equal(await tab.subscribe("z"), "1000-4");
+  gateway.publish("a");
+  gateway.publish("z");
+  await until(() => seen.length === 4);
+  assert.deepEqual(seen, ["1000-2", "1000-3", "1000-4", "1000-6"].map((id) => [id, id]));
 });
