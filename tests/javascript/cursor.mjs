@@ -2,7 +2,8 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
 import { compare } from "../../gateway/static/client.js";
-import { Cursor, HELD_CHARS, HELD_EVENTS, groupOf, isMessage } from "../../gateway/static/shared.js";
+import { Cursor, HELD_CHARS, HELD_EVENTS } from "../../gateway/static/shared_cursor.js";
+import { groupOf, isMessage } from "../../gateway/static/shared_messages.js";
 
 const at = (n) => (n === "" ? "" : `1000-${n}`);
 const item = (prev, id, channel = "a", data = `${id}`) => ({

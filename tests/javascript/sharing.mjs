@@ -3,7 +3,8 @@ import assert from "node:assert/strict";
 import { test } from "node:test";
 
 import { Stream, compare } from "../../gateway/static/client.js";
-import { TABS, share } from "../../gateway/static/shared.js";
+import { share } from "../../gateway/static/shared.js";
+import { TABS } from "../../gateway/static/shared_leader.js";
 
 let groups = 0;
 
@@ -389,4 +390,18 @@ shared("an event knows the position that it brings, and none comes once unsubscr
   gateway.publish("z");
   await until(() => seen.length === 4);
   assert.deepEqual(seen, ["1000-2", "1000-3", "1000-4", "1000-6"].map((id) => [id, id]));
+});
+
+shared("a channel that the stream has had to add is whole from where the tab begins", async (gateway) => {
+  await gateway.opened(["a"]);
+  gateway.publish("b");
+  gateway.publish("c");
+  const fresh = await gateway.opened(["b", "a"]);
+  assert.equal(fresh.lastEventId, "1000-2");
+  const returning = await gateway.opened(["c", "a"], { lastEventId: "1000-0" });
+  await until(() => returning.heard.length);
+  const last = await gateway.opened(["a", "d"], { lastEventId: "1000-0" });
+  gateway.publish("a");
+  await until(() => [fresh, returning, last].every(({ heard }) => heard.at(-1) === 3));
+  assert.deepEqual([fresh, returning, last].map(({ heard }) => heard), [[3], [2, 3], [3]]);
 });
