@@ -5,12 +5,12 @@
 // the channels that any of the tabs wants, and hands what comes to all of them (BroadcastChannel).
 // When it is closed or crashes the lock falls to another one. Rules:
 //
-// 1. A tab believes positions, not who sent what when. It keeps its own (shared_cursor.js), and what
-//    it is handed names the position before it in the leader's stream: what the tab has is skipped,
-//    and a hole is filled by the tab itself, by polling, while what is live waits.
+// 1. A tab believes positions, not who sent what when. It keeps its own (shared_cursor.js), and
+//    what it is handed names the position before it in the leader's stream: what the tab has is
+//    skipped, and a hole is filled by the tab itself, by polling, while what is live waits.
 // 2. A tab says all that it wants each time (`join`), with a number that the answer repeats; so
 //    messages may be lost, repeated and late, and a new leader needs to be told nothing by the old.
-// 3. A new leader resumes where the tab stands that has had least. So nothing is lost with a leader.
+// 3. A new leader resumes where the tab stands that has had least: nothing is lost with a leader.
 // 4. A tab that cannot run (frozen, or kept for "back") has left the group, and comes back later.
 // 5. Everything that waits is bounded, by named limits.
 import { compare } from "./client.js";
@@ -19,8 +19,8 @@ import { Leader } from "./shared_leader.js";
 import { CHANNELS, POSITION, failure, groupOf, isMessage, tabLock } from "./shared_messages.js";
 import { Polls } from "./shared_polls.js";
 
-const SILENCE = 45_000; // ms without a word of the leader, after which it is asked for one; keepalives
-// come every 15 s, and at most once a minute does a hidden tab's timer run
+const SILENCE = 45_000; // ms without a word of the leader, after which it is asked for one; it has
+// one at each keepalive, every 15 s
 const ANSWER = 5_000; // ms for that, and as much again by chance, until another tab takes the lead
 
 const aborted = (signal) =>
@@ -47,7 +47,7 @@ class Tab {
   #group;
   #polls;
   #own; // channels that it wants
-  #waiting = new Map(); // of subscribe, for the leader: channel -> {since, promise, resolve, reject}
+  #waiting = new Map(); // of subscribe: channel -> {since, promise, resolve, reject}
   #cursor = new Cursor();
   #begin; // the query of the first poll, when the tab does not begin with what is live
   #begun = false;
@@ -97,7 +97,8 @@ class Tab {
       if (this.#own.has(channel)) return this.#stream.lastEventId;
       if (this.#own.size >= CHANNELS) throw new RangeError(`${CHANNELS} channels at most.`);
       waiting = { since };
-      waiting.promise = new Promise((resolve, reject) => Object.assign(waiting, { resolve, reject }));
+      const decided = (resolve, reject) => Object.assign(waiting, { resolve, reject });
+      waiting.promise = new Promise(decided);
       this.#waiting.set(channel, waiting);
       this.#own.add(channel);
       this.#name();
@@ -114,7 +115,8 @@ class Tab {
   close() {
     this.#leave();
     this.#closed.abort();
-    for (const channel of this.#waiting.keys()) this.#drop(channel, failure("The stream is closed."));
+    const error = failure("The stream is closed.");
+    for (const channel of this.#waiting.keys()) this.#drop(channel, error);
   }
 
   // -- in the group, and out of it
@@ -428,7 +430,8 @@ class Tab {
         else wait = Math.max(delay * (0.5 + Math.random()), error.least ?? 0);
         delay = Math.min(2 * delay, maxDelay);
       }
-      if (wait) await Promise.race([aborted(signal), new Promise((done) => setTimeout(done, wait))]);
+      const over = (done) => setTimeout(done, wait);
+      if (wait) await Promise.race([aborted(signal), new Promise(over)]);
       if (signal.aborted) return;
     }
     this.#filling = undefined;

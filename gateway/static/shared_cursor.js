@@ -9,9 +9,9 @@ export const isReserved = (channel) => channel === "global" || channel.startsWit
 const size = ({ data = "" }) => data.length;
 
 /**
- * Everything of the tab's channels up to `position` was given out, of each channel from its join on.
- * While the cursor is `behind`, what is live is held. An item of the live flow is `{prev, id}`, with
- * an event's `{type, data, channels}`, with a note's `{name, detail}`, or with neither.
+ * Everything of the tab's channels up to `position` was given out, of each channel from its join
+ * on. While the cursor is `behind`, what is live is held. An item of the live flow is `{prev, id}`,
+ * with an event's `{type, data, channels}`, with a note's `{name, detail}`, or with neither.
  */
 export class Cursor {
   position = "";
@@ -24,7 +24,8 @@ export class Cursor {
 
   /** A live item. Returns those that are to be told now, in order. */
   offer(item) {
-    if (!this.behind && (item.name || compare(item.prev, this.position) <= 0)) return this.#take(item);
+    const isNext = item.name || compare(item.prev, this.position) <= 0;
+    if (isNext && !this.behind) return this.#take(item);
     if (!this.behind) this.reach(item.prev);
     this.#held.push(item);
     this.#chars += size(item);
@@ -36,7 +37,7 @@ export class Cursor {
     return [];
   }
 
-  /** The live flow is whole behind `position`: if that is not reached, there is a hole before it. */
+  /** The live flow is whole behind `position`; if that is not reached, there is a hole. */
   reach(position) {
     if (compare(position, this.position) <= 0) return;
     this.behind = true;
@@ -70,7 +71,7 @@ export class Cursor {
     for (const channel of this.joins.keys()) this.joins.set(channel, "");
   }
 
-  /** From now on the channel's events behind `join` are the tab's. Returns from where on they are. */
+  /** The channel's events behind `join` are the tab's. Returns from where on they are. */
   join(channel, join) {
     const from = later(join, this.position);
     this.joins.set(channel, from);
@@ -80,7 +81,8 @@ export class Cursor {
   /** The channels to poll for: those that are joined by now. */
   next() {
     const channels = [...this.joins.keys()];
-    const joined = channels.filter((channel) => compare(this.joins.get(channel), this.position) <= 0);
+    const isJoined = (channel) => compare(this.joins.get(channel), this.position) <= 0;
+    const joined = channels.filter(isJoined);
     if (joined.length || !channels.length) return joined;
     const isFirst = (first, other) => compare(this.joins.get(first), this.joins.get(other)) < 0;
     return [channels.reduce((first, other) => (isFirst(first, other) ? first : other))];
@@ -125,7 +127,7 @@ export class Cursor {
     );
   }
 
-  /** Until where an answer for `asked` counts: other channels may have been joined before its end. */
+  /** Until where an answer for `asked` counts: others may have been joined before its end. */
   #until(asked, end) {
     let until = end;
     for (const [channel, join] of this.joins) {

@@ -38,13 +38,15 @@ class Gateway {
     const instead = this.polled(asked, from);
     if (instead) return instead;
     const events = this.events
-      .filter(({ id, channels }) => compare(id, from) > 0 && channels.some((c) => asked.includes(c)))
+      .filter(({ id }) => compare(id, from) > 0)
+      .filter(({ channels }) => channels.some((channel) => asked.includes(channel)))
       .map(({ id, data, channels: [channel] }) => ({ id, event: "message", data, channel }));
     return Response.json({ events, lastEventId: this.head });
   };
 
   tab(channels, options = {}) {
-    const given = { url: this.url, channels, share: true, minDelay: 1, fetch: this.fetch, ...options };
+    const { url, fetch } = this;
+    const given = { url, channels, share: true, minDelay: 1, fetch, ...options };
     const stream = new Stream(given);
     stream.heard = [];
     stream.told = [];
@@ -96,7 +98,8 @@ class Link {
       return;
     }
     const { lastEventId } = stream;
-    const from = lastEventId && compare(lastEventId, gateway.head) <= 0 ? lastEventId : gateway.head;
+    const isKnown = lastEventId && compare(lastEventId, gateway.head) <= 0;
+    const from = isKnown ? lastEventId : gateway.head;
     this.isOpen = true;
     stream.lastEventId = from;
     stream.clientId = `client ${gateway.links.length} ${Math.random()}`;
@@ -148,6 +151,7 @@ function shared(sentence, body) {
   });
 }
 
+const opened = ({ told }) => told.filter(([name]) => name === "open").length;
 const errors = (stream) => stream.told.filter(([name]) => name === "error").map(([, told]) => told);
 
 shared("a leader serves as many tabs as are allowed, and one more is told so", async (gateway) => {
@@ -171,7 +175,7 @@ shared("a channel that is no longer granted is not the end of the other tabs", a
   const other = await gateway.opened(["c", "a"]);
   gateway.refuse = (channels) => (channels.includes("c") ? 403 : 0);
   leader.close();
-  await until(() => errors(other).length && follower.told.filter(([n]) => n === "open").length === 2);
+  await until(() => errors(other).length && opened(follower) === 2);
   assert.deepEqual(errors(other), ["refused: 403"]);
   assert.deepEqual(other.channels, ["a", "global"]);
   assert.deepEqual(errors(follower), []);
@@ -200,7 +204,7 @@ shared("a leader whose token cannot be had says so to all, and tries again", asy
   const tabs = [await gateway.opened(["a"], { token }), await gateway.opened(["a"])];
   left = 2;
   gateway.links[0].start();
-  await until(() => tabs.every(({ told }) => told.filter(([name]) => name === "open").length === 2));
+  await until(() => tabs.every((tab) => opened(tab) === 2));
   for (const tab of tabs) assert.deepEqual(errors(tab), Array(2).fill("No token: no session"));
 });
 
@@ -217,7 +221,7 @@ shared("reserved channels are everybody's, also where the leader polls", async (
   assert.deepEqual([tabs[0].state.transport, tabs[1].state.transport], ["poll", "shared"]);
 });
 
-shared("a tab that is seen has a leader that is late come back, and not sooner", async (gateway) => {
+shared("a tab that is seen has a leader that is late come back", async (gateway) => {
   globalThis.document = { visibilityState: "visible", addEventListener() {} };
   try {
     await gateway.opened(["a"]);
@@ -239,12 +243,14 @@ shared("a tab that is seen has a leader that is late come back, and not sooner",
 });
 
 shared("what the stream tells is told in every tab, of its own channels", async (gateway) => {
-  const tabs = [await gateway.opened(["a"]), await gateway.opened(["b"]), await gateway.opened(["c"])];
+  const tabs = [];
+  for (const channel of ["a", "b", "c"]) tabs.push(await gateway.opened([channel]));
   const [{ stream }] = gateway.links;
   stream._tell("gap", { channels: ["a", "b"], reason: "trimmed" });
   stream._tell("dropped", { count: 3 });
   await until(() => tabs.every(({ told }) => told.some(([name]) => name === "dropped")));
-  const gaps = tabs.map(({ told }) => told.filter(([name]) => name === "gap").map(([, gap]) => gap));
+  const gapsOf = ({ told }) => told.filter(([name]) => name === "gap").map(([, gap]) => gap);
+  const gaps = tabs.map(gapsOf);
   assert.deepEqual(gaps, [
     [{ channels: ["a"], reason: "trimmed" }],
     [{ channels: ["b"], reason: "trimmed" }],
@@ -262,7 +268,7 @@ shared("positions that begin anew are followed by every tab", async (gateway) =>
   gateway.number = 3;
   gateway.events = [];
   gateway.links[0].start();
-  await until(() => tabs.every(({ told }) => told.filter(([name]) => name === "open").length === 2));
+  await until(() => tabs.every((tab) => opened(tab) === 2));
   gateway.publish("a");
   gateway.publish("b");
   await until(() => tabs[0].heard.length === 1 && tabs[1].heard.length === 2);
@@ -304,7 +310,7 @@ shared("one tab of a group polls at a time", async (gateway) => {
   assert.equal(most, 1);
 });
 
-shared("what a tab asks of a group that it leaves is refused, and not forgotten", async (gateway) => {
+shared("what a tab asks of a group that it leaves is refused", async (gateway) => {
   const tab = gateway.tab(["a"]);
   const [twice, again] = [tab.subscribe("b"), tab.subscribe("b")];
   assert.equal(await twice, await again);
@@ -350,7 +356,7 @@ shared("a channel that is just being taken away does not become everybody's", as
   assert.deepEqual([first.heard, first.channels], [[2], ["a", "c", "global"]]);
 });
 
-shared("channels that do not fit into the address are added, and lose nothing", async (gateway) => {
+shared("channels that do not fit into the address are added", async (gateway) => {
   const leader = await gateway.opened(["a"]);
   const follower = await gateway.opened(["b", "c"]);
   gateway.refuse = (channels) => (channels.length > 1 ? 414 : 0);
@@ -376,7 +382,7 @@ shared("a tab that comes while there is no stream is told so", async (gateway) =
   assert.deepEqual([late.state.attempt, late.state.transport], [3, "shared"]);
 });
 
-shared("an event knows the position that it brings, and none comes once unsubscribed", async (gateway) => {
+shared("an event brings its position, and none comes once unsubscribed", async (gateway) => {
   const begin = gateway.publish("a");
   await gateway.opened(["a"]);
   for (let count = 0; count < 3; count += 1) gateway.publish("a");
@@ -392,7 +398,7 @@ shared("an event knows the position that it brings, and none comes once unsubscr
   assert.deepEqual(seen, ["1000-2", "1000-3", "1000-4", "1000-6"].map((id) => [id, id]));
 });
 
-shared("a channel that the stream has had to add is whole from where the tab begins", async (gateway) => {
+shared("a channel that had to be added is whole from where the tab begins", async (gateway) => {
   await gateway.opened(["a"]);
   gateway.publish("b");
   gateway.publish("c");
