@@ -28,9 +28,12 @@ export class Changes {
 
   leavesOut(name) {
     const entry = this.#entries.get(name);
-    if (!entry || !this.#isPending(entry)) return false;
-    entry.until = "";
-    return true;
+    if (entry && this.#isPending(entry)) {
+      entry.until = "";
+      return true;
+    }
+    entry?.seen.clear();
+    return false;
   }
 
   opened(serverTime) {
@@ -42,6 +45,7 @@ export class Changes {
 
   // Whether an event has been given before; an event with `at` has no id.
   isKnown(names, at, id) {
+    if (!this.#entries.size) return false;
     const entries = names.map((name) => this.#entries.get(name));
     const pending = entries.filter((entry) => entry && this.#isPending(entry));
     if (!at) {
@@ -117,7 +121,8 @@ export class Changes {
   async #catchUp(name, entry, until) {
     const link = this.#link;
     const url = pollTarget(link, 1, entry.since); // other nodes may know a little less
-    url.searchParams.append("channel", name);
+    const { searchParams } = url;
+    searchParams.set("channels", [searchParams.get("channels"), name].filter(Boolean).join());
     const response = await link.ask(url, {});
     if (!response.ok) throw await refusal(response);
     const { events, lastEventId } = await response.json();
