@@ -17,11 +17,13 @@ export class Changes {
   #link;
   #entries = new Map(); // in the order in which they are asked for
   #turn = Promise.resolve();
+  #clientId = ""; // whose channels have been asked for, in the order of the entries
   #renewal;
   #skew = 0; // ms that the gateway's clock is ahead
 
   constructor(link) {
     this.#link = link;
+    this.#clientId = link.stream.clientId;
   }
 
   // -- what the link asks
@@ -38,7 +40,10 @@ export class Changes {
 
   opened(serverTime) {
     this.#skew = serverTime - Date.now();
-    for (const [name, entry] of this.#entries) if (!entry.until) this.#add(name, entry);
+    this.#clientId = this.#link.stream.clientId;
+    for (const [name, entry] of this.#entries) {
+      if (!entry.until && entry.askedOf !== this.#clientId) this.#add(name, entry);
+    }
     this.#link.tokenRefused = false;
     this.#renewLater();
   }
@@ -49,8 +54,9 @@ export class Changes {
     const entries = names.map((name) => this.#entries.get(name));
     const pending = entries.filter((entry) => entry && this.#isPending(entry));
     if (!at) {
+      const isKnown = pending.some((entry) => this.#covers(entry, id));
       for (const { until, seen } of pending) if (!until && seen.size < MAX_SEEN) seen.add(id);
-      return false;
+      return isKnown;
     }
     if (entries.some((entry) => this.#covers(entry, at))) return true;
     // What was missed comes of one channel after the other, as they were asked for.
@@ -86,7 +92,7 @@ export class Changes {
     this.#entries.set(name, entry);
     stream.channels = [...stream.channels, name];
     if (poll) nextPoll?.();
-    else if (stream.clientId) this.#add(name, entry);
+    else if (stream.clientId && stream.clientId === this.#clientId) this.#add(name, entry);
     return entry.promise;
   }
 
@@ -179,6 +185,7 @@ export class Changes {
   async #add(name, entry) {
     const { stream } = this.#link;
     const { clientId } = stream;
+    entry.askedOf = clientId;
     const isWanted = () => stream.clientId === clientId && this.#entries.get(name) === entry;
     try {
       await this.#inTurn(async () => {
@@ -186,6 +193,7 @@ export class Changes {
         const response = await this.#ask(clientId, name, "PUT", entry.since);
         if (!response.ok) throw await refusal(response);
         const { id } = await response.json();
+        if (!isWanted()) return; // that was of another stream, or another time
         for (const what of ["since", "from", "at"]) entry[what] ||= id;
         entry.until = id;
         entry.isDone = true;
