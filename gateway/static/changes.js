@@ -17,13 +17,13 @@ export class Changes {
   #link;
   #entries = new Map(); // in the order in which they are asked for
   #turn = Promise.resolve();
-  #clientId = ""; // whose channels have been asked for, in the order of the entries
+  #asked; // the AbortController of the stream whose channels have been asked for, in their order
   #renewal;
   #skew = 0; // ms that the gateway's clock is ahead
 
   constructor(link) {
     this.#link = link;
-    this.#clientId = link.stream.clientId;
+    if (link.stream.clientId) this.#asked = link.abort;
   }
 
   // -- what the link asks
@@ -40,9 +40,9 @@ export class Changes {
 
   opened(serverTime) {
     this.#skew = serverTime - Date.now();
-    this.#clientId = this.#link.stream.clientId;
+    this.#asked = this.#link.abort;
     for (const [name, entry] of this.#entries) {
-      if (!entry.until && entry.askedOf !== this.#clientId) this.#add(name, entry);
+      if (!entry.until && entry.asked !== this.#asked) this.#add(name, entry);
     }
     this.#link.tokenRefused = false;
     this.#renewLater();
@@ -82,7 +82,7 @@ export class Changes {
   }
 
   async subscribe(name, since = "") {
-    const { stream, poll, nextPoll } = this.#link;
+    const { stream, poll, nextPoll, abort } = this.#link;
     const known = this.#entries.get(name);
     if (known) return known.promise;
     if (stream.channels.includes(name)) return stream.lastEventId;
@@ -92,7 +92,7 @@ export class Changes {
     this.#entries.set(name, entry);
     stream.channels = [...stream.channels, name];
     if (poll) nextPoll?.();
-    else if (stream.clientId && stream.clientId === this.#clientId) this.#add(name, entry);
+    else if (abort === this.#asked) this.#add(name, entry);
     return entry.promise;
   }
 
@@ -183,10 +183,10 @@ export class Changes {
   }
 
   async #add(name, entry) {
-    const { stream } = this.#link;
+    const { abort, stream } = this.#link;
     const { clientId } = stream;
-    entry.askedOf = clientId;
-    const isWanted = () => stream.clientId === clientId && this.#entries.get(name) === entry;
+    const isWanted = () => !abort.signal.aborted && this.#entries.get(name) === entry;
+    entry.asked = abort;
     try {
       await this.#inTurn(async () => {
         if (!isWanted()) return;
