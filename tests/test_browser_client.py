@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from bad_proxies import bad_proxy_to
-from balancers import free_port
 from chromium import Chromium, Tab, chromium
 from process import child, eventually, node
 from proxy import proxy_to
+from redis_server import free_port
 from test_pages import pages
 from tokens import SECRET, seconds, token
 
@@ -278,8 +278,8 @@ VISIBLE = """(hidden) => {
 
 async def test_who_is_online_or_seen_again_catches_up_and_a_healthy_stream_is_left_alone() -> None:
     async with node() as n, proxy_to(n) as proxy, chromium() as browser:
-        delays = {"minDelay": 3_600_000, "maxDelay": 3_600_000}  # an hour, unless it is cut short
-        page = await follow(browser, proxy.url, **delays)
+        hour = 3_600_000  # ms, unless it is cut short
+        page = await follow(browser, proxy.url, minDelay=hour, maxDelay=hour)
         await page.until("open")
         await browser.set_offline(True)
         proxy.cut()

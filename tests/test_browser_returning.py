@@ -10,3 +10,7 @@ def test_it_returns_when_it_should_and_only_then() -> None:
 
 def test_it_changes_open_streams_and_falls_back_to_polls() -> None:
     run_module("changing.mjs")
+
+
+def test_each_event_of_each_channel_comes_once_wherever_the_link_is_cut() -> None:
+    run_module("exactly_once.mjs")

@@ -17,36 +17,46 @@ export class Changes {
   #link;
   #entries = new Map(); // in the order in which they are asked for
   #turn = Promise.resolve();
+  #asked; // the AbortController of the stream whose channels have been asked for, in their order
   #renewal;
   #skew = 0; // ms that the gateway's clock is ahead
 
   constructor(link) {
     this.#link = link;
+    if (link.stream.clientId) this.#asked = link.abort;
   }
 
   // -- what the link asks
 
   leavesOut(name) {
     const entry = this.#entries.get(name);
-    if (!entry || !this.#isPending(entry)) return false;
-    entry.until = "";
-    return true;
+    if (entry && this.#isPending(entry)) {
+      entry.until = "";
+      return true;
+    }
+    entry?.seen.clear();
+    return false;
   }
 
   opened(serverTime) {
     this.#skew = serverTime - Date.now();
-    for (const [name, entry] of this.#entries) if (!entry.until) this.#add(name, entry);
+    this.#asked = this.#link.abort;
+    for (const [name, entry] of this.#entries) {
+      if (!entry.until && entry.asked !== this.#asked) this.#add(name, entry);
+    }
     this.#link.tokenRefused = false;
     this.#renewLater();
   }
 
   // Whether an event has been given before; an event with `at` has no id.
   isKnown(names, at, id) {
+    if (!this.#entries.size) return false;
     const entries = names.map((name) => this.#entries.get(name));
     const pending = entries.filter((entry) => entry && this.#isPending(entry));
     if (!at) {
+      const isKnown = pending.some((entry) => this.#covers(entry, id));
       for (const { until, seen } of pending) if (!until && seen.size < MAX_SEEN) seen.add(id);
-      return false;
+      return isKnown;
     }
     if (entries.some((entry) => this.#covers(entry, at))) return true;
     // What was missed comes of one channel after the other, as they were asked for.
@@ -72,7 +82,7 @@ export class Changes {
   }
 
   async subscribe(name, since = "") {
-    const { stream, poll, nextPoll } = this.#link;
+    const { stream, poll, nextPoll, abort } = this.#link;
     const known = this.#entries.get(name);
     if (known) return known.promise;
     if (stream.channels.includes(name)) return stream.lastEventId;
@@ -82,7 +92,7 @@ export class Changes {
     this.#entries.set(name, entry);
     stream.channels = [...stream.channels, name];
     if (poll) nextPoll?.();
-    else if (stream.clientId) this.#add(name, entry);
+    else if (abort === this.#asked) this.#add(name, entry);
     return entry.promise;
   }
 
@@ -117,7 +127,8 @@ export class Changes {
   async #catchUp(name, entry, until) {
     const link = this.#link;
     const url = pollTarget(link, 1, entry.since); // other nodes may know a little less
-    url.searchParams.append("channel", name);
+    const { searchParams } = url;
+    searchParams.set("channels", [searchParams.get("channels"), name].filter(Boolean).join());
     const response = await link.ask(url, {});
     if (!response.ok) throw await refusal(response);
     const { events, lastEventId } = await response.json();
@@ -172,15 +183,17 @@ export class Changes {
   }
 
   async #add(name, entry) {
-    const { stream } = this.#link;
+    const { abort, stream } = this.#link;
     const { clientId } = stream;
-    const isWanted = () => stream.clientId === clientId && this.#entries.get(name) === entry;
+    const isWanted = () => !abort.signal.aborted && this.#entries.get(name) === entry;
+    entry.asked = abort;
     try {
       await this.#inTurn(async () => {
         if (!isWanted()) return;
         const response = await this.#ask(clientId, name, "PUT", entry.since);
         if (!response.ok) throw await refusal(response);
         const { id } = await response.json();
+        if (!isWanted()) return; // that was of another stream, or another time
         for (const what of ["since", "from", "at"]) entry[what] ||= id;
         entry.until = id;
         entry.isDone = true;

@@ -287,12 +287,9 @@ class Link {
     const url = new URL(this.url);
     const { searchParams } = url;
     url.pathname = url.pathname.replace(/\/events(?=\/|$)/, route);
-    searchParams.delete("channel");
-    for (const channel of this.stream.channels) {
-      if (!this.changes?.leavesOut(channel)) searchParams.append("channel", channel);
-    }
-    for (const [name, value] of Object.entries({ user, replay, annotate: true })) {
-      if (value != null) searchParams.set(name, value);
+    const channels = this.stream.channels.filter((name) => !this.changes?.leavesOut(name)).join();
+    for (const [name, value] of Object.entries({ channels, user, replay, annotate: true })) {
+      if (value || value === 0) searchParams.set(name, value);
     }
     return url;
   }

@@ -31,7 +31,10 @@ export async function find(link) {
 
 async function poll(link, { began, looked }) {
   const { stream, abort } = link;
-  while (!link.over) {
+  let turn;
+  link.nextPoll = () => turn?.abort();
+  abort.signal.addEventListener("abort", () => turn?.abort());
+  while (!abort.signal.aborted) {
     const patience = link.looked === looked ? TRY_STREAM : TRY_STREAM_SOONER;
     if (Date.now() - began > patience) {
       link.poll = undefined;
@@ -39,13 +42,11 @@ async function poll(link, { began, looked }) {
       return;
     }
     await link.changes?.catchUp();
-    const turn = new AbortController();
-    link.nextPoll = () => turn.abort();
+    turn = new AbortController();
     const seconds = link.opened ? Math.min(LONGEST, (2 * link.keepalive) / 1000) : 0;
     let response;
     try {
-      const signal = AbortSignal.any([abort.signal, turn.signal]);
-      response = await link.ask(pollTarget(link, seconds), { signal });
+      response = await link.ask(pollTarget(link, seconds), { signal: turn.signal });
     } catch (error) {
       if (turn.signal.aborted && !abort.signal.aborted) continue;
       throw error;

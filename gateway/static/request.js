@@ -12,15 +12,18 @@ export async function post(link, headers) {
   } catch (error) {
     throw new Failure(`The request has failed, and is not sent twice: ${error.message}`);
   }
-  const named = ["Content-Location", "Location"].map((name) => response.headers.get(name));
-  const location = named.find((value) => value !== null);
-  if (location === undefined) {
+  const { headers: told } = response;
+  const location = told.get("Content-Location") ?? told.get("Location");
+  if (location === null) {
     link.options = { ...options, attempts: 0 }; // there is nowhere to return to
   } else {
     link.isLocated = true;
     const url = new URL(location, response.url || link.url);
+    const { searchParams } = url;
+    const named = searchParams.getAll("channels").flatMap((names) => names.split(","));
+    stream.channels = [...searchParams.getAll("channel"), ...named];
+    for (const name of ["channel", "channels"]) searchParams.delete(name);
     link.url = url.href;
-    stream.channels = url.searchParams.getAll("channel");
   }
   const forget = stream.when("open", ({ channels }) => {
     stream.channels = channels.filter((name) => !/^(global$|user:)/.test(name));

@@ -42,7 +42,7 @@ const events = /^GET \/events$/;
 const polls = /^GET \/poll$/;
 const added = /^PUT .*channels/;
 const added_at = (id) => () => Response.json({ id, channels: [] });
-const wanted = ({ query }) => query.getAll("channel");
+const wanted = ({ query }) => (query.get("channels") ?? "").split(",").filter(Boolean);
 const missed = (at, channel, data = at) => `at: ${at}\nchannel: ${channel}\ndata: ${data}\n\n`;
 const live = (id, channel, data = id) => `id: ${id}\nchannel: ${channel}\ndata: ${data}\n\n`;
 
