@@ -60,7 +60,7 @@ class Tab {
   #leaderId = "";
   #leader; // if it is this tab
   #joined = false; // what the leader hands out is whole for this tab
-  #opened; // the client that it has told of
+  #opened; // the stream that it has told of
   #heard = 0;
   #watchdog;
   #nudging;
@@ -372,8 +372,9 @@ class Tab {
     const { clientId, channels } = stream;
     if (this.#cursor.position) stream.lastEventId = this.#cursor.position;
     this.#set({ status: "open", attempt: 0, delay: 0, reason: "" });
-    if (clientId === this.#opened) return;
-    this.#opened = clientId;
+    const opened = `${this.#leaderId} ${clientId}`;
+    if (opened === this.#opened) return;
+    this.#opened = opened;
     stream._tell("open", { clientId, channels });
   }
 

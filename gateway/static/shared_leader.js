@@ -25,6 +25,7 @@ export class Leader {
   #last = ""; // the position that the tabs have been told of,
   #standing = ""; // and the stream's
   #flushing = false;
+  #opening; // what the link has told of a stream whose position is not known yet
   #returns = Infinity; // when the link is to come back
   #isOpen = false;
   #isLive = false; // not in the midst of what it had missed
@@ -171,8 +172,11 @@ export class Leader {
 
   #told(told, detail) {
     if (this.#stopped) return;
-    if (told === "open") this.#opened(detail);
-    else if (NOTES.includes(told)) {
+    if (told === "open") {
+      this.#opening = detail;
+      this.#flushSoon(); // who polls tells his position a little later
+      if (POSITION.test(this.#standing)) this.#opened();
+    } else if (NOTES.includes(told)) {
       this.#flush();
       this.#tell({ kind: "note", prev: this.#last, id: this.#last, name: told, detail });
     } else if (told === "reconnecting") {
@@ -181,8 +185,10 @@ export class Leader {
     }
   }
 
-  #opened({ channels }) {
+  #opened() {
+    const { channels } = this.#opening;
     const at = this.#standing;
+    this.#opening = undefined;
     // Only at first: later on, a channel that is just being taken away may be among them.
     if (!this.#isOpen) this.#common = channels.filter((channel) => !this.#carried.has(channel));
     this.#isOpen = true;
@@ -209,6 +215,8 @@ export class Leader {
     this.#flushing = true;
     queueMicrotask(() => {
       this.#flushing = false;
+      if (this.#stopped) return;
+      if (this.#opening && POSITION.test(this.#standing)) this.#opened();
       this.#flush();
     });
   }

@@ -20,30 +20,30 @@ export class Polls {
   /** Raises an error that `isFinal`, or may say how many ms to wait at `least`. */
   async ask({ channels, query }, signal) {
     const url = new URL(this.#url);
-    url.searchParams.delete("channel");
-    for (const channel of channels) url.searchParams.append("channel", channel);
     const { user } = this.#options;
-    const all = { ...(user && { user }), ...query, wait: 0 };
-    for (const key of Object.keys(all)) url.searchParams.set(key, all[key]);
-    const poll = async () => answered(await this.#ask(url, signal));
-    const waiting = AbortSignal.any([signal, AbortSignal.timeout(POLL)]);
+    const all = { channels: channels.join(), user, ...query, wait: 0 };
+    for (const [key, value] of Object.entries(all)) {
+      if (value || value === 0) url.searchParams.set(key, value);
+    }
+    const poll = () => within(signal, async (limit) => answered(await this.#ask(url, limit)));
     let isTurn = false;
+    const turn = () => {
+      isTurn = true;
+      return poll();
+    };
     try {
-      return await navigator.locks.request(this.#lock, { signal: waiting }, () => {
-        isTurn = true;
-        return poll();
-      });
+      const { locks } = navigator;
+      return await within(signal, (limit) => locks.request(this.#lock, { signal: limit }, turn));
     } catch (error) {
       if (isTurn || signal.aborted) throw error;
       return navigator.locks.request(this.#lock, { steal: true }, poll); // from a tab that hangs
     }
   }
 
-  async #ask(url, left, again = false) {
+  async #ask(url, signal, again = false) {
     const { token, headers, credentials, fetch = globalThis.fetch } = this.#options;
     if (typeof token === "string") this.#token = token;
     else if (token && (again || !this.#token)) this.#token = await token();
-    const signal = AbortSignal.any([left, AbortSignal.timeout(POLL)]);
     const response = await fetch(url, {
       cache: "no-store",
       credentials,
@@ -51,7 +51,22 @@ export class Polls {
       headers: { ...headers, ...(this.#token && { Authorization: `Bearer ${this.#token}` }) },
     });
     const renewable = response.status === 401 && !again && typeof token === "function";
-    return renewable ? this.#ask(url, left, true) : response;
+    return renewable ? this.#ask(url, signal, true) : response;
+  }
+}
+
+/** The result of `act`, whose own signal is aborted with `signal`, and after POLL. */
+async function within(signal, act) {
+  const limit = new AbortController();
+  const stop = () => limit.abort();
+  const timer = setTimeout(stop, POLL);
+  signal.addEventListener("abort", stop);
+  if (signal.aborted) stop();
+  try {
+    return await act(limit.signal);
+  } finally {
+    clearTimeout(timer);
+    signal.removeEventListener("abort", stop);
   }
 }
 

@@ -32,7 +32,7 @@ class Gateway {
   }
 
   fetch = async (url) => {
-    const asked = url.searchParams.getAll("channel");
+    const asked = (url.searchParams.get("channels") ?? "").split(",");
     const from = url.searchParams.get("lastEventId");
     this.polls.push({ asked, from });
     const instead = this.polled(asked, from);
@@ -410,4 +410,25 @@ shared("a channel that had to be added is whole from where the tab begins", asyn
   gateway.publish("a");
   await until(() => [fresh, returning, last].every(({ heard }) => heard.at(-1) === 3));
   assert.deepEqual([fresh, returning, last].map(({ heard }) => heard), [[3], [2, 3], [3]]);
+});
+
+shared("a leader that polls opens when it knows its position", async (gateway) => {
+  gateway.publish("a");
+  const tell = Link.prototype.start;
+  Link.prototype.start = async function poll() {
+    this.isOpen = true;
+    this.stream._set({ status: "open", transport: "poll" });
+    this.stream._tell("open", { clientId: "", channels: this.stream.channels });
+    await null;
+    this.stream.lastEventId = gateway.head;
+  };
+  try {
+    const tabs = [await gateway.opened(["a"]), await gateway.opened(["a"])];
+    gateway.publish("a");
+    await until(() => tabs.every(({ heard }) => heard.length));
+    assert.deepEqual(tabs.map(opened), [1, 1]);
+    assert.deepEqual(tabs[1].heard, [2]);
+  } finally {
+    Link.prototype.start = tell;
+  }
 });
