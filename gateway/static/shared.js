@@ -29,6 +29,17 @@ const aborted = (signal) =>
     else signal.addEventListener("abort", resolve, { once: true });
   });
 
+const pause = (delay, signal) =>
+  new Promise((resolve) => {
+    const done = () => {
+      clearTimeout(timer);
+      signal.removeEventListener("abort", done);
+      resolve();
+    };
+    const timer = setTimeout(done, delay);
+    signal.addEventListener("abort", done);
+  });
+
 /**
  * The source of `stream`, as connect() would open it with `open(stream, options)`, which the leader
  * does for all. Throws where that cannot be: such a tab has a stream of its own.
@@ -431,8 +442,7 @@ class Tab {
         else wait = Math.max(delay * (0.5 + Math.random()), error.least ?? 0);
         delay = Math.min(2 * delay, maxDelay);
       }
-      const over = (done) => setTimeout(done, wait);
-      if (wait) await Promise.race([aborted(signal), new Promise(over)]);
+      if (wait) await pause(wait, signal);
       if (signal.aborted) return;
     }
     this.#filling = undefined;
