@@ -84,7 +84,7 @@ export function connect(options) {
     check(isRight || value == null, `connect() takes no ${name}: ${JSON.stringify(value)}.`);
   }
   const { url, channels, user, token, request, share, signal } = options;
-  check(url, "connect() needs a url.");
+  check(url && new Request(url), "connect() needs a url.");
   check(channels?.length || user || token || request, "connect() needs channels, or a user.");
   check([...(channels ?? [])].every(isName), "channels are an array of names.");
   check(!share || !request, "share allows no request.");

@@ -538,6 +538,7 @@ for (const [options, sentence] of [
   [{ url: 5, channels }, /no url: 5/],
   [{ url: "", channels }, /needs a url/],
   [{ url: "http://", channels }, TypeError],
+  [{ url: "http://", channels, share: true }, TypeError],
   [{ url }, /needs channels, or a user/],
   [{ url, channels: [] }, /needs channels, or a user/],
   [{ url, channels: "a" }, /no channels: "a"/],
