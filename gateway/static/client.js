@@ -84,10 +84,10 @@ export function connect(options) {
     check(isRight || value == null, `connect() takes no ${name}: ${JSON.stringify(value)}.`);
   }
   const { url, channels, user, token, request, share, signal } = options;
-  check(url, "connect() needs a url.");
+  check(url && new Request(url), "connect() needs a url.");
   check(channels?.length || user || token || request, "connect() needs channels, or a user.");
   check([...(channels ?? [])].every(isName), "channels are an array of names.");
-  check(!share || !request, "A stream with a request cannot be shared.");
+  check(!share || !request, "share allows no request.");
   const stream = new Stream(options);
   const open = (...driven) => new Link(...driven);
   const alone = () => open(stream, options);
@@ -268,7 +268,7 @@ class Link {
   async #pause({ reason, least = 0, now }) {
     const { minDelay = 500, maxDelay = 30_000, attempts = Infinity } = this.options;
     if (Date.now() - this.opened > LIVED) this.attempt = 0;
-    if (this.attempt >= attempts) throw new Failure(`Lost, and given up: ${reason}.`);
+    if (this.attempt >= attempts) throw new Failure(`Given up: ${reason}.`);
     const first = Math.max(minDelay, least ? 0 : this.parser?.retry ?? 0);
     const most = Math.max(first, Math.min(maxDelay, first * 2 ** this.attempt++));
     const delay = now ? 0 : least + Math.random() * most;
@@ -296,14 +296,16 @@ class Link {
 
   async ask(url, init) {
     const { headers, credentials, token, fetch = globalThis.fetch } = this.options;
+    const { signal } = this.abort;
     if (!this.token || Date.now() > this.renewal) {
-      this.token = await (callable(token) ? token() : token);
+      const aborted = new Promise((_, reject) => signal.addEventListener("abort", reject));
+      this.token = await Promise.race([callable(token) ? token() : token, aborted]);
     }
     const bearer = this.token && { Authorization: `Bearer ${this.token}` };
     return fetch(url, {
       cache: "no-store",
       credentials,
-      signal: this.abort.signal,
+      signal,
       ...init,
       headers: { ...headers, ...bearer, ...init.headers },
     });

@@ -336,6 +336,17 @@ test("a function that fails is asked again, as a lost link is", async () => {
   assert.equal(stream.state.status, "open");
 });
 
+test("a function that never answers is asked again once the watchdog has it", async () => {
+  server.answer(events, new Answer(() => connected("10-0")));
+  let asked = 0;
+  const token = () => ((asked += 1) === 1 ? new Promise(() => {}) : "t");
+  const { stream } = begin({ minDelay: 10, token });
+  await pass(44_000);
+  assert.equal(stream.state.status, "connecting");
+  await pass(2_000);
+  assert.equal(stream.state.status, "open");
+});
+
 // -- polls
 
 test("where a proxy holds a stream back, polls bring what is published, and streaming is tried again", async () => {
@@ -527,6 +538,7 @@ for (const [options, sentence] of [
   [{ url: 5, channels }, /no url: 5/],
   [{ url: "", channels }, /needs a url/],
   [{ url: "http://", channels }, TypeError],
+  [{ url: "http://", channels, share: true }, TypeError],
   [{ url }, /needs channels, or a user/],
   [{ url, channels: [] }, /needs channels, or a user/],
   [{ url, channels: "a" }, /no channels: "a"/],
@@ -541,7 +553,7 @@ for (const [options, sentence] of [
   [{ url, channels, replay: -3 }, /no replay: -3/],
   [{ url, channels, onOpen: "log" }, /no onOpen: "log"/],
   [{ url, channels, on: { message: 5 } }, /listener is a function/],
-  [{ url, share: true, request: { body: "" } }, /cannot be shared/],
+  [{ url, share: true, request: { body: "" } }, /share allows no request/],
 ]) {
   test(`wrong use throws at once: ${JSON.stringify(options)}`, () => {
     const expected = sentence instanceof RegExp ? { name: "TypeError", message: sentence } : sentence;

@@ -64,7 +64,7 @@ test("after so many attempts it gives up, with an error and no more requests", a
   const { stream, of } = begin({ attempts: 3, minDelay: 10 });
   await pass(10_000);
   assert.equal(server.requests.length, 4);
-  assert.match(of("error")[0].message, /given up/);
+  assert.match(of("error")[0].message, /Given up/);
   assert.equal(of("error").length, 1);
   assert.equal(stream.state.status, "closed");
 });
