@@ -193,7 +193,8 @@ class Fanout:
         plain = [client for client in clients if not client.annotated]
         if plain:
             await self._send(frames, plain, before, counted)
-        if len(plain) == len(clients):
+            clients = [client for client in clients if client.annotated]
+        if not clients:
             return
         annotated, among = [], frozenset(names)
         for frame in frames:
@@ -201,7 +202,7 @@ class Fanout:
             if (frame, named) not in made:
                 made[frame, named] = frame.annotated(named)
             annotated.append(made[frame, named])
-        await self._send(annotated, [c for c in clients if c.annotated], before, counted)
+        await self._send(annotated, clients, before, counted)
 
     async def _end_channels(self, frame: Frame) -> None:
         """Tell the clients of channels that a frame has ended; those who replay find it out."""
