@@ -211,10 +211,10 @@ class Reports:
             self._leased = trio.Event()
 
     async def _report_once(self, happenings: Happenings) -> None:
+        if not self._bus.statistics().link.up:
+            return
         try:
             report = await self.gather(happenings)
-            if not report.bus_up:
-                return
             data = fitted(report, self._most_bytes)
             event = Event((OPS_CHANNEL,), data, REPORT_TYPE, key=self._cluster.tag)
             [result] = await self._bus.publish((event,))
