@@ -30,7 +30,7 @@ from gateway.identity import ANYBODY, Identity
 from gateway.names import OPS_CHANNEL, compile_pattern
 from gateway.policy import Policy
 from gateway.position import ZERO, Start
-from gateway.reports import MOST_BYTES, MOST_LISTED, Busy, Report, fitted
+from gateway.reports import MOST_BYTES, MOST_LISTED, WATCH, Busy, Report, Watch, fitted
 from gateway.server import Leave
 
 ADMIN = token("root", subscribe=["**"], admin=True)
@@ -274,6 +274,28 @@ async def test_reports_end_some_seconds_after_the_last_one_has_gone(
         assert rig.node.reports.published == published
         again = await rig.open_live(OPS_CHANNEL, "global")
         assert len(reports_of(again)) == 1
+
+
+async def test_who_was_asked_to_report_just_now_asks_nobody(autojump_clock: MockClock) -> None:
+    async with rig_with() as rig:
+        asked = 0
+
+        async def ask_all(*_: object) -> None:
+            nonlocal asked
+            asked += 1
+
+        await rig.node.cluster.ask_all(WATCH, Watch(1e9))
+        with patch.object(rig.node.cluster, "ask_all", ask_all):
+            watcher = await rig.open_live(OPS_CHANNEL, "global")
+            await trio.sleep(reports.RENEW_SECONDS - 0.5)
+            assert asked == 0
+            await trio.sleep(1)
+            assert asked == 1
+            await trio.sleep(reports.RENEW_SECONDS)
+            assert asked == 2
+            await trio.sleep(10)
+        await watcher.read_all()
+        assert rig.node.reports.published == reports.LEASE_SECONDS
 
 
 async def test_a_page_that_opens_has_the_last_report_at_once(autojump_clock: MockClock) -> None:
