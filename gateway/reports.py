@@ -236,12 +236,8 @@ class Reports:
         """The report of this moment, with what ``happenings`` has."""
         slowest, behind, frames, size = await self._slowest()
         busiest = await self._busiest()
-        hub, charge, about, now_ms = (
-            self._hub,
-            self._hub.totals.charge,
-            self._about(),
-            self._now_ms(),
-        )
+        hub, about, now_ms = self._hub, self._about(), self._now_ms()
+        charge = hub.totals.charge
         happened, omitted = happenings.take()
         bus = self._bus.statistics()
         return Report(

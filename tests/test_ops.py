@@ -22,7 +22,7 @@ from gateway.api.listing import LIST_CLIENTS, LOOKS_PER_TURN, Filter, serve_list
 from gateway.bus import Bus, BusStatistics, LinkStatistics
 from gateway.client_summary import summary
 from gateway.config import OPS_RULE, Config
-from gateway.happenings import MOST, Happenings
+from gateway.happenings import MOST, MOST_DROPPING, Happenings
 from gateway.histogram import Histogram, quantile, since
 from gateway.hub import Opening
 from gateway.hub_client import Channel, Client, Reason
@@ -472,11 +472,17 @@ def test_the_latest_happenings_are_kept_and_the_others_counted() -> None:
 
 def test_a_crowd_that_drops_takes_no_more_room_than_others() -> None:
     kept = Happenings(lambda: 7)
+    kept.add("opened", Somebody(), "new")
     for _ in range(2):
         for number in range(10 * MOST):
             kept.dropped(Somebody(str(number)), "full", 2)
-    taken, omitted = kept.take()
-    assert (len(taken), omitted) == (MOST, 19 * MOST)
+    (opening, *drops), omitted = kept.take()
+    assert (opening.kind, len(drops), {each.count for each in drops}) == (
+        "opened",
+        MOST_DROPPING,
+        {4},
+    )
+    assert omitted == 2 * (10 * MOST - MOST_DROPPING)
     kept.dropped(Somebody(), "full", 2)
     kept.dropped(Somebody(), "replaced", 1)
     kept.dropped(Somebody(), "full", 3)
