@@ -14,13 +14,15 @@ from rig import Peer, Rig, read_body, rule
 from rig import running as rigged
 from running import Gateway, Wire, is_position, joined, request, running
 from test_auth import KEYS
+from test_cluster import document, nodes, put
 from tokens import FAR, SECRET, bearer, token
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from gateway import reports
+from gateway.api import admin, clients
 from gateway.api.listing import LIST_CLIENTS, LOOKS_PER_TURN, Filter, serve_listing
 from gateway.bus import Bus, BusStatistics, LinkStatistics
-from gateway.client_summary import summary
+from gateway.client_summary import ClientSummary, summary
 from gateway.config import OPS_RULE, Config
 from gateway.happenings import MOST, MOST_DROPPING, Happenings
 from gateway.histogram import Histogram, quantile, since
@@ -698,6 +700,59 @@ async def test_nodes_are_shown_and_stopped_by_administrators_alone(
     async with running(bind="0.0.0.0:0") as gateway:
         refused = await ask(gateway, method, target)
         assert (refused.status, "only on loopback" in refused.detail) == (403, True)
+
+
+# -- over several workers
+
+
+async def test_every_worker_reports_while_one_has_a_watcher(autojump_clock: MockClock) -> None:
+    async with nodes("a", "b", "b") as (_, rigs):
+        watcher = await rigs[0].open_live(OPS_CHANNEL, "global")
+        await trio.sleep(2.5)
+        assert [rig.node.reports.published for rig in rigs] == [3, 3, 3]
+        rigs[0].hub.close(watcher.client, Reason.GONE)
+        await trio.sleep(10)
+        counts = [rig.node.reports.published for rig in rigs]
+        await trio.sleep(10)
+        assert [rig.node.reports.published for rig in rigs] == counts
+
+
+async def test_the_slowest_of_all_workers_are_listed_together(autojump_clock: MockClock) -> None:
+    async with nodes("a", "b", "b") as (network, rigs):
+        for rig in rigs:
+            serve_listing(rig.node)
+        slow = [await rig.open("news") for rig in rigs]
+        for count, rig in enumerate(rigs, 2):
+            await rig.open_live("quick")
+            for _ in range(count):
+                await rig.publish("news", "x" * 5000)
+        await wait_all_tasks_blocked()
+        found = document(await clients.list_clients(rigs[0].node, put("/clients?limit=4")), 200)
+        told = msgspec.convert(found["clients"], list[ClientSummary])
+        assert [each.id for each in told[:3]] == [peer.client.id for peer in reversed(slow)]
+        assert [each.node for each in told[:3]] == ["b", "b", "a"]
+        assert (len(told), found["matched"], found["missing"]) == (4, 6, 0)
+        network.deaf = {rigs[2].node.tag}
+        found = document(await clients.list_clients(rigs[0].node, put("/clients")), 200)
+        assert (found["matched"], found["missing"]) == (4, 1)
+
+
+async def test_all_workers_of_a_node_are_had_to_leave_and_no_others(
+    autojump_clock: MockClock,
+) -> None:
+    async with nodes("a", "b", "b") as (network, rigs):
+        leaves = [Leave() for _ in rigs]
+        for rig, leave in zip(rigs, leaves, strict=True):
+            rig.node.ask_to_leave = leave.wanted.set
+        told = document(await admin.drain(rigs[0].node, put("/"), "b"), 202)
+        assert told == {"node": "b", "workers": 2}
+        assert [leave.wanted.is_set() for leave in leaves] == [False, True, True]
+        network.deaf = {rigs[1].node.tag}
+        told = document(await admin.drain(rigs[0].node, put("/"), "b"), 202)
+        assert told == {"node": "b", "workers": 1}
+        network.deaf = {rig.node.tag for rig in rigs[1:]}
+        told = document(await admin.drain(rigs[0].node, put("/"), "b"), 503)
+        assert (told["outcome"], told["missing"]) == ("unknown", 2)
 
 
 # -- leaving
