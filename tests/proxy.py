@@ -118,16 +118,17 @@ class Proxy:
         pair.cancel_scope.cancel()
 
 
-async def start_proxy(n: NodeProcess, nursery: trio.Nursery) -> Proxy:
+async def start_proxy(port: int, nursery: trio.Nursery) -> Proxy:
     """One that serves until the nursery is cancelled."""
     [listener] = await trio.open_tcp_listeners(0, host="127.0.0.1")
-    proxy = Proxy(listener, n.port)
+    proxy = Proxy(listener, port)
     nursery.start_soon(proxy.run, listener)
     return proxy
 
 
 @asynccontextmanager
-async def proxy_to(n: NodeProcess) -> AsyncIterator[Proxy]:
+async def proxy_to(n: NodeProcess | int) -> AsyncIterator[Proxy]:
+    """In front of a node, or of whatever listens at a port."""
     async with trio.open_nursery() as nursery:
-        yield await start_proxy(n, nursery)
+        yield await start_proxy(n if isinstance(n, int) else n.port, nursery)
         nursery.cancel_scope.cancel()

@@ -5,10 +5,27 @@ import re
 import compatibility
 import httpx
 import pytest
+import trio
 from aiohttp.client import DEFAULT_TIMEOUT
-from compatibility import ALL, RESUME, Nodes, Outcome, compared
+from chromium import chromium
+from compatibility import (
+    ALL,
+    FLAGS,
+    RESUME,
+    TEN,
+    Nodes,
+    Outcome,
+    Visit,
+    come_to,
+    compared,
+    drive_chromium,
+    drive_node,
+    steady,
+    told_since,
+)
 from documents import README
-from process import NodeProcess
+from process import NodeProcess, node
+from proxy import proxy_to
 
 from gateway.config import Config
 
@@ -17,9 +34,8 @@ CHAPTER = README.partition("\n## Clients\n")[2].partition("\n## ")[0]
 
 def shown() -> list[str]:
     """The lines of the table, and of the versions below it."""
-    inside = CHAPTER.partition("<!-- compatibility -->\n")[2].partition("<!-- /compatibility -->")[
-        0
-    ]
+    inside = CHAPTER.partition("<!-- compatibility -->\n")[2]
+    inside = inside.partition("<!-- /compatibility -->")[0]
     return [line for line in inside.splitlines() if line]
 
 
@@ -35,20 +51,53 @@ def test_every_client_has_its_footnote() -> None:
     assert set(re.findall(r"(?m)^\[\^(k\d+)\]: ", CHAPTER)) == marks
 
 
-NODE_JS = tuple(client for client in ALL if client.where == "node" and not client.footnote)
+async def test_an_event_that_is_lost_would_be_seen() -> None:
+    class Losing(Nodes):
+        async def publish(
+            self, n: NodeProcess, channel: str, *data: object, event: str = "tick"
+        ) -> list[str]:
+            kept = (text for text in data if text != TEN[3])
+            return await super().publish(n, channel, *kept, event=event)
+
+    client = next(client for client in ALL if client.where == "node")
+    async with (
+        node(*FLAGS) as n,
+        proxy_to(n) as proxy,
+        httpx.AsyncClient(trust_env=False) as publisher,
+        trio.open_nursery() as nursery,
+    ):
+        visit = Visit(client, False, "steady", proxy)
+        visit.url = f"{proxy.url}/events/{visit.channel}"
+        nursery.start_soon(drive_node, [visit])
+        found = await steady(visit, Losing(n, n, n, n, publisher))
+        nursery.cancel_scope.cancel()
+    assert found[RESUME] is Outcome.LOSES
 
 
-async def test_an_event_that_is_lost_would_be_seen(monkeypatch: pytest.MonkeyPatch) -> None:
-    publish = Nodes.publish
+HIDDEN = """hidden => {
+  Object.defineProperty(document, "hidden", { value: hidden, configurable: true });
+  document.dispatchEvent(new Event("visibilitychange"));
+}"""
 
-    async def losing(
-        self: Nodes, n: NodeProcess, channel: str, *data: str, **more: str
-    ) -> list[str]:
-        return await publish(self, n, channel, *(d for d in data if d != "missed 3"), **more)
 
-    monkeypatch.setattr(Nodes, "publish", losing)
-    report = await compatibility.run(NODE_JS, ["steady"])
-    assert report.plain[NODE_JS[0]][RESUME] is Outcome.LOSES
+async def test_fetch_event_source_leaves_when_its_tab_is_hidden_and_misses_nothing() -> None:
+    """As its footnote says."""
+    client = next(client for client in ALL if client.driver == "fetch_event_source")
+    async with (
+        node(*FLAGS) as n,
+        proxy_to(n) as proxy,
+        httpx.AsyncClient(trust_env=False) as publisher,
+        chromium(bypass_csp=True) as browser,
+    ):
+        visit, nodes = Visit(client, False, "hidden", proxy), Nodes(n, n, n, n, publisher)
+        visit.url = f"{proxy.url}/events/{visit.channel}"
+        [tab] = await drive_chromium([visit], browser)
+        await come_to([visit], nodes, n)
+        await tab.run(HIDDEN, True)
+        await n.until_clients(0)
+        await nodes.publish(n, visit.channel, *TEN)
+        await tab.run(HIDDEN, False)
+        assert await told_since(visit, nodes, n, 2) == list(TEN)
 
 
 @pytest.mark.parametrize(
