@@ -226,7 +226,9 @@ async def steady(visit: Visit, nodes: Nodes) -> Outcomes:
     proxy, publish = visit.proxy, partial(nodes.publish, nodes.memory, visit.channel)
     if not await visit.until(lambda: bool(visit.events("connected"))):
         return found
-    found[OPENS] = Outcome.YES
+    opened = next(each for each in visit.told if each.type == "connected")
+    started = f"id: {opened.id}\nevent: connected\n".encode()
+    found[OPENS] = Outcome.YES if started in proxy.answered else Outcome.ALTERS
     await publish(*({"text": text} if visit.mended else text for text in TEXTS))
     told = await told_since(visit, nodes, nodes.memory, 1)
     if told is None:
