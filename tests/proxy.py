@@ -1,13 +1,19 @@
 """A TCP proxy in front of a node, which cuts connections when a test says so, also in the middle of
-what a node says, and knows what clients have asked for."""
+what the node says, loses or holds that, and knows what clients have asked for."""
 
 import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
+from typing import Protocol
 from urllib.parse import parse_qs, urlsplit
 
 import trio
-from process import READ_BYTES, NodeProcess
+from process import READ_BYTES
+
+
+class Server(Protocol):
+    @property
+    def port(self) -> int: ...
 
 
 class Proxy:
@@ -20,6 +26,10 @@ class Proxy:
         """The heads of all requests, none of which has a body, in their order."""
         self.answered = b""
         """All that has been passed on to clients, of all connections."""
+        self.losing = 0
+        """So many times more, what the node says is lost, and the connection with it."""
+        self.is_silent = False
+        """What the node says is held back, and with it all that the client says."""
         self._server = port
         self._last_words: bytes | None = None
         self._connected_ahead: list[trio.SocketStream] = []
@@ -27,11 +37,11 @@ class Proxy:
         self._through.set()
         self._passing: set[trio.CancelScope] = set()
 
-    def lead_to(self, n: NodeProcess) -> None:
+    def lead_to(self, n: Server) -> None:
         """New connections go there from now on."""
         self._server = n.port
 
-    async def connect_ahead(self, n: NodeProcess) -> None:
+    async def connect_ahead(self, n: Server) -> None:
         """The next connection goes there, over one that is made now."""
         self._connected_ahead.append(await trio.open_tcp_stream("127.0.0.1", n.port))
 
@@ -98,6 +108,8 @@ class Proxy:
             while data := await client.receive_some(READ_BYTES):
                 *heads, head = (head + data).split(b"\r\n\r\n")
                 self.asked += [f"{each.decode('latin-1')}\r\n" for each in heads]
+                if self.is_silent:
+                    await trio.sleep_forever()
                 await n.send_all(data)
         pair.cancel_scope.cancel()
 
@@ -106,6 +118,11 @@ class Proxy:
     ) -> None:
         with suppress(trio.BrokenResourceError):
             while data := await n.receive_some(READ_BYTES):
+                if self.is_silent:
+                    await trio.sleep_forever()
+                if self.losing:
+                    self.losing -= 1
+                    break
                 before = len(self.answered)
                 self.answered += data
                 last, words = -1, self._last_words
@@ -127,7 +144,7 @@ async def start_proxy(port: int, nursery: trio.Nursery) -> Proxy:
 
 
 @asynccontextmanager
-async def proxy_to(n: NodeProcess | int) -> AsyncIterator[Proxy]:
+async def proxy_to(n: Server | int) -> AsyncIterator[Proxy]:
     """In front of a node, or of whatever listens at a port."""
     async with trio.open_nursery() as nursery:
         yield await start_proxy(n if isinstance(n, int) else n.port, nursery)

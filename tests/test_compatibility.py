@@ -11,6 +11,8 @@ from chromium import chromium
 from compatibility import (
     ALL,
     FLAGS,
+    JAVASCRIPT,
+    NODE_JS,
     RESUME,
     TEN,
     Nodes,
@@ -98,6 +100,52 @@ async def test_fetch_event_source_leaves_when_its_tab_is_hidden_and_misses_nothi
         await nodes.publish(n, visit.channel, *TEN)
         await tab.run(HIDDEN, False)
         assert await told_since(visit, nodes, n, 2) == list(TEN)
+
+
+GIVEN_UP = """
+import ReconnectingEventSource from "reconnecting-eventsource";
+
+const opened = [];
+
+class GivingUp extends EventTarget {
+  constructor(url) {
+    super();
+    opened.push(url);
+    this.readyState = 1;
+    setTimeout(() => {
+      const event = new MessageEvent("message", { data: "x", lastEventId: "1-0" });
+      this.dispatchEvent(event);
+      this.onmessage(event);
+      this.readyState = 2;
+      this.onerror(new Event("error"));
+    });
+    if (opened.length === 2) {
+      console.log(url);
+      process.exit();
+    }
+  }
+  close() {}
+}
+const source = new ReconnectingEventSource("/a", { eventSourceClass: GivingUp, max_retry_time: 1 });
+LISTEN
+"""
+
+
+@pytest.mark.parametrize(
+    ("listen", "url"),
+    [
+        ('source.addEventListener("message", () => {});', "/a?lastEventId=1-0"),
+        ("source.onmessage = () => {};", "/a"),
+    ],
+    ids=["addEventListener", "onmessage"],
+)
+async def test_reconnecting_eventsource_notes_positions_of_its_listeners_alone(
+    listen: str, url: str
+) -> None:
+    """As its footnote says."""
+    script = ("--input-type=module", "-e", GIVEN_UP.replace("LISTEN", listen))
+    done = await trio.run_process((NODE_JS, *script), cwd=JAVASCRIPT, capture_stdout=True)
+    assert done.stdout.decode() == f"{url}\n"
 
 
 @pytest.mark.parametrize(
