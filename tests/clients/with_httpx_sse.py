@@ -26,7 +26,7 @@ def mended(url: str, tell: Tell) -> None:
                     for sse in source.iter_sse():
                         last = sse.id or last  # a refusal has none
                         delay = delay if sse.retry is None else sse.retry / 1000
-                        if last.endswith(".closed"):
+                        if sse.event == "closed":
                             return
                         if sse.event != "keepalive":
                             tell("event", type=sse.event, id=sse.id, data=sse.data)

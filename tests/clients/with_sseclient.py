@@ -28,8 +28,8 @@ def mended(url: str, tell: Tell) -> None:
                 last = event.id or last
                 delay = int(event.retry) / 1000 if event.retry else delay
                 tell("event", type=event.event, id=event.id or "", data=event.data)
-                if event.event == "bye":
-                    return  # the end that the gateway tells has no data, and is not seen
+                if event.event == "closed":
+                    return
         except requests.RequestException:
             pass
         time.sleep(delay)

@@ -9,13 +9,3 @@ export async function start(url, tell) {
   }
   tell("end");
 }
-
-export async function startMended(url, tell) {
-  const source = createEventSource({ url, onConnect: () => tell("open") });
-  for await (const { event, id, data } of source) {
-    tell("event", { type: event ?? "message", id: id ?? "", data });
-    if (event === "bye") break; // the end that the gateway tells has no data, and is not seen
-  }
-  source.close();
-  tell("end");
-}

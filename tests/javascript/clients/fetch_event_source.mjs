@@ -50,7 +50,7 @@ export async function startMended(url, tell) {
     },
     onmessage(message) {
       if (message.id) seen = message.id;
-      if (seen.endsWith(".closed")) throw new FatalError("the stream is over");
+      if (message.event === "closed") throw new FatalError("the stream is over");
       if (message.event !== "keepalive") tell("event", toldAs(message));
     },
     onclose() {

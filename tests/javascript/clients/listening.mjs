@@ -1,6 +1,8 @@
 // What clients with the interface of the standard have in common.
 
-const TYPES = ["message", "tick", "connected", "gap", "dropped", "reconnect", "keepalive", "bye"];
+const TYPES = [
+  "message", "tick", "connected", "gap", "dropped", "reconnect", "keepalive", "closed",
+];
 
 export function listen(source, tell) {
   for (const type of TYPES) {

@@ -13,7 +13,7 @@ export function start(url, tell) {
 export function startMended(url, tell) {
   const source = new ReconnectingEventSource(url, OPTIONS);
   listen(source, tell);
-  source.addEventListener("bye", () => {
+  source.addEventListener("closed", () => {
     source.close();
     tell("end");
   });
