@@ -132,8 +132,17 @@ class Chromium:
         self._loop = loop
         self.context = context
 
+    @property
+    def version(self) -> str:
+        browser = self.context.browser
+        assert browser is not None
+        return browser.version
+
     async def tab(self, url: str = "") -> Tab:
-        tab = Tab(self._loop, await self._loop.do(self.context.new_page()))
+        async def made() -> Tab:
+            return Tab(self._loop, await self.context.new_page())
+
+        tab = await self._loop.do(made())  # all of it there: a listener is told to the browser
         if url:
             await tab.open(url)
         return tab
