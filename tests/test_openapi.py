@@ -23,7 +23,7 @@ from gateway.api.publish import Document
 from gateway.api.subscribe import PATH as EVENTS
 from gateway.config import Config
 from gateway.edge.app import make_app
-from gateway.edge.pages import MEDIA_TYPES
+from gateway.edge.pages import is_asset
 from gateway.errors import BadRequest, GatewayError, MethodNotAllowed
 from gateway.messages import Refusal
 from gateway.names import check_channel, check_subscribable, is_reserved, user_channel
@@ -75,7 +75,7 @@ def test_every_route_and_method_of_the_edge_is_described_and_no_other(config: Co
     served = {
         (method, re.sub(r"<(?:\w+:)?(\w+)>", r"{\1}", rule.rule))
         for rule in app.url_map.iter_rules()
-        if Path(rule.rule).suffix not in MEDIA_TYPES  # what pages load is no part of the interface
+        if not is_asset(rule.rule)  # no part of the interface
         for method in (rule.methods or set()) - {"HEAD", "OPTIONS"}
     }
     assert set(operations(config)) == served

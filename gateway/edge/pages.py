@@ -44,6 +44,11 @@ REVALIDATED = "no-cache"
 IMMUTABLE = "public, max-age=31536000, immutable"
 
 
+def is_asset(rule: str) -> bool:
+    """Whether a route is of a file that pages load."""
+    return Path(rule).suffix in MEDIA_TYPES
+
+
 def add_pages(app: QuartTrio, node: Node) -> None:
     for name in MODULES:
         _add_module(app, name)
