@@ -1,0 +1,36 @@
+// The channels with the most clients.
+
+import {SHORT_SECONDS} from "./ops-cluster.js";
+import {$, Rows, cell, element, explain, row, write} from "./ops-dom.js";
+import {graph} from "./ops-graph.js";
+import {has} from "./ops-search.js";
+import {count, rate} from "./ops-words.js";
+
+const MOST = 20;
+
+function channelRow() {
+  const name = element("bdi", "name mono");
+  const clients = element("span"), events = element("span"), drawn = graph(SHORT_SECONDS);
+  const made = row("channel", cell("", "who", name), cell("Clients", "figure", clients), cell("Events/s", "figure drawn", events, drawn.element));
+  return {
+    element: made,
+    show(channel) {
+      write(name, channel.name);
+      explain(name, channel.name);
+      write(clients, count(channel.clients));
+      write(events, rate(channel.rate));
+      drawn.show(channel.graph);
+    },
+  };
+}
+
+export function channelPanel() {
+  const rows = new Rows($("busy").tBodies[0], ({name}) => name, channelRow, {held: true});
+  return (view, graphs, needle) => {
+    const found = view.busy.filter(({name}) => has(needle, name));
+    rows.show(found.slice(0, MOST).map(channel => ({...channel, graph: graphs.get(channel.name)})));
+    const more = found.length - MOST;
+    write($("busy-note"), [more > 0 ? `and ${count(more)} more` : "", needle ? `with “${needle}”` : ""].filter(Boolean).join(", "));
+    $("busy").classList.toggle("stale", view.stale);
+  };
+}

@@ -1,0 +1,47 @@
+// What the field for finding clients means. Pure.
+//
+// `user:7`, `channel:a.b`, `address:10.0.0.1`, `state:behind` and `node:x` ask for just that, several for all of
+// them; `*` is anybody. A word without such a name may be a user, a channel, an address or a client id.
+
+const NAMES = ["user", "channel", "address", "state", "node"];
+const CHANNEL = /^[A-Za-z0-9_.:/@~%+-]{1,200}$/;
+const ADDRESS = /^[0-9a-f.:]*[.:][0-9a-f.:]*$/i;
+const CLIENT_ID = /^[0-9a-f]{8}\../;
+export const MOST = 50;
+
+/** `queries` are those for GET /clients, each a URLSearchParams; `id` is that of one client, or "". */
+export function parse(text) {
+  const words = text.trim();
+  const named = Object.fromEntries(words.split(/\s+/).map(split).filter(([name]) => NAMES.includes(name)));
+  if (Object.keys(named).length) return {words, queries: [query(named)], id: "", needle: Object.values(named).join(" ")};
+  if (!words) return {words, queries: [], id: "", needle: ""};
+  if (words === "*") return {words, queries: [query({})], id: "", needle: ""};
+  const queries = [query({user: words})];
+  if (CHANNEL.test(words)) queries.push(query({channel: words}));
+  if (ADDRESS.test(words)) queries.push(query({address: words}));
+  return {words, queries, id: CLIENT_ID.test(words) ? words : "", needle: words};
+}
+
+function split(word) {
+  const at = word.indexOf(":");
+  return [word.slice(0, at), word.slice(at + 1)];
+}
+
+function query(named) {
+  return new URLSearchParams({...named, limit: MOST});
+}
+
+/** Whether any of the texts has what is looked for in it. */
+export function has(needle, ...texts) {
+  const low = needle.toLowerCase();
+  return !low || texts.some(text => text != null && String(text).toLowerCase().includes(low));
+}
+
+/** Several answers as one: each client once, the slowest first. */
+export function merge(answers) {
+  const clients = new Map(answers.flatMap(({clients}) => clients).map(client => [client.id, client]));
+  const shown = [...clients.values()].sort((a, b) => b.queuedBytes - a.queuedBytes || (b.behindSeconds ?? 0) - (a.behindSeconds ?? 0));
+  const unseen = answers.reduce((all, {matched, clients}) => all + matched - clients.length, 0);
+  const missing = Math.max(0, ...answers.map(answer => answer.missing));
+  return {clients: shown.slice(0, MOST), more: unseen + Math.max(0, shown.length - MOST), missing};
+}
