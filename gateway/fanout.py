@@ -95,8 +95,7 @@ class Fanout:
                 client.stage_control(block)
             case _:
                 return
-        hub.gaps[reason] += 1
-        client.gaps += 1
+        hub.count_gap(client, names, reason)
 
     async def _pass(self, frames: list[Frame], before: Position) -> None:
         hub, began = self._hub, time.perf_counter()
@@ -108,6 +107,8 @@ class Fanout:
             for name in frame.channels:
                 if name in channels:
                     wanted.setdefault(name, []).append(frame)
+        for name, batch in wanted.items():
+            channels[name].events += len(batch)
         traced = self._traced(wanted) if self._tracing is not None else {}
         started_ns = time.time_ns() if traced else 0
         if len(wanted) == 1:

@@ -37,7 +37,13 @@ from gateway.cluster import Gathered
 from gateway.errors import BadRequest, Forbidden, GatewayError, Unauthorized, Unavailable
 from gateway.identity import Identity
 from gateway.messages import Command, Told
-from gateway.names import check_channel, check_subscribable, is_reserved, user_channel
+from gateway.names import (
+    OPS_CHANNEL,
+    check_channel,
+    check_subscribable,
+    comes_unasked,
+    user_channel,
+)
 from gateway.node import TAG_BYTES, Node, NodeStatistics
 from gateway.revocation import Kind, Revocation
 
@@ -60,7 +66,7 @@ async def add_channel(node: Node, request: Request, client_id: str, channel: str
         identity = await identify(node, request)
         subject = _subject(identity)
         name = check_subscribable(channel)
-        if subject is not None and not is_reserved(name):
+        if name == OPS_CHANNEL or (subject is not None and not comes_unasked(name)):
             check_granted(node, identity, name)
     except GatewayError as error:
         return _refused(node, error)

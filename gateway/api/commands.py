@@ -17,7 +17,7 @@ from gateway.errors import BadRequest, Forbidden, NotFound
 from gateway.hub_client import Client, Reason
 from gateway.identity import Identity
 from gateway.messages import Command
-from gateway.names import check_subscribable, is_reserved
+from gateway.names import OPS_CHANNEL, check_subscribable, comes_unasked
 from gateway.node import Node
 from gateway.position import Closed, Position, Start, parse_resume
 from gateway.revocation import Kind, Revocation
@@ -151,8 +151,14 @@ async def _add_channel(node: Node, asked: OfClient) -> Channels:
 
 def _check_granted(node: Node, asked: OfClient, client: Client, name: str) -> None:
     """Raises Forbidden unless the stream's own token grants what its user adds: that of his
-    request, which does, may be over or revoked long before the stream is."""
-    if asked.subject is None or is_reserved(name):
+    request, which does, may be over or revoked long before the stream is. What is for
+    administrators goes to no stream of anybody else, whoever asks for it."""
+    if name == OPS_CHANNEL and not client.identity.may_administer():
+        raise Forbidden(
+            f"The channel {name} is for streams whose own token is an administrator's"
+            " (gateway.admin)."
+        )
+    if asked.subject is None or comes_unasked(name):
         return
     if not node.auth.may_subscribe(client.identity, name):
         raise Forbidden(
@@ -164,7 +170,7 @@ def _check_granted(node: Node, asked: OfClient, client: Client, name: str) -> No
 async def _remove_channel(node: Node, asked: OfClient) -> Channels:
     client = _client(node, asked.client, asked.subject)
     name = check_subscribable(asked.channel)
-    if is_reserved(name):
+    if comes_unasked(name):
         raise BadRequest(f"Every client has the channel {name}.")
     if not node.streams.remove_channel(client, name):
         raise NotFound(f"The client {client.id} does not have the channel {name}.")
@@ -195,7 +201,7 @@ async def _renew_token(node: Node, asked: OfToken) -> Renewed:
         raise Forbidden("The stream has a newer token (iat) than this one.")
     node.streams.renew(client, identity)
     for name in [channel.name for channel in client.channels]:
-        if not is_reserved(name) and not node.auth.may_subscribe(identity, name):
+        if not comes_unasked(name) and not node.auth.may_subscribe(identity, name):
             node.streams.remove_channel(client, name)
     at = _channels(client, node.bus.head())
     return Renewed(at.id, at.channels, asked.expires_ms / 1000)

@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 from gateway import control
 from gateway.admission import STREAMS_SENTENCE, Refusal, Turn
-from gateway.api.credentials import identify
+from gateway.api.credentials import check_overseer, identify
 from gateway.api.request import EVENT_STREAM, NOT_STORED, Answer, Request, problem
 from gateway.auth import NEEDED, NOBODY
 from gateway.errors import (
@@ -23,7 +23,7 @@ from gateway.errors import (
     Unavailable,
 )
 from gateway.identity import Identity
-from gateway.names import GLOBAL, check_subscribable, is_reserved, user_channel
+from gateway.names import GLOBAL, OPS_CHANNEL, check_subscribable, comes_unasked, user_channel
 from gateway.node import Node
 from gateway.position import Closed, Position, Resume, Start, parse_resume
 from gateway.request_id import NAME, named_id
@@ -129,8 +129,9 @@ def requested(node: Node, request: Request, path: str, identity: Identity) -> Ev
             " (max_channels_per_client)."
         )
     own = (user_channel(user),) if user is not None else ()
-    if not identity.is_open:
-        _check_granted(node, identity, channels)
+    for name in channels:
+        if not identity.is_open or name == OPS_CHANNEL:
+            check_granted(node, identity, name)
     return EventStream(
         (*channels, GLOBAL, *own),
         user,
@@ -152,13 +153,11 @@ def _user(request: Request, identity: Identity) -> str | None:
     return named
 
 
-def _check_granted(node: Node, identity: Identity, channels: tuple[str, ...]) -> None:
-    for name in channels:
-        check_granted(node, identity, name)
-
-
 def check_granted(node: Node, identity: Identity, name: str) -> None:
     """Raises Forbidden, or Unauthorized where a token might help."""
+    if name == OPS_CHANNEL:
+        check_overseer(node, identity)
+        return
     if node.auth.may_subscribe(identity, name):
         return
     if identity is NOBODY:
@@ -215,7 +214,7 @@ def why_not_now(node: Node, stream: EventStream) -> str | None:
 
 def _asked(stream: EventStream) -> tuple[str, ...]:
     """The channels that were asked for, and not those that come with every client."""
-    return tuple(name for name in stream.channels if not is_reserved(name))
+    return tuple(name for name in stream.channels if not comes_unasked(name))
 
 
 def _named(request: Request, path: str) -> list[str]:

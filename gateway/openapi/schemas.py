@@ -7,7 +7,7 @@ from gateway.api.commands import Channels, ClosedStreams, NodeStatus, Renewed
 from gateway.api.subscribe import REFUSALS
 from gateway.config import Config
 from gateway.event import MAX_LABEL
-from gateway.names import GLOBAL, MAX_CHANNEL_NAME, USER_PREFIX
+from gateway.names import GLOBAL, MAX_CHANNEL_NAME, OPS_CHANNEL, USER_PREFIX
 from gateway.sse import MAX_RETRY_MS
 
 Schema = dict[str, object]
@@ -24,11 +24,13 @@ CHANNEL: Schema = {
 }
 SUBSCRIBABLE: Schema = CHANNEL | {
     "pattern": f"^(?!{USER_PREFIX}){_SEGMENTS}$",
-    "description": f"Segments divided by `.`; `{USER_PREFIX}` is reserved.",
+    "description": f"Segments divided by `.`; `{USER_PREFIX}` is reserved, and `{OPS_CHANNEL}` for "
+    "administrators.",
 }
 PUBLISHABLE: Schema = CHANNEL | {
-    "pattern": f"^(?!{USER_PREFIX}|{GLOBAL}$){_SEGMENTS}$",
-    "description": f"Segments divided by `.`; `{GLOBAL}` and `{USER_PREFIX}` are reserved.",
+    "pattern": f"^(?!{USER_PREFIX}|{GLOBAL}$|{OPS_CHANNEL}$){_SEGMENTS}$",
+    "description": f"Segments divided by `.`; `{GLOBAL}`, `{OPS_CHANNEL}` and `{USER_PREFIX}` are "
+    "reserved.",
 }
 USER: Schema = {
     "type": "string",
