@@ -27,7 +27,7 @@ POLICY = (
     "require-trusted-types-for 'script'; trusted-types 'none'"
 )
 
-MODULES: tuple[str, ...] = ()
+MODULES: tuple[str, ...] = ("client.js", "client.d.ts")
 """For pages of anybody."""
 
 DEMO = ("demo.css", "demo.js")
