@@ -6,12 +6,13 @@ import {graph} from "./ops-graph.js";
 import {has} from "./ops-search.js";
 import {count, rate} from "./ops-words.js";
 
-const MOST = 20;
+const MOST = 12;
+const OWN = "gateway:ops";  // that this page has: it tells of nobody else
 
 function channelRow() {
   const name = element("bdi", "name mono");
   const clients = element("span"), events = element("span"), drawn = graph(SHORT_SECONDS);
-  const made = row("channel", cell("", "who", name), cell("Clients", "figure", clients), cell("Events/s", "figure drawn", events, drawn.element));
+  const made = row("channel", cell("", "who", name), cell("Clients", "figure", clients), cell("Events/s", "figure", events), cell("", "drawn", drawn.element));
   return {
     element: made,
     show(channel) {
@@ -27,7 +28,7 @@ function channelRow() {
 export function channelPanel() {
   const rows = new Rows($("busy").tBodies[0], ({name}) => name, channelRow, {held: true});
   return (view, graphs, needle) => {
-    const found = view.busy.filter(({name}) => has(needle, name));
+    const found = view.busy.filter(({name}) => name !== OWN && has(needle, name));
     rows.show(found.slice(0, MOST).map(channel => ({...channel, graph: graphs.get(channel.name)})));
     const more = found.length - MOST;
     write($("busy-note"), [more > 0 ? `and ${count(more)} more` : "", needle ? `with “${needle}”` : ""].filter(Boolean).join(", "));

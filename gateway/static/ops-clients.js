@@ -17,7 +17,7 @@ function clientRow(actions) {
   const where = element("span", "muted about mono");
   const names = element("span", "muted about name mono");
   const state = element("span", "state");
-  const waiting = element("span"), drawn = graph(SHORT_SECONDS, 1024);
+  const waiting = element("span"), drawn = graph(SHORT_SECONDS, {least: 1024});
   const behind = element("span"), delivered = element("span"), dropped = element("span");
   const node = element("bdi", "name mono muted");
   const made = row("client",

@@ -18,7 +18,7 @@ export const MAX_GRAPHS = 600;  // of channels, and of clients
 export const KINDS = ["dropped", "gap", "opened", "closed"];
 const COUNTERS = ["published", "received", "delivered", "replayed", "cpuSeconds"];
 const BY_REASON = ["dropped", "gaps", "opened", "closed", "refused"];
-const TOTALS = ["clients", "published", "delivered", "lag", "dropped", "gaps"];
+const TOTALS = ["clients", "channels", "published", "delivered", "lag", "dropped", "gaps"];
 
 const sum = (things, value) => things.reduce((total, thing) => total + value(thing), 0);
 const summed = counts => sum(Object.values(counts), n => n);

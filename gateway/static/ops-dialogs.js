@@ -39,7 +39,7 @@ const FACTS = [
   return {value, shown, made: element("div", "", element("dt", "", title), shown)};
 });
 const names = element("dd", "names mono name");
-const drawn = graph(SHORT_SECONDS, 1024);
+const drawn = graph(SHORT_SECONDS, {least: 1024});
 $("inspect-facts").append(...FACTS.map(({made}) => made), element("div", "wide", names));
 $("inspect-graph").append(drawn.element);
 

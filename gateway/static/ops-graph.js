@@ -3,13 +3,15 @@
 const SVG = "http://www.w3.org/2000/svg";
 const HEIGHT = 100;
 
-/** `seconds` is how many values fill its width; `least` the greatest value at which it is still flat. */
-export function graph(seconds, least = 1) {
+/**
+ * It begins with room for `room` values and shows `most` in the end. Up to `least` what is highest
+ * does not fill its height: little is to look like little.
+ */
+export function graph(room, {most = room, least = 1} = {}) {
   const svg = document.createElementNS(SVG, "svg");
   const area = document.createElementNS(SVG, "path");
   const line = document.createElementNS(SVG, "path");
   svg.setAttribute("class", "graph");
-  svg.setAttribute("viewBox", `0 0 ${seconds - 1} ${HEIGHT}`);
   svg.setAttribute("preserveAspectRatio", "none");
   svg.setAttribute("aria-hidden", "true");
   area.setAttribute("class", "area");
@@ -19,9 +21,11 @@ export function graph(seconds, least = 1) {
   return {
     element: svg,
     show(values) {
+      const seconds = Math.min(most, Math.max(room, values.length));
       const [lineOf, areaOf] = paths(values.slice(-seconds), seconds, least);
       if (lineOf === shown) return;
       shown = lineOf;
+      svg.setAttribute("viewBox", `0 0 ${seconds - 1} ${HEIGHT}`);
       line.setAttribute("d", lineOf);
       area.setAttribute("d", areaOf);
     },

@@ -19,16 +19,16 @@ function happeningRow(happening, actions) {
   const made = element("li", kind,
     element("time", "muted", clock(at)),
     element("span", "badge", BADGES[kind]),
-    element("span", "what", `${amount(happening)}${because(kind, reason)}`),
-    who,
-    element("span", "muted mono name where", channels.join(", ")));
+    element("span", "what", sentence(happening)),
+    element("span", "whom", who, element("span", "muted mono name", channels.join(", "))));
   return {element: made, show() {}};
 }
 
-function amount({kind, count: n, seconds}) {
-  if (kind === "dropped") return `${several(n ?? 1, "event")}, `;
-  if (kind === "closed" && seconds != null) return `after ${duration(seconds)}, `;
-  return "";
+function sentence({kind, reason, count: n, seconds}) {
+  const why = because(kind, reason);
+  if (kind === "dropped") return `${several(n, "event")}: ${why}`;
+  if (kind === "closed") return `${why}, after ${duration(seconds ?? 0)}`;
+  return why;
 }
 
 export function happeningPanel(actions) {

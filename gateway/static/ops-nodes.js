@@ -21,7 +21,9 @@ function nodeRow({node, worker}, actions) {
   fold.type = "button";
   const clients = element("span"), clientBar = bar();
   const published = element("span"), delivered = element("span"), drawn = graph(SHORT_SECONDS);
-  const late = element("span"), behind = element("span"), cpu = element("span");
+  const late = element("span"), median = element("span", "muted below");
+  const behind = element("span"), waiting = element("span", "muted below");
+  const cpu = element("span");
   const memory = element("span"), memoryBar = bar();
   const drain = element("button", "small", "Drain…");
   drain.type = "button";
@@ -30,8 +32,8 @@ function nodeRow({node, worker}, actions) {
     cell("Clients", "metered", clients, clientBar.element),
     cell("Published/s", "figure", published),
     cell("Delivered/s", "figure drawn", delivered, ...(worker ? [] : [drawn.element])),
-    cell("Lag", "figure", late),
-    cell("Behind", "figure", behind),
+    cell("Lag, p99", "figure", late, median),
+    cell("Behind", "figure", behind, waiting),
     cell("Memory", "metered", memory, memoryBar.element),
     cell("CPU", "figure", cpu),
     cell("", "act", ...(worker ? [] : [drain])));
@@ -64,9 +66,11 @@ function nodeRow({node, worker}, actions) {
       clientBar.show(part, part > FULL ? "warn" : "");
       write(published, rate(sums.published));
       write(delivered, rate(sums.delivered));
-      write(late, sums.lag == null ? NOTHING : `${lag(sums.median)} / ${lag(sums.lag)}`);
+      write(late, lag(sums.lag));
+      write(median, sums.median == null ? "" : `p50 ${lag(sums.median)}`);
       mark(late, "tone", sums.lag > LAG_SECONDS ? "warn" : "");
-      write(behind, sums.behind ? `${count(sums.behind)} · ${bytes(sums.queuedBytes)}` : "0");
+      write(behind, count(sums.behind));
+      write(waiting, sums.queuedBytes ? bytes(sums.queuedBytes) : "");
       mark(behind, "tone", sums.behind ? "warn" : "");
       const used = memoryMaxBytes ? sums.memoryBytes / memoryMaxBytes : 0;
       write(memory, bytes(sums.residentBytes || sums.memoryBytes));

@@ -1,6 +1,6 @@
 // What the first glance answers: what needs a look, and the totals with their graphs.
 
-import {SECONDS} from "./ops-cluster.js";
+import {SECONDS, SHORT_SECONDS} from "./ops-cluster.js";
 import {$, Rows, element, mark, write} from "./ops-dom.js";
 import {graph} from "./ops-graph.js";
 import {NOTHING, because, count, duration, lag, percent, rate, several} from "./ops-words.js";
@@ -69,6 +69,7 @@ export function showVerdict(view, stream, graphs) {
 
 const TILES = [
   {name: "clients", title: "Clients", write: count, peak: "most"},
+  {name: "channels", title: "Channels", write: count, peak: "most", hint: "A channel counts once for each worker that has it"},
   {name: "published", title: "Published/s", write: rate, peak: "peak"},
   {name: "delivered", title: "Delivered/s", write: rate, peak: "peak"},
   {name: "lag", title: "Lag, p99", write: lag, peak: "worst", least: 0.01},
@@ -76,10 +77,11 @@ const TILES = [
   {name: "gaps", title: "Gaps/s", write: rate, sum: true, tone: "bad"},
 ].map(tile => {
   const value = element("dd");
-  const drawn = graph(SECONDS, tile.least);
+  const drawn = graph(SHORT_SECONDS, {most: SECONDS, least: tile.least});
   const note = element("span", "muted");
   const made = element("dl", "tile", element("dt", "", tile.title), value, note, drawn.element);
   made.id = `total-${tile.name}`;
+  made.title = tile.hint ?? "";
   $("tiles").append(made);
   return {...tile, value, drawn, note, made};
 });
@@ -91,7 +93,7 @@ export function showTotals(view, graphs) {
     const values = graphs[name];
     const over = values.reduce((all, each) => sum ? all + (each ?? 0) : Math.max(all, each ?? 0), 0);
     write(value, view.any ? words(now) : NOTHING);
-    write(note, sum ? `${count(over)} in 5 min` : values.length ? `${peak} ${words(over)}` : "");
+    write(note, sum ? `${count(over)} in ${duration(values.length)}` : values.length ? `${peak} ${words(over)}` : "");
     mark(made, "tone", tone && over ? tone : "");
     drawn.show(values);
   }

@@ -46,7 +46,7 @@ function watch() {
   const heard = listener => told => { if (stream === opened) listener(told); };
   stream.on("report", heard(take));
   stream.when("state", heard(turn));
-  stream.when("error", heard(error => { failed = error; }));
+  stream.when("error", heard(fail));
   turn(stream.state);
 }
 
@@ -54,14 +54,18 @@ function take(event) {
   let report;
   try { report = event.json(); } catch { return; }
   cluster.take(report, Number(event.id.split("-")[0]), Date.now());
-  failed = null;
   draw();
 }
 
 function turn(now) {
   if (now.status !== state.status || now.attempt !== state.attempt) since = Date.now();
   state = now;
-  if (state.status === "closed" && (failed?.status === 401 || failed?.status === 403)) askForToken(failed);
+  draw();
+}
+
+function fail(error) {
+  failed = error;
+  if (state.status === "closed" && error.status in ADVICE) askForToken(error);
   draw();
 }
 
