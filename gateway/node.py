@@ -104,6 +104,7 @@ class Node:
         "_started",
         "admission",
         "ask_supervisor",
+        "ask_to_leave",
         "auth",
         "bus",
         "channel_rates",
@@ -161,6 +162,8 @@ class Node:
         self._process = Process()
         self.ask_supervisor: Callable[[], Awaitable[NodeStatistics]] | None = None
         """Of a worker among several: the statistics of all of them."""
+        self.ask_to_leave: Callable[[], None] | None = None
+        """Has the whole node leave as on SIGTERM, however often; None where nobody can."""
         self.proxies: TrustedProxies | None = None
         if trusted := parse_networks(split_list(config.trusted_proxies)):
             self.proxies = TrustedProxies(trusted)

@@ -27,6 +27,7 @@ from gateway.control_socket import (
     ToSupervisor,
     ToWorker,
 )
+from gateway.control_socket import Leave as LeaveNode
 from gateway.errors import Unavailable
 from gateway.node import Node
 from gateway.policy import Policy
@@ -54,7 +55,7 @@ async def everything(end: ControlSocket[ToWorker]) -> list[ToWorker]:
 async def test_every_message_comes_as_it_was_sent(nursery: trio.Nursery) -> None:
     own = Node(CONFIG, max_clients=1).statistics()
     down: list[ToWorker] = [Start(3, CONFIG), Ask(), Answer(own), Answer(None), Gone("a"), Drain()]
-    up: list[ToSupervisor] = [Ready("a"), Own(own), Question(), Left()]
+    up: list[ToSupervisor] = [Ready("a"), Own(own), Question(), Left(), LeaveNode()]
     with pair() as (supervisor, worker):
         for message in down:
             supervisor.send_nowait(message)

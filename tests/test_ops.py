@@ -12,23 +12,26 @@ import pytest
 import trio
 from rig import Peer, Rig, read_body, rule
 from rig import running as rigged
-from running import Gateway, Wire, joined, request, running
+from running import Gateway, Wire, is_position, joined, request, running
 from test_auth import KEYS
-from tokens import SECRET, bearer, token
+from tokens import FAR, SECRET, bearer, token
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from gateway import reports
+from gateway.api.listing import LIST_CLIENTS, LOOKS_PER_TURN, Filter, serve_listing
 from gateway.bus import Bus, BusStatistics, LinkStatistics
 from gateway.client_summary import summary
 from gateway.config import OPS_RULE, Config
 from gateway.happenings import MOST, Happenings
 from gateway.histogram import Histogram, quantile, since
-from gateway.hub_client import Channel, Reason
+from gateway.hub import Opening
+from gateway.hub_client import Channel, Client, Reason
 from gateway.identity import ANYBODY, Identity
 from gateway.names import OPS_CHANNEL, compile_pattern
 from gateway.policy import Policy
-from gateway.position import Start
+from gateway.position import ZERO, Start
 from gateway.reports import MOST_BYTES, MOST_LISTED, Busy, Report, fitted
+from gateway.server import Leave
 
 ADMIN = token("root", subscribe=["**"], admin=True)
 USER = token("u", subscribe=["**"], publish=["**"])
@@ -500,3 +503,204 @@ def test_a_quantile_is_looked_up_among_the_values_since() -> None:
     assert (lately.count, lately.sum, quantile(lately, 0.5)) == (4, 12.0, 3.0)
     histogram.observe(100.0, 1000)
     assert quantile(histogram.snapshot(), 0.99) == 4.0
+
+
+# -- clients, and one of them
+
+
+async def listed(gateway: Gateway, query: str = "", credential: str = "") -> dict[str, Any]:
+    answer = await ask(gateway, "GET", f"/clients{query}", credential)
+    assert answer.status == 200, answer
+    found: dict[str, Any] = answer.json
+    return found
+
+
+def ids_of(found: dict[str, Any]) -> list[str]:
+    return [client["id"] for client in found["clients"]]
+
+
+async def test_clients_are_listed_with_what_became_of_them() -> None:
+    async with running() as gateway:
+        _, client = await opened(gateway, "/events?channels=a,b,c,d&user=u")
+        await gateway.publish("a", "x")
+        found = await listed(gateway)
+        (told,) = found["clients"]
+        assert (found["matched"], found["missing"]) == (1, 0)
+        assert 0 <= gateway.node.now_ms() - told["openedAt"] < 10_000
+        assert is_position(told["position"])
+        known = {name: told[name] for name in set(told) - {"openedAt", "position"}}
+        assert known == {
+            "id": client,
+            "node": "test",
+            "user": "u",
+            "address": "127.0.0.1",
+            "state": "live",
+            "lane": "direct",
+            "channels": 4,
+            "names": ["a", "b", "c"],
+            "delivered": 1,
+            "dropped": 0,
+            "replayed": 0,
+            "gaps": 0,
+            "queuedFrames": 0,
+            "queuedBytes": 0,
+            "behindSeconds": 0.0,
+        }
+
+
+async def test_each_filter_leaves_those_that_fit() -> None:
+    async with running() as gateway:
+        _, first = await opened(gateway, "/events/a?user=u")
+        _, second = await opened(gateway, "/events?channels=a,b&user=v")
+        for query, expected in {
+            "?channel=a": [first, second],
+            "?channel=b": [second],
+            "?channel=x": [],
+            "?channel=user:u": [first],
+            "?user=v": [second],
+            "?user=u&channel=b": [],
+            "?address=127.0.0.1": [first, second],
+            "?address=127.0.0.2": [],
+            "?state=live": [first, second],
+            "?state=behind": [],
+            "?node=test": [first, second],
+            "?node=other": [],
+            "?channel=&user=&limit=": [first, second],
+            "?unknown=1": [first, second],
+        }.items():
+            found = await listed(gateway, query)
+            assert (ids_of(found), found["matched"]) == (expected, len(expected)), query
+
+
+@pytest.mark.parametrize(
+    ("query", "says"),
+    [
+        ("state=dead", "state is one of live, behind, replaying, ending"),
+        ("limit=0", "from 1 to 200"),
+        ("limit=201", "from 1 to 200"),
+        ("limit=-1", "from 1 to 200"),
+        ("limit=1e1", "from 1 to 200"),
+        ("limit=%D9%A3", "from 1 to 200"),
+        ("channel=a%20b", "legal are"),
+    ],
+)
+async def test_a_filter_that_nothing_can_fit_is_refused(query: str, says: str) -> None:
+    async with running() as gateway:
+        answer = await ask(gateway, "GET", f"/clients?{query}")
+        assert (answer.status, says in answer.detail) == (400, True)
+
+
+async def test_the_slowest_come_first_and_all_that_fit_are_counted(
+    autojump_clock: MockClock,
+) -> None:
+    async with rig_with() as rig:
+        serve_listing(rig.node)
+        quick = [await rig.open_live("quick") for _ in range(3)]
+        slow = [await rig.open("slow", "global", user="u") for _ in range(3)]
+        rig.add(slow[1], "more")
+        await wait_all_tasks_blocked()
+        for _ in range(3):
+            await rig.publish("slow", "x" * 5000)
+        await trio.sleep(2)
+        await rig.publish("more", "x" * 5000)
+        await wait_all_tasks_blocked()
+        (told,) = (await rig.node.cluster.ask_all(LIST_CLIENTS, Filter(limit=4))).told
+        first, second, third, fourth = told.clients
+        assert told.matched == 6
+        assert first.id == slow[1].client.id
+        assert {second.id, third.id} == {slow[0].client.id, slow[2].client.id}
+        assert fourth.id == quick[0].client.id
+        assert (first.state, first.behind_seconds) == ("behind", 2.0)
+        assert first.queued_bytes > second.queued_bytes > 10_000
+        assert first.queued_frames == slow[1].client.queued
+        rig.hub.finish(slow[0].client, Reason.CLOSED, b"")
+        (told,) = (await rig.node.cluster.ask_all(LIST_CLIENTS, Filter(state="ending"))).told
+        assert [each.id for each in told.clients] == [slow[0].client.id]
+
+
+async def test_a_node_with_many_clients_tells_of_as_many_as_are_asked_for() -> None:
+    count = 2 * LOOKS_PER_TURN + 7
+    async with rig_with() as rig:
+        serve_listing(rig.node)
+        clients = [
+            Client(f"{number:05}", None, None, ZERO, rig.hub.totals) for number in range(count)
+        ]
+        for client in clients:
+            rig.hub.add(client, ("a",), ZERO, Opening.NEW)
+        (told,) = (await rig.node.cluster.ask_all(LIST_CLIENTS, Filter(limit=200))).told
+        assert (told.matched, len(told.clients)) == (count, 200)
+        assert [each.id for each in told.clients] == [client.id for client in clients[:200]]
+
+
+async def test_one_client_is_shown_with_all_its_channels() -> None:
+    async with running() as gateway:
+        _, client = await opened(gateway, "/events?channels=a,b,c,d&user=u")
+        shown = (await ask(gateway, "GET", f"/clients/{client}")).json
+        assert shown["channelNames"] == ["a", "b", "c", "d", "global", "user:u"]
+        assert (shown["anonymous"], shown["expires"], shown["poll"]) == (True, None, False)
+        assert shown["request"] == client[:16]
+        (listed_so,) = (await listed(gateway))["clients"]
+        assert set(listed_so) < set(shown)
+
+
+async def test_a_client_is_shown_to_its_own_user_and_to_administrators() -> None:
+    async with keyed() as gateway:
+        _, client = await opened(gateway, "/events/news", USER)
+        for credential, status in ((USER, 200), (ADMIN, 200), (token("v"), 403), ("", 401)):
+            answer = await ask(gateway, "GET", f"/clients/{client}", credential)
+            assert answer.status == status
+        shown = (await ask(gateway, "GET", f"/clients/{client}", USER)).json
+        assert (shown["anonymous"], shown["expires"]) == (False, FAR * 1000)
+        for id in ("x", f"{gateway.node.tag}.x"):
+            assert (await ask(gateway, "GET", f"/clients/{id}", USER)).status == 404
+
+
+@pytest.mark.parametrize(
+    ("method", "target"),
+    [("GET", "/clients"), ("POST", "/nodes/test/drain")],
+    ids=["list", "drain"],
+)
+async def test_nodes_are_shown_and_stopped_by_administrators_alone(
+    method: str, target: str
+) -> None:
+    async with keyed(anonymous=True) as gateway:
+        assert (await ask(gateway, method, target, USER)).status == 403
+        assert (await ask(gateway, method, target)).status == 401
+        assert (await ask(gateway, method, target, ADMIN)).status in (200, 503)
+    async with running(bind="0.0.0.0:0") as gateway:
+        refused = await ask(gateway, method, target)
+        assert (refused.status, "only on loopback" in refused.detail) == (403, True)
+
+
+# -- leaving
+
+
+async def test_a_node_is_had_to_leave_once_however_often_it_is_asked() -> None:
+    async with running() as gateway:
+        leave = Leave()
+        gateway.node.ask_to_leave = leave.wanted.set
+        for _ in range(2):
+            answer = await ask(gateway, "POST", "/nodes/test/drain")
+            assert (answer.status, answer.json) == (202, {"node": "test", "workers": 1})
+            assert leave.wanted.is_set()
+
+
+@pytest.mark.parametrize("id", ["other", "", "a/b", "%00", "test/"])
+async def test_a_node_that_is_not_there_is_not_found(id: str) -> None:
+    async with running() as gateway:
+        gateway.node.ask_to_leave = trio.Event().set
+        assert (await ask(gateway, "POST", f"/nodes/{id}/drain")).status == 404
+        assert (await ask(gateway, "GET", f"/nodes/{id}/drain")).status == 405
+
+
+async def test_a_page_of_somebody_else_stops_no_node() -> None:
+    origin = b"Origin: https://evil.example\r\n"
+    async with running() as gateway:
+        answer = await gateway.ask(request("POST", "/nodes/test/drain", origin, body=b""))
+        assert answer.status == 403
+
+
+async def test_a_node_that_nobody_can_end_says_so() -> None:
+    async with running() as gateway:
+        answer = await ask(gateway, "POST", "/nodes/test/drain")
+        assert (answer.status, answer.json["outcome"]) == (503, "refused")

@@ -4,7 +4,9 @@ import msgspec
 
 from gateway import control
 from gateway.api.commands import Channels, ClosedStreams, NodeStatus, Renewed
+from gateway.api.listing import ClientDetail
 from gateway.api.subscribe import REFUSALS
+from gateway.client_summary import ClientSummary, Standing
 from gateway.config import Config
 from gateway.event import MAX_LABEL
 from gateway.names import GLOBAL, MAX_CHANNEL_NAME, OPS_CHANNEL, USER_PREFIX
@@ -82,6 +84,16 @@ def schemas(config: Config) -> Schema:
         ),
         "Channels": _told(Channels),
         "Renewed": _told(Renewed),
+        "Client": _client(ClientSummary),
+        "ClientDetail": _client(ClientDetail),
+        "Clients": record(
+            {
+                "clients": {"type": "array", "items": ref("Client")},
+                "matched": COUNT,
+                "missing": COUNT,
+            }
+        ),
+        "Leaving": record({"node": {"type": "string"}, "workers": COUNT}),
         "Closed": _told(ClosedStreams),
         "Revoked": record(
             {
@@ -176,6 +188,17 @@ def _event(most_channels: int) -> Schema:
 
 def _is_true(name: str) -> Schema:
     return {"properties": {name: {"const": True}}, "required": [name]}
+
+
+def _client(shape: type[ClientSummary]) -> Schema:
+    told = _told(shape)
+    properties = told["properties"]
+    assert isinstance(properties, dict)
+    properties |= {
+        "state": {"enum": list(Standing)},
+        "lane": {"enum": ["direct", "response"]},
+    }
+    return told
 
 
 def _told(shape: type[msgspec.Struct]) -> Schema:
