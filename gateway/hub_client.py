@@ -82,13 +82,15 @@ class Reason(StrEnum):
 class Channel:
     """Who wants a channel. ``members`` maps each client to the position after which it does."""
 
-    __slots__ = ("events", "members", "name", "rule", "tally")
+    __slots__ = ("annotated", "events", "members", "name", "rule", "tally")
 
     def __init__(self, name: str, rule: ChannelRule, tally: Tally) -> None:
         self.name = name
         self.rule = rule
         self.tally = tally
         self.members: dict[Client, Position] = {}
+        self.annotated = 0
+        """How many of them have annotated streams."""
         self.events = 0
         """That the passes have had for it."""
 
@@ -96,6 +98,7 @@ class Channel:
 class Client:
     __slots__ = (
         "address",
+        "annotated",
         "behind_since",
         "channels",
         "dropped",
@@ -139,9 +142,11 @@ class Client:
         address: str = "",
         request: str = "",
         is_poll: bool = False,
+        annotated: bool = False,
     ) -> None:
         """``sock`` is non-blocking and becomes the client's own; None for the response lane.
-        ``request`` is the id that the request for it has named, if it has.
+        ``request`` is the id that the request for it has named, if it has. The frames of an
+        ``annotated`` stream say through which of its channels they come.
         """
         self.id = id
         self.identity = identity
@@ -160,6 +165,7 @@ class Client:
         self.channels: tuple[Channel, ...] = ()
         self.request = request
         self.is_poll = is_poll
+        self.annotated = annotated
         self.offered = self.written = self.dropped = 0
         self.from_history = self.gaps = 0
         """Frames that were staged out of history, and the gaps that were told."""
@@ -273,7 +279,7 @@ class Client:
         if with_id:
             self.stage_frame(frame)
         else:
-            block = frame.without_id()
+            block = frame.with_at() if self.annotated else frame.without_id()
             self.stage(chunk(block) if self.sock is not None else block, frame)
 
     def stage_taken(self, hole: int, frame: Frame | None) -> None:

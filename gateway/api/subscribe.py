@@ -140,6 +140,7 @@ def requested(node: Node, request: Request, path: str, identity: Identity) -> Ev
         node.address_of(request.peer, request.header),
         named_id(request.header(NAME)),
         is_poll=path != PATH,
+        annotated=path == PATH and _annotated(request),
     )
 
 
@@ -224,6 +225,13 @@ def _named(request: Request, path: str) -> list[str]:
     if request.path != path:
         names.append(request.path[len(path) + 1 :])
     return names
+
+
+def _annotated(request: Request) -> bool:
+    text = request.first("annotate")
+    if text not in (None, "true", "false"):
+        raise BadRequest("annotate is true or false.")
+    return text == "true"
 
 
 def _resume(request: Request) -> Resume | int:

@@ -72,6 +72,14 @@ _RESUME: Schema = {
     "description": "A position, `earliest` or `now`; a `gap` is told of anything else.",
 }
 
+ANNOTATE = in_query(
+    "annotate",
+    {"type": "boolean", "default": False},
+    "Whether each event has a line `channel:` that names those of the stream's channels through "
+    "which it comes.",
+    **_EMPTY,
+)
+
 WAIT = in_query(
     "wait",
     {"type": "number", "minimum": 0, "maximum": MAX_WAIT, "default": DEFAULT_WAIT},

@@ -80,8 +80,10 @@ class Routes:
         where = takes.where(self._config)
         below = [takes.CHANNEL_TO_READ, *where]
         return {
-            EVENTS: {"get": self._events("openStream", where)},
-            f"{EVENTS}/{{channel}}": {"get": self._events("openStreamOfChannel", below)},
+            EVENTS: {"get": self._events("openStream", [*where, takes.ANNOTATE])},
+            f"{EVENTS}/{{channel}}": {
+                "get": self._events("openStreamOfChannel", [*below, takes.ANNOTATE])
+            },
             POLL: {"get": self._poll("poll", [*where, takes.WAIT])},
             f"{POLL}/{{channel}}": {"get": self._poll("pollChannel", [*below, takes.WAIT])},
         }
