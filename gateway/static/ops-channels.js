@@ -3,7 +3,7 @@
 import {SHORT_SECONDS} from "./ops-cluster.js";
 import {$, Rows, cell, element, explain, row, write} from "./ops-dom.js";
 import {graph} from "./ops-graph.js";
-import {has} from "./ops-search.js";
+import {has, said} from "./ops-search.js";
 import {count, rate} from "./ops-words.js";
 
 const MOST = 12;
@@ -27,11 +27,11 @@ function channelRow() {
 
 export function channelPanel() {
   const rows = new Rows($("busy").tBodies[0], ({name}) => name, channelRow, {held: true});
-  return (view, graphs, needle) => {
-    const found = view.busy.filter(({name}) => name !== OWN && has(needle, name));
+  return (view, graphs, wanted) => {
+    const found = view.busy.filter(({name}) => name !== OWN && has(wanted, name));
     rows.show(found.slice(0, MOST).map(channel => ({...channel, graph: graphs.get(channel.name)})));
     const more = found.length - MOST;
-    write($("busy-note"), [more > 0 ? `and ${count(more)} more` : "", needle ? `with “${needle}”` : ""].filter(Boolean).join(", "));
+    write($("busy-note"), [more > 0 ? `and ${count(more)} more` : "", said(wanted)].filter(Boolean).join(", "));
     $("busy").classList.toggle("stale", view.stale);
   };
 }

@@ -3,7 +3,7 @@
 import {SHORT_SECONDS} from "./ops-cluster.js";
 import {$, Rows, cell, element, explain, mark, row, walk, write} from "./ops-dom.js";
 import {graph} from "./ops-graph.js";
-import {has} from "./ops-search.js";
+import {has, said} from "./ops-search.js";
 import {NOTHING, bytes, count, duration, several} from "./ops-words.js";
 
 const MOST = 20;  // of the slowest
@@ -63,11 +63,11 @@ function clientPanel(id, actions) {
 
 export function slowPanel(actions) {
   const show = clientPanel("slow", actions);
-  return (view, graphs, needle) => {
-    const found = view.slow.filter(client => has(needle, client.user, client.address, client.id, client.node, client.state, ...client.names));
+  return (view, graphs, wanted) => {
+    const found = view.slow.filter(client => has(wanted, client.user, client.address, client.id, client.node, client.state, ...client.names));
     show(found.slice(0, MOST), graphs);
     const more = found.length - MOST;
-    write($("slow-note"), [more > 0 ? `and ${count(more)} more` : "", needle ? `with “${needle}”` : ""].filter(Boolean).join(", "));
+    write($("slow-note"), [more > 0 ? `and ${count(more)} more` : "", said(wanted)].filter(Boolean).join(", "));
     $("slow").classList.toggle("stale", view.stale);
   };
 }

@@ -196,7 +196,7 @@ export class Cluster {
 
   #nodes(workers) {
     const nodes = Map.groupBy(workers, worker => worker.report.node);
-    return [...nodes].sort(([a], [b]) => (a < b ? -1 : 1)).map(([id, of]) => {
+    return [...nodes].map(([id, of]) => {
       const live = of.filter(worker => !worker.silent);
       const drained = of.every(({report}) => report.draining);
       const shown = live.length ? live : of;
@@ -211,7 +211,7 @@ export class Cluster {
         silentWorkers: drained ? 0 : of.length - live.length,
         state: stateOf(of, live),
       };
-    });
+    }).sort((a, b) => RANKS.indexOf(a.state) - RANKS.indexOf(b.state) || (a.id < b.id ? -1 : 1));
   }
 
   /** By their clients. An event goes to each worker once, so the fastest tells a channel's rate. */
@@ -270,6 +270,8 @@ const isSlow = ({queuedBytes, queuedFrames, state}) => queuedBytes > 0 || queued
 
 const slowest = (a, b) =>
   b.queuedBytes - a.queuedBytes || (b.behindSeconds ?? 0) - (a.behindSeconds ?? 0) || (a.id < b.id ? -1 : 1);
+
+const RANKS = ["silent", "no link", "full", "draining", "ready", "left"];  // what needs a look comes first
 
 function stateOf(workers, live) {
   const some = name => live.some(({report}) => report[name]);

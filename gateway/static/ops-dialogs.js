@@ -152,7 +152,7 @@ export function askToDrain({id, clients, workers, others}, drained) {
   write($("drain-title"), `Drain ${id}`);
   write($("drain-name"), id);
   write($("drain-clients"), several(clients, "client"));
-  write($("drain-workers"), workers === 1 ? "process ends" : `${workers} workers end`);
+  write($("drain-workers"), workers === 1 ? "process ends with status 0" : `${workers} workers end with status 0`);
   $("drain-last").hidden = others > 0;
   $("drain-sure").checked = false;
   $("drain-yes").disabled = true;

@@ -2,10 +2,10 @@
 
 import {KINDS} from "./ops-cluster.js";
 import {$, Rows, bar, element, explain, mark, walk, write} from "./ops-dom.js";
-import {has} from "./ops-search.js";
+import {has, said} from "./ops-search.js";
 import {because, clock, count, duration, several} from "./ops-words.js";
 
-const MOST = 200;
+const MOST = 100;
 
 const BADGES = {dropped: "drop", gap: "gap", opened: "open", closed: "end"};
 
@@ -35,12 +35,12 @@ export function happeningPanel(actions) {
   const rows = new Rows($("happenings"), ({number}) => String(number), happening => happeningRow(happening, actions));
   walk($("happenings"));
   let paused = null;  // what is shown meanwhile
-  const show = (cluster, view, needle) => {
+  const show = (cluster, view, wanted) => {
     const kinds = [...$("kinds").querySelectorAll("input:checked")].map(({value}) => value);
     const all = cluster.happenings(KINDS);
     const from = paused ?? all;
     const found = from.filter(({kind, client, user, address, reason, node, channels}) =>
-      kinds.includes(kind) && has(needle, user, address, client, reason, node, because(kind, reason), ...channels));
+      kinds.includes(kind) && has(wanted, user, address, client, reason, node, because(kind, reason), ...channels));
     rows.show(found.slice(0, MOST));
     const waiting = paused ? all.filter(({number}) => number > (paused[0]?.number ?? 0)).length : 0;
     const {omitted} = view.minute;
@@ -48,7 +48,7 @@ export function happeningPanel(actions) {
       waiting ? `${count(waiting)} newer wait` : "",
       found.length > MOST ? `${count(found.length - MOST)} older are not shown` : "",
       omitted ? `${count(omitted)} of the last minute were too many to be told one by one` : "",
-      needle ? `with “${needle}”` : "",
+      said(wanted),
     ].filter(Boolean).join(" · "));
   };
   return {

@@ -9,17 +9,20 @@ const ADDRESS = /^[0-9a-f.:]*[.:][0-9a-f.:]*$/i;
 const CLIENT_ID = /^[0-9a-f]{8}\../;
 export const MOST = 50;
 
-/** `queries` are those for GET /clients, each a URLSearchParams; `id` is that of one client, or "". */
+/**
+ * `queries` are those for GET /clients, each a URLSearchParams; `id` is that of one client, or ""; `needles` are what
+ * the lists of the page are looked through for.
+ */
 export function parse(text) {
   const words = text.trim();
   const named = Object.fromEntries(words.split(/\s+/).map(split).filter(([name]) => NAMES.includes(name)));
-  if (Object.keys(named).length) return {words, queries: [query(named)], id: "", needle: Object.values(named).join(" ")};
-  if (!words) return {words, queries: [], id: "", needle: ""};
-  if (words === "*") return {words, queries: [query({})], id: "", needle: ""};
+  if (Object.keys(named).length) return {words, queries: [query(named)], id: "", needles: Object.values(named)};
+  if (!words) return {words, queries: [], id: "", needles: []};
+  if (words === "*") return {words, queries: [query({})], id: "", needles: []};
   const queries = [query({user: words})];
   if (CHANNEL.test(words)) queries.push(query({channel: words}));
   if (ADDRESS.test(words)) queries.push(query({address: words}));
-  return {words, queries, id: CLIENT_ID.test(words) ? words : "", needle: words};
+  return {words, queries, id: CLIENT_ID.test(words) ? words : "", needles: [words]};
 }
 
 function split(word) {
@@ -31,11 +34,13 @@ function query(named) {
   return new URLSearchParams({...named, limit: MOST});
 }
 
-/** Whether any of the texts has what is looked for in it. */
-export function has(needle, ...texts) {
-  const low = needle.toLowerCase();
-  return !low || texts.some(text => text != null && String(text).toLowerCase().includes(low));
+/** Whether the texts have all that is looked for in them. */
+export function has({needles}, ...texts) {
+  return needles.every(needle => texts.some(text => text != null && text.toLowerCase().includes(needle.toLowerCase())));
 }
+
+/** What a list that is looked through says of that. */
+export const said = ({needles, words}) => (needles.length ? `with “${words}”` : "");
 
 /** Several answers as one: each client once, the slowest first. */
 export function merge(answers) {

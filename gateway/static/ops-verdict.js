@@ -3,7 +3,7 @@
 import {SECONDS, SHORT_SECONDS} from "./ops-cluster.js";
 import {$, Rows, element, mark, write} from "./ops-dom.js";
 import {graph} from "./ops-graph.js";
-import {NOTHING, because, count, duration, lag, percent, rate, several} from "./ops-words.js";
+import {NOTHING, because, brief, count, duration, lag, percent, rate, several} from "./ops-words.js";
 
 export const LAG_SECONDS = 1;  // from which it is worth a look
 export const FULL = 0.9;  // of clients and of memory, likewise
@@ -93,7 +93,7 @@ export function showTotals(view, graphs) {
     const values = graphs[name];
     const over = values.reduce((all, each) => sum ? all + (each ?? 0) : Math.max(all, each ?? 0), 0);
     write(value, view.any ? words(now) : NOTHING);
-    write(note, sum ? `${count(over)} in ${duration(values.length)}` : values.length ? `${peak} ${words(over)}` : "");
+    write(note, sum ? `${brief(over)} in ${duration(values.length)}` : values.length ? `${peak} ${words === lag ? lag(over) : brief(over)}` : "");
     mark(made, "tone", tone && over ? tone : "");
     drawn.show(values);
   }

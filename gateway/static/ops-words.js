@@ -10,6 +10,9 @@ export const NOTHING = "–";
 
 export const count = number => (Math.abs(number) < 100_000 ? whole : compact).format(number);
 
+/** Where there is little room. */
+export const brief = number => (Math.abs(number) < 1000 ? whole : compact).format(number);
+
 /** Of events: small ones with a decimal, since one in ten seconds is not none. */
 export function rate(number) {
   if (number == null) return NOTHING;

@@ -1,7 +1,8 @@
 // The page for operators: one stream of reports, what it says of the cluster, and what may be done about it.
 //
 // 1. All that is shown comes from the reports; only clients that are looked for are asked for.
-// 2. Reports are taken in as they come, and drawn twice a second at most, however many workers there are.
+// 2. Reports are taken in as they come, and drawn twice a second at most, however many workers there are; less often
+//    where drawing takes its time: never for more than a tenth of it.
 // 3. What strangers chose (users, addresses, channels, ids) is text, wherever it is shown.
 
 import {connect} from "/client.js";
@@ -20,6 +21,7 @@ import {duration} from "./ops-words.js";
 const CHANNEL = "gateway:ops";
 const REPLAY = 256;  // what the gateway keeps of it
 const DRAW_MS = 500;
+const IDLE = 9;  // times as long as drawing took, until it is due again
 const TYPING_MS = 250;
 const SEARCH_AGAIN_MS = 3000;
 const MIN_DELAY_MS = 500, MAX_DELAY_MS = 10_000;  // an operator does not want to wait for longer
@@ -95,14 +97,16 @@ function streamState() {
 // ---- drawing
 
 let due = null;
-let drawnAt = 0;
+let next = 0;
 
 function draw() {
   due ??= setTimeout(() => requestAnimationFrame(() => {
     due = null;
-    drawnAt = performance.now();
+    const began = performance.now();
     drawNow();
-  }), Math.max(0, DRAW_MS - (performance.now() - drawnAt)));
+    const ended = performance.now();
+    next = Math.max(began + DRAW_MS, ended + IDLE * (ended - began));
+  }), Math.max(0, next - performance.now()));
 }
 
 const asked = new Map();  // nodes that were told to drain, and when: they say so themselves a second later
@@ -127,14 +131,13 @@ function drawNow() {
   mark($("stream"), "tone", told.tone);
   mark($("stream"), "state", state.status);
   $("again").hidden = state.status !== "closed" || !$("token-panel").hidden;
-  const {needle} = wanted;
   showVerdict(view, told, cluster.totals);
   showTotals(view, cluster.totals);
   showNodes(view, asked);
-  showSlow(view, cluster.clients, needle);
+  showSlow(view, cluster.clients, wanted);
   showFound(found, cluster.clients);
-  showChannels(view, cluster.channels, needle);
-  happenings.show(cluster, view, needle);
+  showChannels(view, cluster.channels, wanted);
+  happenings.show(cluster, view, wanted);
   showReasons(view);
 }
 
