@@ -105,7 +105,7 @@ WHICH_CLIENTS = [
     in_query("channel", CHANNEL, "Those that have it.", **_EMPTY),
     in_query("user", {"type": "string"}, "Those of the user.", **_EMPTY),
     in_query("address", {"type": "string"}, "Those from there.", **_EMPTY),
-    in_query("state", {"enum": list(Standing)}, "Those that stand so.", **_EMPTY),
+    in_query("state", {"type": "string", "enum": list(Standing)}, "Those that stand so.", **_EMPTY),
     in_query("node", {"type": "string"}, "Those at the node of this id.", **_EMPTY),
     in_query(
         "limit",

@@ -195,8 +195,8 @@ def _client(shape: type[ClientSummary]) -> Schema:
     properties = told["properties"]
     assert isinstance(properties, dict)
     properties |= {
-        "state": {"enum": list(Standing)},
-        "lane": {"enum": ["direct", "response"]},
+        "state": {"type": "string", "enum": list(Standing)},
+        "lane": {"type": "string", "enum": ["direct", "response"]},
     }
     return told
 
