@@ -133,7 +133,10 @@ class Chromium:
         self.context = context
 
     async def tab(self, url: str = "") -> Tab:
-        tab = Tab(self._loop, await self._loop.do(self.context.new_page()))
+        async def made() -> Tab:
+            return Tab(self._loop, await self.context.new_page())
+
+        tab = await self._loop.do(made())  # all of it there: a listener is told to the browser
         if url:
             await tab.open(url)
         return tab

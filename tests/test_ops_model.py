@@ -110,6 +110,26 @@ async def test_who_is_silent_is_shown_so_and_is_gone_after_a_while() -> None:
     ]
 
 
+async def test_who_was_told_to_drain_has_left_when_it_is_silent_though_it_did_not_say_so() -> None:
+    assert await of("""
+        const cluster = new Cluster(), seen = [];
+        const look = second => seen.push(cluster.view(at(second)).nodes.map(({id, state, silentWorkers}) => [id, state, silentWorkers]));
+        give(cluster, report("a", "1", 0));
+        give(cluster, report("b", "2", 0));
+        cluster.expectToLeave("b");
+        look(0);
+        for (const second of [1, 2, 3, 4]) give(cluster, report("a", "1", second));
+        look(4);
+        give(cluster, report("b", "3", 5));
+        look(5);
+        return seen;
+    """) == [
+        [["b", "draining", 0], ["a", "ready", 0]],
+        [["a", "ready", 0], ["b", "left", 0]],
+        [["a", "ready", 0], ["b", "ready", 0]],
+    ]
+
+
 async def test_where_nothing_comes_any_more_all_is_stale_and_nobody_is_forgotten() -> None:
     assert await of("""
         const cluster = new Cluster();

@@ -71,13 +71,19 @@ export class Cluster {
     this.#turn(Math.floor(ms / 1000));
     const before = this.#workers.get(report.worker);
     if (before && report.at <= before.report.at) return;
-    const worker = {report, ms, rates: {}, busy: new Map(report.busy.map(({name, events}) => [name, events]))};
+    const leaves = report.draining || before?.leaves;
+    const worker = {report, ms, leaves, rates: {}, busy: new Map(report.busy.map(({name, events}) => [name, events]))};
     if (before && isLater(report, before.report)) this.#compare(worker, before);
     this.#workers.set(report.worker, worker);
     for (const client of report.slow) this.clients.note(client.id, this.#second, client.queuedBytes);
     for (const happening of report.happenings) this.#keep({...happening, node: report.node, number: ++this.#number});
     if (report.omitted) this.#count("omitted", "", report.omitted);
     this.#forget();
+  }
+
+  /** The workers of a node were told to drain: they may be gone before they say so. */
+  expectToLeave(node) {
+    for (const worker of this.#workers.values()) if (worker.report.node === node) worker.leaves = true;
   }
 
   #compare(worker, before) {
@@ -161,7 +167,7 @@ export class Cluster {
   #forget() {
     for (const [tag, worker] of this.#workers) {
       const silent = this.#newest - worker.ms;
-      if (silent > (worker.report.draining ? LEFT_MS : GONE_MS)) this.#workers.delete(tag);
+      if (silent > (worker.leaves ? LEFT_MS : GONE_MS)) this.#workers.delete(tag);
     }
     while (this.#workers.size > MAX_WORKERS) {
       const [oldest] = [...this.#workers].reduce((a, b) => (a[1].ms <= b[1].ms ? a : b));
@@ -198,7 +204,6 @@ export class Cluster {
     const nodes = Map.groupBy(workers, worker => worker.report.node);
     return [...nodes].map(([id, of]) => {
       const live = of.filter(worker => !worker.silent);
-      const drained = of.every(({report}) => report.draining);
       const shown = live.length ? live : of;
       return {
         id,
@@ -208,7 +213,7 @@ export class Cluster {
         versions: [...new Set(shown.map(({report}) => report.version))].sort(),
         uptimeSeconds: Math.max(...shown.map(({report}) => report.uptimeSeconds)),
         silentMs: Math.min(...of.map(worker => worker.silentMs)),
-        silentWorkers: drained ? 0 : of.length - live.length,
+        silentWorkers: of.filter(worker => worker.silent && !worker.leaves).length,
         state: stateOf(of, live),
       };
     }).sort((a, b) => RANKS.indexOf(a.state) - RANKS.indexOf(b.state) || (a.id < b.id ? -1 : 1));
@@ -274,11 +279,10 @@ const slowest = (a, b) =>
 const RANKS = ["silent", "no link", "full", "draining", "ready", "left"];  // what needs a look comes first
 
 function stateOf(workers, live) {
-  const some = name => live.some(({report}) => report[name]);
-  if (workers.every(({report}) => report.draining)) return live.length ? "draining" : "left";
+  if (workers.every(({leaves}) => leaves)) return live.length ? "draining" : "left";
   if (!live.length) return "silent";
   if (live.some(({report}) => !report.busUp)) return "no link";
-  if (some("draining")) return "draining";
-  if (some("full")) return "full";
+  if (live.some(({leaves}) => leaves)) return "draining";
+  if (live.some(({report}) => report.full)) return "full";
   return "ready";
 }

@@ -48,7 +48,7 @@ function nodeRow({node, worker}, actions) {
   }
   return {
     element: made,
-    show({node, worker, isOpen, asked}) {
+    show({node, worker, isOpen}) {
       const shown = worker ?? node;
       const {sums} = shown;
       const gone = shown.state === "silent" || shown.state === "left";
@@ -81,7 +81,7 @@ function nodeRow({node, worker}, actions) {
       drawn.show(node.graph);
       fold.setAttribute("aria-expanded", String(isOpen));
       fold.setAttribute("aria-label", `${node.id}: ${several(node.workers.length, "worker")}`);
-      const leaves = asked || node.state === "draining" || gone;
+      const leaves = node.state === "draining" || gone;
       drain.disabled = leaves;
       write(drain, gone ? NOTHING : leaves ? "Draining" : "Drain…");
       drain.setAttribute("aria-label", leaves ? `${node.id} is draining` : `Drain ${node.id}`);
@@ -95,12 +95,12 @@ const about = ({versions, uptimeSeconds, workers}) =>
 export function nodePanel(actions) {
   const rows = new Rows($("nodes").tBodies[0], ({node, worker}) => worker ? `worker ${worker.report.worker}` : `node ${node.id}`, item => nodeRow(item, actions));
   walk($("nodes"));
-  return (view, asked) => {
+  return view => {
     rows.show(view.nodes.flatMap(node => {
       const {workers} = node;
       const usual = view.nodes.length === 1 && workers.length > 1 && workers.length <= MANY_WORKERS;
       const isOpen = open.has(node.id) || usual && !shut.has(node.id);
-      return [{node, isOpen, asked: asked.has(node.id)}, ...(isOpen ? workers.map(worker => ({node, worker})) : [])];
+      return [{node, isOpen}, ...(isOpen ? workers.map(worker => ({node, worker})) : [])];
     }));
     const workers = view.nodes.reduce((all, node) => all + node.workers.length, 0);
     write($("nodes-note"), view.any ? `${several(view.nodes.length, "node")}, ${several(workers, "worker")}` : "");

@@ -4,7 +4,7 @@
 // them; `*` is anybody. A word without such a name may be a user, a channel, an address or a client id.
 
 const NAMES = ["user", "channel", "address", "state", "node"];
-const CHANNEL = /^[A-Za-z0-9_.:/@~%+-]{1,200}$/;
+const CHANNEL = /^(?=.{1,200}$)[A-Za-z0-9_:/@~%+-]+(\.[A-Za-z0-9_:/@~%+-]+)*$/;
 const ADDRESS = /^[0-9a-f.:]*[.:][0-9a-f.:]*$/i;
 const CLIENT_ID = /^[0-9a-f]{8}\../;
 export const MOST = 50;

@@ -76,7 +76,7 @@ const REASONS = {
   "dropped memory": "memory used up",
   "gap trimmed": "history is too short",
   "gap unknown": "position is not known",
-  "gap restarted": "Redis has lost something",
+  "gap restarted": "the bus was restarted",
 };
 
 export const because = (kind, reason) => REASONS[`${kind} ${reason}`] ?? reason;

@@ -71,10 +71,11 @@ function fail(error) {
   draw();
 }
 
-const ADVICE = {401: "An administrator's token is needed", 403: "This token is not an administrator's"};
+const ADVICE = {401: "An administrator's token is needed", 403: "This is for administrators"};
 
-function askForToken({status}) {
-  write($("token-why"), status === 401 && currentToken() ? "This token is not taken, or has expired" : ADVICE[status]);
+function askForToken({status, message}) {
+  write($("token-why"), ADVICE[status]);
+  write($("token-detail"), message);
   $("token-panel").hidden = false;
   if (!document.querySelector("dialog[open]")) $("token").focus();
 }
@@ -109,8 +110,6 @@ function draw() {
   }), Math.max(0, next - performance.now()));
 }
 
-const asked = new Map();  // nodes that were told to drain, and when: they say so themselves a second later
-const ASKED_MS = 10_000;
 const actions = {inspect, redraw: () => drawNow(), self: () => stream?.clientId ?? "", drain};
 const showNodes = nodePanel(actions);
 const showSlow = slowPanel(actions);
@@ -122,10 +121,8 @@ let wanted = parse("");  // what is looked for
 let found = null;  // and what was found; null: nobody is looked for
 
 function drawNow() {
-  const now = Date.now();
-  const view = cluster.view(now);
+  const view = cluster.view(Date.now());
   for (const node of view.nodes) node.graph = cluster.nodesGraphs.get(node.id);
-  for (const [id, at] of asked) if (now - at > ASKED_MS) asked.delete(id);
   const told = streamState();
   write($("stream"), told.text);
   mark($("stream"), "tone", told.tone);
@@ -133,7 +130,7 @@ function drawNow() {
   $("again").hidden = state.status !== "closed" || !$("token-panel").hidden;
   showVerdict(view, told, cluster.totals);
   showTotals(view, cluster.totals);
-  showNodes(view, asked);
+  showNodes(view);
   showSlow(view, cluster.clients, wanted);
   showFound(found, cluster.clients);
   showChannels(view, cluster.channels, wanted);
@@ -147,7 +144,7 @@ function drain(id) {
   if (!node) return;
   const others = nodes.filter(each => each.id !== id && ["ready", "full"].includes(each.state)).length;
   askToDrain({id, clients: node.sums.clients, workers: node.workers.length, others}, drained => {
-    asked.set(drained, Date.now());
+    cluster.expectToLeave(drained);
     drawNow();
   });
 }
