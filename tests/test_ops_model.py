@@ -19,12 +19,12 @@ const {{Cluster}} = model;
 const START = 1_800_000_000_000;
 const zeros = {{published: 0, received: 0, delivered: 0, replayed: 0, cpuSeconds: 0,
   dropped: {{}}, gaps: {{}}, opened: {{}}, closed: {{}}, refused: {{}}}};
-/** A report of worker `worker` of node `node`, `second` seconds after the start. */
+/** A report of a worker of a node, that many seconds after the start. */
 const report = (node, worker, second, more = {{}}) => ({{
-  at: START + second * 1000, node, worker, version: "1", uptimeSeconds: second, draining: false, full: false,
-  busUp: true, clients: 1, maxClients: 10, channels: 1, behind: 0, queuedFrames: 0, queuedBytes: 0,
-  memoryBytes: 1, memoryMaxBytes: 10, residentBytes: 1, lag: null, slow: [], busy: [], happenings: [], omitted: 0,
-  ...zeros, ...more}});
+  at: START + second * 1000, node, worker, version: "1", uptimeSeconds: second,
+  draining: false, full: false, busUp: true, clients: 1, maxClients: 10, channels: 1, behind: 0,
+  queuedFrames: 0, queuedBytes: 0, memoryBytes: 1, memoryMaxBytes: 10, residentBytes: 1, lag: null,
+  slow: [], busy: [], happenings: [], omitted: 0, ...zeros, ...more}});
 const give = (cluster, each) => cluster.take(each, each.at, each.at);
 const at = second => START + second * 1000;
 """
@@ -53,7 +53,8 @@ async def test_rates_are_differences_of_two_reports_of_one_worker() -> None:
         give(cluster, report("b", "2", 1.1, {published: 5001, delivered: 5100, clients: 4,
           lag: {p50: 0.02, p99: 0.1}}));
         const {published, delivered, cpuSeconds, clients, lag, median} = cluster.view(at(2)).totals;
-        return [[before.published, before.delivered], [published, delivered, cpuSeconds, clients, lag, median]];
+        const after = [published, delivered, cpuSeconds, clients, lag, median];
+        return [[before.published, before.delivered], after];
     """) == [[None, None], [11, 350, 0.5, 7, 0.2, 0.02]]
 
 
@@ -70,7 +71,8 @@ async def test_a_worker_that_starts_anew_and_counters_that_go_down_give_no_rate(
         const again = cluster.view(at(2));
         give(cluster, report("a", "2", 3, {published: 4, dropped: {full: 3}}));
         const after = cluster.view(at(3));
-        return [another, down, again, after].map(({totals, minute}) => [totals.published, minute.dropped]);
+        return [another, down, again, after]
+          .map(({totals, minute}) => [totals.published, minute.dropped]);
     """) == [[None, []], [None, []], [None, []], [2, [["full", 2]]]]
 
 
@@ -80,8 +82,8 @@ async def test_the_reports_that_a_page_begins_with_draw_the_graphs_at_once() -> 
         const cluster = new Cluster(), now = at(20);
         for (let second = 0; second < 20; second++) for (const worker of ["1", "2"])
           if (second < 6 || second >= 13) {
-            const each = report("a", worker, second, {delivered: second * 10, gaps: {trimmed: second}});
-            cluster.take(each, each.at, now);
+            const counts = {delivered: second * 10, gaps: {trimmed: second}};
+            cluster.take(report("a", worker, second, counts), at(second), now);
           }
         const {clients, delivered, gaps} = cluster.totals;
         return [clients, delivered[3], gaps.slice(0, 6), cluster.view(now).age];
@@ -97,7 +99,8 @@ async def test_who_is_silent_is_shown_so_and_is_gone_after_a_while() -> None:
         for (let second = 1; second < 70; second++) {
           give(cluster, report("a", "2", second));
           if ([3, 4, 10, 11, 60, 61].includes(second))
-            seen.push(cluster.view(at(second)).nodes.map(({id, state, silentWorkers, sums}) => [id, state, silentWorkers, sums.clients]));
+            seen.push(cluster.view(at(second)).nodes
+              .map(({id, state, silentWorkers, sums}) => [id, state, silentWorkers, sums.clients]));
         }
         return seen;
     """) == [
@@ -113,7 +116,8 @@ async def test_who_is_silent_is_shown_so_and_is_gone_after_a_while() -> None:
 async def test_who_was_told_to_drain_has_left_when_it_is_silent_though_it_did_not_say_so() -> None:
     assert await of("""
         const cluster = new Cluster(), seen = [];
-        const look = second => seen.push(cluster.view(at(second)).nodes.map(({id, state, silentWorkers}) => [id, state, silentWorkers]));
+        const look = second => seen.push(cluster.view(at(second)).nodes
+          .map(({id, state, silentWorkers}) => [id, state, silentWorkers]));
         give(cluster, report("a", "1", 0));
         give(cluster, report("b", "2", 0));
         cluster.expectToLeave("b");
@@ -144,12 +148,14 @@ async def test_all_that_is_kept_is_bounded() -> None:
     sizes, kept, shown = await of("""
         const cluster = new Cluster();
         for (let n = 0; n < 2000; n++) give(cluster, report(`n${n}`, `w${n}`, n * 0.01, {
-          slow: Array.from({length: 20}, (_, i) => ({id: `${n} ${i}`, queuedBytes: 1, queuedFrames: 1, state: "behind"})),
+          slow: Array.from({length: 20}, (_, i) => ({id: `${n} ${i}`, queuedBytes: 1})),
           busy: Array.from({length: 20}, (_, i) => ({name: `${n} ${i}`, clients: 1, events: 1})),
           happenings: Array.from({length: 50}, () => ({at: 1, kind: "gap"}))}));
-        for (let second = 30; second < 1000; second++) give(cluster, report("a", "1", second, {gaps: {trimmed: second}}));
+        for (let second = 30; second < 1000; second++)
+          give(cluster, report("a", "1", second, {gaps: {trimmed: second}}));
         give(cluster, report("a", "1", 10_000_000));
-        return [cluster.sizes, cluster.happenings(model.KINDS).length, cluster.view(at(10_000_000)).nodes.length];
+        const {nodes} = cluster.view(at(10_000_000));
+        return [cluster.sizes, cluster.happenings(model.KINDS).length, nodes.length];
     """)
     assert sizes == {
         "workers": 1,
@@ -165,7 +171,8 @@ async def test_many_workers_are_kept_up_to_a_bound() -> None:
     assert await of("""
         const cluster = new Cluster();
         for (let n = 0; n < 1100; n++) give(cluster, report("a", `w${n}`, n * 0.001));
-        return [cluster.sizes.workers, cluster.view(at(2)).nodes[0].workers.some(({report}) => report.worker === "w75")];
+        const {workers} = cluster.view(at(2)).nodes[0];
+        return [cluster.sizes.workers, workers.some(({report}) => report.worker === "w75")];
     """) == [1024, False]
 
 
@@ -173,15 +180,17 @@ async def test_a_channel_has_all_of_its_clients_and_the_rate_of_one_worker() -> 
     assert await of("""
         const cluster = new Cluster();
         for (const second of [0, 1]) for (const worker of ["1", "2"])
-          give(cluster, report("a", worker, second, {busy: [{name: "x", clients: 5, events: second * (worker === "1" ? 30 : 29)}]}));
+          give(cluster, report("a", worker, second,
+            {busy: [{name: "x", clients: 5, events: second * (worker === "1" ? 30 : 29)}]}));
         return cluster.view(at(1)).busy;
     """) == [{"name": "x", "clients": 10, "rate": 30}]
 
 
 async def test_a_word_may_be_a_user_a_channel_an_address_or_a_client() -> None:
     assert await of("""
-        return ["", " * ", "7", "é", "10.0.0.1", "f7.q", "f7e385b3.q", "user:7 state:behind", "user:a:b", "room:7"]
-          .map(text => search.parse(text)).map(({queries, id, needles}) => [queries.map(String), id, needles]);
+        return ["", " * ", "7", "é", "10.0.0.1", "f7.q", "f7e385b3.q", "user:7 state:behind",
+          "user:a:b", "room:7"].map(text => search.parse(text))
+          .map(({queries, id, needles}) => [queries.map(String), id, needles]);
     """) == [
         [[], "", []],
         [["limit=50"], "", []],
@@ -205,22 +214,24 @@ async def test_a_word_may_be_a_user_a_channel_an_address_or_a_client() -> None:
 
 async def test_several_answers_become_one_and_say_how_much_more_there_is() -> None:
     assert await of("""
-        const clients = Array.from({length: 60}, (_, n) => ({id: n, queuedBytes: n, behindSeconds: 0}));
+        const all = Array.from({length: 60}, (_, n) => ({id: n, queuedBytes: n, behindSeconds: 0}));
         const {clients: shown, more, missing} = search.merge([
-          {clients: clients.slice(0, 40), matched: 45, missing: 1}, {clients: clients.slice(30), matched: 30, missing: 0}]);
+          {clients: all.slice(0, 40), matched: 45, missing: 1},
+          {clients: all.slice(30), matched: 30, missing: 0}]);
         return [shown.length, shown[0].id, more, missing];
     """) == [50, 59, 15, 1]
 
 
 async def test_figures_are_short() -> None:
     assert await of("""
-        return [words.count(99_999), words.count(1_234_567), words.rate(0.25), words.rate(null), words.rate(0),
-          words.bytes(1023), words.bytes(1536), words.bytes(5e9), words.duration(0.01), words.duration(7.25),
-          words.duration(3700), words.duration(1e6), words.lag(0.0004), words.lag(0.25), words.lag(2.5),
-          words.because("closed", "gone"), words.because("closed", "constructor")];
+        return [words.count(99_999), words.count(1_234_567), words.rate(0.25), words.rate(0),
+          words.bytes(1023), words.bytes(1536), words.bytes(5e9), words.duration(0.01),
+          words.duration(7.25), words.duration(3700), words.duration(1e6), words.lag(0.0004),
+          words.lag(0.25), words.lag(2.5), words.brief(6212), words.because("closed", "gone"),
+          words.because("closed", "constructor")];
     """) == [
-        *("99,999", "1.2M", "0.3", "–", "0"),
-        *("1,023 B", "1.5 KiB", "4.7 GiB", "0 s", "7.3 s"),
-        *("1 h 1 min", "11 d 13 h", "0.4 ms", "250 ms", "2.5 s"),
-        *("left", "constructor"),
+        *("99,999", "1.2M", "0.3", "0"),
+        *("1,023 B", "1.5 KiB", "4.7 GiB", "0 s"),
+        *("7.3 s", "1 h 1 min", "11 d 13 h", "0.4 ms"),
+        *("250 ms", "2.5 s", "6.2K", "left", "constructor"),
     ]

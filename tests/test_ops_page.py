@@ -3,17 +3,19 @@
 import itertools
 import json
 import os
+import re
 import struct
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from socket import SO_RCVBUF, SOL_SOCKET
 from typing import Any
 
 import pytest
 import trio
-from chromium import Chromium, Tab, chromium
-from playwright.async_api import Route
-from process import NodeProcess, eventually, node
+from chromium import Tab, chromium
+from playwright.async_api import Page, Route
+from process import NodeProcess, node
 from redis_server import redis_server
 from running import Gateway, Wire, request, running
 from test_demo_page import HOSTILE
@@ -36,12 +38,13 @@ export function connect(options) {
   const heard = {};
   const stream = {
     state: {status: "open", attempt: 0, delay: 0, reason: ""}, clientId: "", close() {},
-    on(type, listener) { heard[type] = listener; }, when(name, listener) { heard[name] = listener; },
+    on(type, listener) { heard[type] = listener; },
+    when(name, listener) { heard[name] = listener; },
   };
   window.played = {
     options,
     report(...reports) {
-      for (const each of reports) heard.report({id: `${each.at}-0`, json: () => structuredClone(each)});
+      for (const each of reports) heard.report({id: `${each.at}-0`, json: () => each});
     },
     turn(state) { heard.state(stream.state = state); },
   };
@@ -59,10 +62,21 @@ def report(node: str = "a", worker: str = "1", second: float = 0, **more: Any) -
     figures = ("published", "received", "delivered", "replayed", "cpuSeconds", "behind", "channels")
     queues = ("queuedFrames", "queuedBytes", "memoryBytes", "memoryMaxBytes", "residentBytes")
     return {
-        **{"at": AT + int(second * 1000), "node": node, "worker": worker, "version": "1"},
-        **{"uptimeSeconds": second, "draining": False, "full": False, "busUp": True},
-        **{"clients": 1, "maxClients": 10, "lag": None, "omitted": 0},
-        **{"slow": [], "busy": [], "happenings": []},
+        "at": AT + int(second * 1000),
+        "node": node,
+        "worker": worker,
+        "version": "1",
+        "uptimeSeconds": second,
+        "draining": False,
+        "full": False,
+        "busUp": True,
+        "clients": 1,
+        "maxClients": 10,
+        "lag": None,
+        "omitted": 0,
+        "slow": [],
+        "busy": [],
+        "happenings": [],
         **dict.fromkeys(figures + queues, 0),
         **{name: {} for name in counts},
         **more,
@@ -71,37 +85,55 @@ def report(node: str = "a", worker: str = "1", second: float = 0, **more: Any) -
 
 def slow(id: str, waiting: int, **more: Any) -> dict[str, Any]:
     return {
-        **{"id": id, "node": "a", "user": id, "address": "10.0.0.1", "state": "behind"},
-        **{"lane": "direct", "channels": 1, "names": ["x"], "openedAt": AT, "position": "1-0"},
+        "id": id,
+        "node": "a",
+        "user": id,
+        "address": "10.0.0.1",
+        "state": "behind",
+        "lane": "direct",
+        "channels": 1,
+        "names": ["x"],
+        "openedAt": AT,
+        "position": "1-0",
         **dict.fromkeys(("delivered", "dropped", "replayed", "gaps"), 0),
-        **{"queuedFrames": 1, "queuedBytes": waiting, "behindSeconds": 1},
+        "queuedFrames": 1,
+        "queuedBytes": waiting,
+        "behindSeconds": 1,
         **more,
     }
 
 
 def happening(kind: str, reason: str, **more: Any) -> dict[str, Any]:
     return {
-        **{"at": AT, "kind": kind, "client": "c", "user": None, "address": "10.0.0.1"},
-        **{"reason": reason, "count": 1, "seconds": None, "channels": []},
+        "at": AT,
+        "kind": kind,
+        "client": "c",
+        "user": None,
+        "address": "10.0.0.1",
+        "reason": reason,
+        "count": 1,
+        "seconds": None,
+        "channels": [],
         **more,
     }
 
 
 @asynccontextmanager
-async def played(browser: Chromium, gateway: Gateway, *, clock: bool = False) -> AsyncIterator[Tab]:
-    """The page, whose stream and clock are the test's."""
-    tab = await browser.tab()
+async def played(*, clock: bool = False, **options: Any) -> AsyncIterator[Tab]:
+    """The page, whose stream is the test's, and its clock, too, if that is asked for."""
 
     async def play(route: Route) -> None:
         await route.fulfill(body=PLAYED, content_type="text/javascript")
 
-    await tab.do(lambda page: page.route("**/client.js", play))
-    if clock:
-        await tab.do(lambda page: page.clock.install())
-    await tab.open(f"http://127.0.0.1:{gateway.port}/ops")
-    await tab.until_true("() => 'played' in window")
-    yield tab
-    assert tab.errors == []
+    async with running() as gateway, chromium(**options) as browser:
+        tab = await browser.tab()
+        await tab.do(lambda page: page.route("**/client.js", play))
+        if clock:
+            await tab.do(lambda page: page.clock.install())
+        await tab.open(f"http://127.0.0.1:{gateway.port}/ops")
+        await tab.until_true("() => 'played' in window")
+        yield tab
+        assert tab.errors == []
 
 
 async def tell(tab: Tab, *reports: dict[str, Any]) -> None:
@@ -114,8 +146,11 @@ async def texts(tab: Tab, selector: str) -> list[str]:
 
 
 async def press(tab: Tab, *keys: str) -> None:
-    for key in keys:
-        await tab.do(lambda page, key=key: page.keyboard.press(key))  # type: ignore[misc]
+    async def pressed(page: Page) -> None:
+        for key in keys:
+            await page.keyboard.press(key)
+
+    await tab.do(pressed)
 
 
 async def has_focus(tab: Tab, selector: str) -> bool:
@@ -129,7 +164,7 @@ def wide(picture: bytes) -> tuple[int, int]:
 
 
 def is_blank(picture: bytes) -> bool:
-    """Whether a PNG is of hardly more than one colour: then its pixels deflate to nearly nothing."""
+    """Whether a PNG is of hardly more than one colour: its pixels deflate to nearly nothing."""
     return len(picture) < 8 * 1024
 
 
@@ -186,12 +221,12 @@ async def test_two_nodes_are_shown_live_and_one_is_drained_when_that_is_confirme
         await tab.until("#busy .name", "^room.0$")
         await tab.until("#verdict-head", "^All is well$")
         if os.environ.get("GATEWAY_PICTURES"):
-            await picture_of_trouble(tab, one, two)
+            await set_the_scene(one, two)
         await take_picture(tab, tmp_path / "ops.png")
 
         await tab.click("#nodes [data-node=fra-2] .act button")
         assert await tab.do(lambda page: page.is_disabled("#drain-yes"))
-        assert "tells 3 clients to come back" in await tab.until("#drain p")
+        assert re.search(r"tells \d+ clients to come back", await tab.until("#drain p"))
         assert await tab.do(lambda page: page.is_hidden("#drain-last"))
         await press(tab, "Escape")
         await tab.click("#nodes [data-node=fra-2] .act button")
@@ -214,13 +249,22 @@ async def test_two_nodes_are_shown_live_and_one_is_drained_when_that_is_confirme
         nursery.cancel_scope.cancel()
 
 
-async def picture_of_trouble(tab: Tab, one: NodeProcess, two: NodeProcess) -> None:
-    """Wait until there is something to see: a minute of traffic, and somebody who does not read."""
-    for number in range(24):
-        await (one, two)[number % 2].open_stream(
-            f"/events?channel=room.{number % 5}&user=user-{number}"
-        )
-    await trio.sleep(PICTURE_SECONDS)
+async def set_the_scene(*nodes: NodeProcess) -> None:
+    """Clients that come and go, and at last one that does not read what is sent to it."""
+    users = itertools.cycle(("ada", "grace", "barbara", "edsger", "tony", "leslie", "frances"))
+    at = itertools.cycle(nodes)
+    for number in range(48):
+        await next(at).open_stream(f"/events?channel=room.{number % 5}&user={next(users)}")
+    for turn in range(PICTURE_SECONDS):
+        stream = await next(at).open_stream(f"/events?channel=room.{turn % 5}&user={next(users)}")
+        await trio.sleep(1)
+        if turn % 3:
+            stream.transport.socket.close()
+        if turn == PICTURE_SECONDS - 15:
+            slow = await nodes[0].ask_for_stream("/events?channel=tower&user=margaret")
+            slow.transport.socket.setsockopt(SOL_SOCKET, SO_RCVBUF, 4096)
+        for _ in range(10 * (turn > PICTURE_SECONDS - 15)):
+            await nodes[1].publish("tower", "x" * 30_000)
 
 
 async def take_picture(tab: Tab, path: Path) -> None:
@@ -316,8 +360,7 @@ async def test_with_keys_it_asks_for_an_administrators_token_and_forgets_it_unle
         await tab.click("#forget")
         await tab.until("#stream", "^token needed$")
         assert await tab.run("() => [sessionStorage.length, localStorage.length]") == [0, 0]
-        refusals = ("401 (Unauthorized)", "403 (Forbidden)")
-        assert [said for said in tab.errors if not said.endswith(refusals)] == []
+        assert [said for said in tab.errors if not re.search("a status of 40[13]", said)] == []
         asked = await tab.run("() => performance.getEntriesByType('resource').map(e => e.name)")
         assert not any("ey" in url.partition("?")[2] for url in asked)
 
@@ -328,54 +371,52 @@ SHAPE = """() => ["script", "img", "svg", "iframe", "a", "style", "base", "meta"
     tag => document.querySelectorAll(tag).length)"""
 
 
-async def test_what_strangers_chose_is_text_wherever_it_is_shown() -> None:
-    async with running() as gateway, chromium(viewport=PHONE, color_scheme="dark") as browser:
-        async with played(browser, gateway) as tab:
-            plain = [f"plain {number}" for number in range(len(HOSTILE))]
-            seen = []
-            for names in (plain, HOSTILE):
-                clients = [
-                    slow(name, 5, user=name, address=name, names=[name], node=name)
-                    for name in names
-                ]
-                happened = [
-                    happening(kind, name, client=name, user=name, address=name, channels=[name])
-                    for name in names
-                    for kind in ("dropped", "gap", "opened", "closed")
-                ]
-                channels = [{"name": name, "clients": 1, "events": 1} for name in names]
-                counts = {name: 1 for name in names}
-                for second in (0, 1):
-                    given = dict.fromkeys(("dropped", "gaps", "opened", "closed", "refused"), {})
-                    await tell(
-                        tab,
-                        report(
-                            names[1],
-                            names[2],
-                            second + 200 * len(seen),
-                            **{**given, **({"opened": counts, "gaps": counts} if second else {})},
-                            version=names[3],
-                            slow=clients,
-                            busy=channels,
-                            happenings=happened if second else [],
-                        ),
-                    )
-                await tab.until("#slow .who bdi", "^plain 3$" if names is plain else "iframe")
-                for selector in ("#slow .who bdi", "#busy .name", "#happenings .whom bdi"):
-                    assert set(await texts(tab, selector)) == set(names), selector
-                assert names[1] in await texts(tab, "#nodes .fold")
-                seen.append(await tab.run(SHAPE))
-                if names is plain:
-                    await tab.do(lambda page: page.reload())
-                    await tab.until_true("() => 'played' in window")
-            assert seen[0] == seen[1]
-            assert await tab.run("() => document.documentElement.dataset.pwned ?? null") is None
+def full_of(names: list[str], second: float) -> dict[str, Any]:
+    """A report in which somebody is called like that, wherever anybody is called anything."""
+    counts = dict.fromkeys(names, int(second))
+    return report(
+        names[1],
+        names[2],
+        second,
+        version=names[3],
+        opened=counts,
+        gaps=counts,
+        slow=[
+            slow(name, 5, user=name, address=name, names=[name], node=name, state=name)
+            for name in names
+        ],
+        busy=[{"name": name, "clients": 1, "events": 1} for name in names],
+        happenings=[
+            happening(kind, name, client=name, user=name, address=name, channels=[name])
+            for name in names
+            for kind in ("dropped", "gap", "opened", "closed")
+        ],
+    )
+
+
+async def test_what_strangers_chose_is_text_wherever_it_is_shown_and_fits_a_phone() -> None:
+    async with played(viewport=PHONE, color_scheme="dark") as tab:
+        shapes = []
+        for names in ([f"plain {number}" for number in range(len(HOSTILE))], HOSTILE):
+            await tell(tab, full_of(names, 0), full_of(names, 1))
+            await tab.until_true(
+                "name => document.querySelector('#nodes .fold')?.textContent === name", names[1]
+            )
+            for selector in ("#slow .who bdi", "#busy .name", "#happenings .whom bdi"):
+                assert set(await texts(tab, selector)) == set(names), selector
+            assert set(names) <= set(await texts(tab, "#reasons .name"))
+            shapes.append(await tab.run(SHAPE))
             await no_overflow(tab)
             await tab.click("#slow .link")
             await tab.until("#inspect-note", ".")
-            assert await tab.until("#inspect-title") in HOSTILE
+            assert await tab.until("#inspect-title") in names
             await no_overflow(tab)
-            tab.errors.clear()  # nobody knows such a client: 404
+            assert await tab.run("() => document.documentElement.dataset.pwned ?? null") is None
+            await tab.do(lambda page: page.reload())
+            await tab.until_true("() => 'played' in window")
+        assert shapes[0] == shapes[1]
+        assert [said for said in tab.errors if "a status of 404" not in said] == []
+        tab.errors.clear()
 
 
 async def no_overflow(tab: Tab) -> None:
@@ -386,72 +427,70 @@ async def no_overflow(tab: Tab) -> None:
 
 
 async def test_what_stops_being_told_is_stale_and_a_silent_node_is_said_to_be_so() -> None:
-    async with running() as gateway, chromium(viewport=DESK) as browser:
-        async with played(browser, gateway, clock=True) as tab:
-            for second in range(2):
-                await tell(tab, report("a", "1", second), report("b", "2", second))
+    async with played(clock=True, viewport=DESK) as tab:
+        for second in range(2):
+            await tell(tab, report("a", "1", second), report("b", "2", second))
+        await tab.do(lambda page: page.clock.run_for(1000))
+        assert await texts(tab, "#nodes .state") == ["ready", "ready"]
+        assert await texts(tab, "#verdict-head") == ["All is well"]
+        for second in range(2, 7):
+            await tell(tab, report("a", "1", second))
             await tab.do(lambda page: page.clock.run_for(1000))
-            assert await texts(tab, "#nodes .state") == ["ready", "ready"]
-            assert await texts(tab, "#verdict-head") == ["All is well"]
-            for second in range(2, 7):
-                await tell(tab, report("a", "1", second))
-                await tab.do(lambda page: page.clock.run_for(1000))
-            assert (await texts(tab, "#nodes .state"))[0].startswith("silent for ")
-            assert await texts(tab, "#verdict-head") == ["Needs a look"]
-            told = await texts(tab, "#verdict-said")
-            assert await tab.do(lambda page: page.title()) == "✖ Operations · SSE gateway"
-            await tab.run(
-                "() => played.turn({status: 'reconnecting', attempt: 1, delay: 3000, reason: 'x'})"
-            )
-            await tab.do(lambda page: page.clock.run_for(600))
-            await tab.until("#stream", "^coming back in [123] s$")
-            await tab.do(lambda page: page.clock.run_for(5000))
-            assert await texts(tab, "#stream") == ["coming back"]
-            assert await tab.run("() => document.querySelectorAll('.stale').length") > 3
-            assert await texts(tab, "#verdict-said") != told
-            await tab.run("() => played.turn({status: 'open', attempt: 0, delay: 0, reason: ''})")
-            await tell(tab, report("a", "1", 70))
-            await tab.do(lambda page: page.clock.run_for(1000))
-            assert await texts(tab, "#nodes .fold") == ["a"]
-            assert await tab.run("() => document.querySelectorAll('.stale').length") == 0
+        assert (await texts(tab, "#nodes .state"))[0].startswith("silent for ")
+        assert await texts(tab, "#verdict-head") == ["Needs a look"]
+        told = await texts(tab, "#verdict-said")
+        assert await tab.do(lambda page: page.title()) == "✖ Operations · SSE gateway"
+        await tab.run(
+            "() => played.turn({status: 'reconnecting', attempt: 1, delay: 3000, reason: 'x'})"
+        )
+        await tab.do(lambda page: page.clock.run_for(600))
+        await tab.until("#stream", "^coming back in [123] s$")
+        await tab.do(lambda page: page.clock.run_for(5000))
+        assert await texts(tab, "#stream") == ["coming back"]
+        assert await tab.run("() => document.querySelectorAll('.stale').length") > 3
+        assert await texts(tab, "#verdict-said") != told
+        await tab.run("() => played.turn({status: 'open', attempt: 0, delay: 0, reason: ''})")
+        await tell(tab, report("a", "1", 70))
+        await tab.do(lambda page: page.clock.run_for(1000))
+        assert await texts(tab, "#nodes .fold") == ["a"]
+        assert await tab.run("() => document.querySelectorAll('.stale').length") == 0
 
 
 async def test_rows_stay_where_the_focus_is_and_happenings_wait_while_paused() -> None:
-    async with running() as gateway, chromium(viewport=DESK) as browser:
-        async with played(browser, gateway) as tab:
-            first = [slow("p", 30), slow("q", 20), slow("r", 10)]
-            drop = happening("dropped", "full", count=3, user="p")
-            await tell(tab, report(slow=first, happenings=[drop, happening("gap", "trimmed")]))
-            await tab.until("#slow .who bdi", "^r$")
-            await tab.run("() => { window.row = document.querySelector('#slow .link'); }")
-            await tab.do(lambda page: page.focus("#slow .link"))
-            await press(tab, "ArrowDown", "ArrowUp", "ArrowDown")
-            assert await tab.run("() => document.activeElement.textContent") == "q"
-            turned = [slow("r", 90), slow("s", 80), slow("q", 2), slow("p", 1)]
-            await tell(tab, report(second=1, slow=turned, happenings=[{**drop, "count": 4}]))
-            await tab.until("#slow .who bdi", "^s$")
-            assert await texts(tab, "#slow .who bdi") == ["p", "q", "r", "s"]
-            assert await tab.run("() => document.activeElement.textContent") == "q"
-            await tell(tab, report(second=2, slow=[each for each in turned if each["id"] != "q"]))
-            await tab.until_true("() => document.activeElement.textContent === 'r'")
-            await tab.run("() => document.activeElement.blur()")
-            await tell(tab, report(second=3, slow=turned))
-            await tab.until_true(
-                "() => [...document.querySelectorAll('#slow .who bdi')].map(e => e.textContent)"
-                ".join('') === 'rsqp'"
-            )
-            assert await tab.run("() => row.isConnected")
+    async with played(viewport=DESK) as tab:
+        first = [slow("p", 30), slow("q", 20), slow("r", 10)]
+        drop = happening("dropped", "full", count=3, user="p")
+        await tell(tab, report(slow=first, happenings=[drop, happening("gap", "trimmed")]))
+        await tab.until("#slow .who bdi", "^r$")
+        await tab.run("() => { window.row = document.querySelector('#slow .link'); }")
+        await tab.do(lambda page: page.focus("#slow .link"))
+        await press(tab, "ArrowDown", "ArrowUp", "ArrowDown")
+        assert await tab.run("() => document.activeElement.textContent") == "q"
+        turned = [slow("r", 90), slow("s", 80), slow("q", 2), slow("p", 1)]
+        await tell(tab, report(second=1, slow=turned, happenings=[{**drop, "count": 4}]))
+        await tab.until("#slow .who bdi", "^s$")
+        assert await texts(tab, "#slow .who bdi") == ["p", "q", "r", "s"]
+        assert await tab.run("() => document.activeElement.textContent") == "q"
+        await tell(tab, report(second=2, slow=[each for each in turned if each["id"] != "q"]))
+        await tab.until_true("() => document.activeElement.textContent === 'r'")
+        await tab.run("() => document.activeElement.blur()")
+        await tell(tab, report(second=3, slow=turned))
+        await tab.until_true(
+            "() => [...document.querySelectorAll('#slow .who bdi')].map(e => e.textContent)"
+            ".join('') === 'rsqp'"
+        )
+        assert await tab.run("() => row.isConnected")
 
-            told = ["4 events: outbox full", "history is too short", "3 events: outbox full"]
-            assert await texts(tab, "#happenings .what") == told
-            await press(tab, "p")
-            await tell(tab, report(second=4, happenings=[{**drop, "count": 5}]))
-            await tab.until("#happenings-note", "^1 newer wait$")
-            assert await texts(tab, "#happenings .what") == told
-            await press(tab, "p")
-            await tab.until("#happenings .what", "^5 events")
-            await tab.click("#kinds [value=dropped]")
-            assert await texts(tab, "#happenings .what") == ["history is too short"]
+        told = ["4 events: outbox full", "history is too short", "3 events: outbox full"]
+        assert await texts(tab, "#happenings .what") == told
+        await press(tab, "p")
+        await tell(tab, report(second=4, happenings=[{**drop, "count": 5}]))
+        await tab.until("#happenings-note", "^1 newer wait$")
+        assert await texts(tab, "#happenings .what") == told
+        await press(tab, "p")
+        await tab.until("#happenings .what", "^5 events")
+        await tab.click("#kinds [value=dropped]")
+        assert await texts(tab, "#happenings .what") == ["history is too short"]
 
 
 CONTRAST = """() => {
@@ -468,19 +507,15 @@ CONTRAST = """() => {
   const pairs = ["--text", "--muted", "--accent", "--good", "--warn", "--bad", "--note"]
     .flatMap(name => ["--card", "--page", "--hover"].map(ground => [name, ground]))
     .concat(["good", "warn", "bad", "note"].map(tone => [`--${tone}`, `--${tone}-tint`]));
-  return pairs.filter(([a, b]) => contrast(light(a), light(b)) < 4.5).map(pair => pair.join(" on "));
+  return pairs.filter(([a, b]) => contrast(light(a), light(b)) < 4.5);
 }"""
 """Which colours are less apart than WCAG 2.2 (1.4.3, AA) asks of text."""
 
 
-async def test_it_can_be_read_by_day_and_by_night() -> None:
-    async with running() as gateway, chromium(viewport=DESK) as browser:
-        async with played(browser, gateway) as tab:
-            for scheme, is_dark in (("light", False), ("dark", True)):
-                await tab.do(
-                    lambda page, scheme=scheme: page.emulate_media(color_scheme=scheme)  # type: ignore[misc]
-                )
-                colour = await tab.run("() => getComputedStyle(document.body).backgroundColor")
-                shades = [int(part) for part in colour.strip("rgb()").split(",")]
-                assert (max(shades) < 64) is is_dark, colour
-                assert await tab.run(CONTRAST) == []
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+async def test_it_can_be_read_by_day_and_by_night(scheme: str) -> None:
+    async with played(viewport=DESK, color_scheme=scheme) as tab:
+        colour = await tab.run("() => getComputedStyle(document.body).backgroundColor")
+        shades = [int(part) for part in colour.strip("rgb()").split(",")]
+        assert (max(shades) < 64) is (scheme == "dark"), colour
+        assert await tab.run(CONTRAST) == []
