@@ -2,7 +2,8 @@
 
 1. It is kept while somebody watches and not otherwise: who notes something looks first.
 2. The latest MOST are kept until they are taken; ``omitted`` counts the others.
-3. What one stream drops for one reason is one happening, however many events that are.
+3. What one stream drops for one reason is one happening, however many events that are; of those
+   there are MOST_DROPPING at most, so that a crowd that drops leaves room for what else happens.
 """
 
 from collections import OrderedDict
@@ -16,6 +17,9 @@ from gateway.names import comes_unasked
 
 MOST = 50
 """Of one worker between two reports: as many lines as a page has, and a few KiB."""
+
+MOST_DROPPING = MOST // 2
+"""Of those, drops: where thousands are behind, the others cost a look each and no more."""
 
 MOST_NAMES = 3
 """Channels of a stream that are named, as in a line of the log."""
@@ -78,7 +82,7 @@ class Happenings:
         self._now_ms = now_ms
         self._serial = count()
         self._kept: OrderedDict[object, Happening] = OrderedDict()
-        self._omitted = 0
+        self._omitted = self._dropping = 0
 
     def add(
         self,
@@ -99,8 +103,11 @@ class Happenings:
         known = self._kept.get((client.id, reason))
         if known is not None:
             known.count += events
-        else:
+        elif self._dropping < MOST_DROPPING:
+            self._dropping += 1
             self._keep((client.id, reason), DROPPED, client, reason, events)
+        else:
+            self._omitted += 1
 
     def _keep(
         self,
@@ -135,5 +142,5 @@ class Happenings:
         """What has happened since this was asked last, in order, and how much more that was."""
         taken, omitted = list(self._kept.values()), self._omitted
         self._kept.clear()
-        self._omitted = 0
+        self._omitted = self._dropping = 0
         return taken, omitted

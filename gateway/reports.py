@@ -41,7 +41,10 @@ REPORT_SECONDS = 1.0
 
 RENEW_SECONDS = 2.0
 LEASE_SECONDS = 5.0
-"""Two renewals may be lost; and a page that polls is away for no longer between two polls."""
+"""A renewal may be lost; and a page that polls is away for no longer between two polls."""
+
+JUST_NOW_SECONDS = 1.0
+"""For which a renewal by whichever worker stands for all others."""
 
 MOST_LISTED = 20
 """Clients, and channels, that a report lists."""
@@ -179,13 +182,15 @@ class Reports:
     # -- who watches
 
     async def _renew(self) -> None:
-        """Have all workers report while a client of this one wants it."""
+        """Have all workers report while a client of this one wants it. Who was asked himself just
+        now need not ask: all were, so that many watchers cost no more than a few."""
         members = self._hub.members
         while True:
             await members.watched.wait()
             while OPS_CHANNEL in members.channels:
-                with suppress(GatewayError):  # the next time comes soon
-                    await self._cluster.ask_all(WATCH, Watch())
+                if self._until - trio.current_time() <= LEASE_SECONDS - JUST_NOW_SECONDS:
+                    with suppress(GatewayError):  # the next time comes soon
+                        await self._cluster.ask_all(WATCH, Watch())
                 await trio.sleep(RENEW_SECONDS)
             members.watched = trio.Event()
 
@@ -211,10 +216,10 @@ class Reports:
             self._leased = trio.Event()
 
     async def _report_once(self, happenings: Happenings) -> None:
+        if not self._bus.statistics().link.up:
+            return
         try:
             report = await self.gather(happenings)
-            if not report.bus_up:
-                return
             data = fitted(report, self._most_bytes)
             event = Event((OPS_CHANNEL,), data, REPORT_TYPE, key=self._cluster.tag)
             [result] = await self._bus.publish((event,))
@@ -231,12 +236,8 @@ class Reports:
         """The report of this moment, with what ``happenings`` has."""
         slowest, behind, frames, size = await self._slowest()
         busiest = await self._busiest()
-        hub, charge, about, now_ms = (
-            self._hub,
-            self._hub.totals.charge,
-            self._about(),
-            self._now_ms(),
-        )
+        hub, about, now_ms = self._hub, self._about(), self._now_ms()
+        charge = hub.totals.charge
         happened, omitted = happenings.take()
         bus = self._bus.statistics()
         return Report(

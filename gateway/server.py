@@ -183,7 +183,6 @@ async def serve(
     )
     front, begin = reception.front, reception.begin
     leave = Leave()
-    node.ask_to_leave = leave.wanted.set
     with (
         trio.open_signal_receiver(*SIGNALS) as signals,
         trio.open_signal_receiver(signal.SIGHUP) as hangups,
@@ -259,6 +258,7 @@ async def _attend(
     config: Config, listener: socket.socket, admin: socket.socket | None, node: Node, leave: Leave
 ) -> None:
     """Of a worker whose master is the service manager, if there is any."""
+    node.ask_to_leave = leave.wanted.set
     announce(config, listener, admin, node.id)
     await notify.report(leave.wanted, stop_seconds(config))
 

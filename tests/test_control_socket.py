@@ -171,6 +171,26 @@ async def test_questions_are_asked_one_at_a_time_and_each_gets_an_answer_of_its_
         nursery.cancel_scope.cancel()
 
 
+async def test_the_supervisor_is_told_once_that_the_node_is_to_leave_and_the_worker_waits_for_it(
+    nursery: trio.Nursery,
+) -> None:
+    node, leave = Node(CONFIG, max_clients=1), Leave()
+    with pair() as (supervisor, worker):
+        link = Link(CONFIG, worker)
+        for task in (worker.write, supervisor.write):
+            nursery.start_soon(task)
+        nursery.start_soon(link.attend, node, leave)
+        assert await anext(supervisor) == Ready(node.tag)
+        assert node.ask_to_leave is not None
+        for _ in range(2 * MAX_WAITING):
+            node.ask_to_leave()
+        assert await anext(supervisor) == LeaveNode()
+        assert not leave.wanted.is_set()
+        supervisor.send_nowait(Drain())
+        await leave.wanted.wait()
+        nursery.cancel_scope.cancel()
+
+
 async def test_a_supervisor_that_does_not_answer_is_waited_for_so_long(
     autojump_clock: MockClock, nursery: trio.Nursery
 ) -> None:

@@ -14,15 +14,17 @@ from rig import Peer, Rig, read_body, rule
 from rig import running as rigged
 from running import Gateway, Wire, is_position, joined, request, running
 from test_auth import KEYS
+from test_cluster import document, nodes, put
 from tokens import FAR, SECRET, bearer, token
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from gateway import reports
+from gateway.api import admin, clients
 from gateway.api.listing import LIST_CLIENTS, LOOKS_PER_TURN, Filter, serve_listing
 from gateway.bus import Bus, BusStatistics, LinkStatistics
-from gateway.client_summary import summary
+from gateway.client_summary import ClientSummary, summary
 from gateway.config import OPS_RULE, Config
-from gateway.happenings import MOST, Happenings
+from gateway.happenings import MOST, MOST_DROPPING, Happenings
 from gateway.histogram import Histogram, quantile, since
 from gateway.hub import Opening
 from gateway.hub_client import Channel, Client, Reason
@@ -30,7 +32,7 @@ from gateway.identity import ANYBODY, Identity
 from gateway.names import OPS_CHANNEL, compile_pattern
 from gateway.policy import Policy
 from gateway.position import ZERO, Start
-from gateway.reports import MOST_BYTES, MOST_LISTED, Busy, Report, fitted
+from gateway.reports import MOST_BYTES, MOST_LISTED, WATCH, Busy, Report, Watch, fitted
 from gateway.server import Leave
 
 ADMIN = token("root", subscribe=["**"], admin=True)
@@ -276,6 +278,28 @@ async def test_reports_end_some_seconds_after_the_last_one_has_gone(
         assert len(reports_of(again)) == 1
 
 
+async def test_who_was_asked_to_report_just_now_asks_nobody(autojump_clock: MockClock) -> None:
+    async with rig_with() as rig:
+        asked = 0
+
+        async def ask_all(*_: object) -> None:
+            nonlocal asked
+            asked += 1
+
+        await rig.node.cluster.ask_all(WATCH, Watch(1e9))
+        with patch.object(rig.node.cluster, "ask_all", ask_all):
+            watcher = await rig.open_live(OPS_CHANNEL, "global")
+            await trio.sleep(reports.RENEW_SECONDS - 0.5)
+            assert asked == 0
+            await trio.sleep(1)
+            assert asked == 1
+            await trio.sleep(reports.RENEW_SECONDS)
+            assert asked == 2
+            await trio.sleep(10)
+        await watcher.read_all()
+        assert rig.node.reports.published == reports.LEASE_SECONDS
+
+
 async def test_a_page_that_opens_has_the_last_report_at_once(autojump_clock: MockClock) -> None:
     async with rig_with() as rig:
         first = await rig.open_live(OPS_CHANNEL, "global")
@@ -450,11 +474,17 @@ def test_the_latest_happenings_are_kept_and_the_others_counted() -> None:
 
 def test_a_crowd_that_drops_takes_no_more_room_than_others() -> None:
     kept = Happenings(lambda: 7)
+    kept.add("opened", Somebody(), "new")
     for _ in range(2):
         for number in range(10 * MOST):
             kept.dropped(Somebody(str(number)), "full", 2)
-    taken, omitted = kept.take()
-    assert (len(taken), omitted) == (MOST, 19 * MOST)
+    (opening, *drops), omitted = kept.take()
+    assert (opening.kind, len(drops), {each.count for each in drops}) == (
+        "opened",
+        MOST_DROPPING,
+        {4},
+    )
+    assert omitted == 2 * (10 * MOST - MOST_DROPPING)
     kept.dropped(Somebody(), "full", 2)
     kept.dropped(Somebody(), "replaced", 1)
     kept.dropped(Somebody(), "full", 3)
@@ -670,6 +700,59 @@ async def test_nodes_are_shown_and_stopped_by_administrators_alone(
     async with running(bind="0.0.0.0:0") as gateway:
         refused = await ask(gateway, method, target)
         assert (refused.status, "only on loopback" in refused.detail) == (403, True)
+
+
+# -- over several workers
+
+
+async def test_every_worker_reports_while_one_has_a_watcher(autojump_clock: MockClock) -> None:
+    async with nodes("a", "b", "b") as (_, rigs):
+        watcher = await rigs[0].open_live(OPS_CHANNEL, "global")
+        await trio.sleep(2.5)
+        assert [rig.node.reports.published for rig in rigs] == [3, 3, 3]
+        rigs[0].hub.close(watcher.client, Reason.GONE)
+        await trio.sleep(10)
+        counts = [rig.node.reports.published for rig in rigs]
+        await trio.sleep(10)
+        assert [rig.node.reports.published for rig in rigs] == counts
+
+
+async def test_the_slowest_of_all_workers_are_listed_together(autojump_clock: MockClock) -> None:
+    async with nodes("a", "b", "b") as (network, rigs):
+        for rig in rigs:
+            serve_listing(rig.node)
+        slow = [await rig.open("news") for rig in rigs]
+        for count, rig in enumerate(rigs, 2):
+            await rig.open_live("quick")
+            for _ in range(count):
+                await rig.publish("news", "x" * 5000)
+        await wait_all_tasks_blocked()
+        found = document(await clients.list_clients(rigs[0].node, put("/clients?limit=4")), 200)
+        told = msgspec.convert(found["clients"], list[ClientSummary])
+        assert [each.id for each in told[:3]] == [peer.client.id for peer in reversed(slow)]
+        assert [each.node for each in told[:3]] == ["b", "b", "a"]
+        assert (len(told), found["matched"], found["missing"]) == (4, 6, 0)
+        network.deaf = {rigs[2].node.tag}
+        found = document(await clients.list_clients(rigs[0].node, put("/clients")), 200)
+        assert (found["matched"], found["missing"]) == (4, 1)
+
+
+async def test_all_workers_of_a_node_are_had_to_leave_and_no_others(
+    autojump_clock: MockClock,
+) -> None:
+    async with nodes("a", "b", "b") as (network, rigs):
+        leaves = [Leave() for _ in rigs]
+        for rig, leave in zip(rigs, leaves, strict=True):
+            rig.node.ask_to_leave = leave.wanted.set
+        told = document(await admin.drain(rigs[0].node, put("/"), "b"), 202)
+        assert told == {"node": "b", "workers": 2}
+        assert [leave.wanted.is_set() for leave in leaves] == [False, True, True]
+        network.deaf = {rigs[1].node.tag}
+        told = document(await admin.drain(rigs[0].node, put("/"), "b"), 202)
+        assert told == {"node": "b", "workers": 1}
+        network.deaf = {rig.node.tag for rig in rigs[1:]}
+        told = document(await admin.drain(rigs[0].node, put("/"), "b"), 503)
+        assert (told["outcome"], told["missing"]) == ("unknown", 2)
 
 
 # -- leaving

@@ -190,3 +190,21 @@ async def test_with_keys_it_is_all_for_administrators() -> None:
             assert (await ask(n, method, path, token(subscribe=["**"]))).status_code == 403
             allowed = await ask(n, method, path, token(admin=True))
             assert allowed.status_code == (404 if method == "POST" else 200)
+
+
+async def test_while_redis_is_away_nothing_is_reported_and_nothing_of_it_later() -> None:
+    async with redis_server() as redis, node("--redis", redis.url, "--node-id", "a") as n:
+        watcher = await n.open_stream(WATCH)
+        first = await until_report(watcher, lambda report: True)
+        await redis.kill()
+
+        async def is_noticed() -> bool:
+            return await n.metric("bus_up") == 0
+
+        await eventually(is_noticed)
+        gone_at = time.time() * 1000
+        await redis.start()
+        back_at = time.time() * 1000
+        await until_report(watcher, lambda report: report["at"] > back_at)
+        assert first["at"] < gone_at
+        assert [each for each in reports_in(watcher) if gone_at < each["at"] < back_at] == []
