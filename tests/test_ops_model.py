@@ -134,6 +134,17 @@ async def test_who_was_told_to_drain_has_left_when_it_is_silent_though_it_did_no
     ]
 
 
+async def test_a_worker_of_another_version_may_tell_less_and_more() -> None:
+    assert await of("""
+        const cluster = new Cluster();
+        for (const second of [0, 1]) give(cluster, {at: at(second), node: "a", worker: "1", more: 1,
+          version: "2", uptimeSeconds: second, busUp: true, clients: 3, published: second * 7});
+        const {totals, nodes: [{state}], minute, sinceStart} = cluster.view(at(1));
+        const {clients, published, delivered} = totals;
+        return [clients, published, delivered, state, minute.gaps, sinceStart.gaps];
+    """) == [3, 7, 0, "ready", [], 0]
+
+
 async def test_where_nothing_comes_any_more_all_is_stale_and_nobody_is_forgotten() -> None:
     assert await of("""
         const cluster = new Cluster();

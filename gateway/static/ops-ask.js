@@ -3,15 +3,24 @@
 const KEPT = "gateway-ops-token";
 const PATIENCE_MS = 8000;
 
-let token = sessionStorage.getItem(KEPT) ?? "";
+let token = kept();
+
+/** Nothing where this tab may keep nothing. */
+function kept() {
+  try { return sessionStorage.getItem(KEPT) ?? ""; } catch { return ""; }
+}
 
 export const currentToken = () => token;
 
 /** Of this page, and of this tab if it is to be kept. */
-export function useToken(given, kept) {
+export function useToken(given, isKept) {
   token = given;
-  if (kept) sessionStorage.setItem(KEPT, given);
-  else sessionStorage.removeItem(KEPT);
+  try {
+    if (isKept) sessionStorage.setItem(KEPT, given);
+    else sessionStorage.removeItem(KEPT);
+  } catch {
+    // then it is known for as long as the page is
+  }
 }
 
 export class Refusal extends Error {

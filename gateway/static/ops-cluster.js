@@ -18,6 +18,10 @@ export const MAX_GRAPHS = 600;  // of channels, and of clients
 export const KINDS = ["dropped", "gap", "opened", "closed"];
 const COUNTERS = ["published", "received", "delivered", "replayed", "cpuSeconds"];
 const BY_REASON = ["dropped", "gaps", "opened", "closed", "refused"];
+const NOTHING = {
+  slow: [], busy: [], happenings: [], omitted: 0,
+  ...Object.fromEntries(COUNTERS.map(name => [name, 0])), ...Object.fromEntries(BY_REASON.map(name => [name, {}])),
+};  // of what a worker of another version may not tell
 const TOTALS = ["clients", "channels", "published", "delivered", "lag", "dropped", "gaps"];
 
 const sum = (things, value) => things.reduce((total, thing) => total + value(thing), 0);
@@ -63,7 +67,8 @@ export class Cluster {
   nodesGraphs = new Graphs();
 
   /** Take a report in; `ms` is the time of its position, `now` that of the page. */
-  take(report, ms, now) {
+  take(told, ms, now) {
+    const report = {...NOTHING, ...told};
     if (ms >= this.#newest) {
       this.#newest = ms;
       this.#arrived = now;
@@ -197,6 +202,7 @@ export class Cluster {
       slow: live.flatMap(({report}) => report.slow.filter(isSlow)).sort(slowest),
       busy: this.#channels(live),
       minute: this.#lastMinute(),
+      sinceStart: Object.fromEntries(BY_REASON.map(kind => [kind, sum(live, ({report}) => summed(report[kind]))])),
     };
   }
 

@@ -52,7 +52,7 @@ export function inspect(id) {
   write($("inspect-title"), id);
   write($("inspect-state"), "looking…");
   mark($("inspect-state"), "tone", "");
-  for (const {shown} of [...FACTS, {shown: names}]) write(shown, "");
+  $("inspect-facts").hidden = true;
   $("end").disabled = false;
   question(false);
   note("");
@@ -81,6 +81,7 @@ async function watch(id, signal) {
 }
 
 function show(client, queue) {
+  $("inspect-facts").hidden = false;
   write($("inspect-state"), client.state);
   mark($("inspect-state"), "tone", TONES[client.state] ?? "");
   for (const {value, shown} of FACTS) write(shown, value(client));

@@ -96,6 +96,8 @@ export function nodePanel(actions) {
   const rows = new Rows($("nodes").tBodies[0], ({node, worker}) => worker ? `worker ${worker.report.worker}` : `node ${node.id}`, item => nodeRow(item, actions));
   walk($("nodes"));
   return view => {
+    const ids = new Set(view.nodes.map(({id}) => id));
+    for (const set of [open, shut]) for (const id of set) if (!ids.has(id)) set.delete(id);
     rows.show(view.nodes.flatMap(node => {
       const {workers} = node;
       const usual = view.nodes.length === 1 && workers.length > 1 && workers.length <= MANY_WORKERS;

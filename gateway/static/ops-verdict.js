@@ -58,7 +58,8 @@ export function showVerdict(view, stream, graphs) {
   const tone = found[0]?.tone ?? (view.any ? "good" : "wait");
   mark($("verdict"), "tone", tone);
   write($("verdict-head"), HEADS[tone]);
-  const calm = view.any && tone === "good" ? [{key: "calm", tone: "good", text: `Nothing lost in the last minute, nobody is behind`}] : [];
+  const span = graphs.clients.length < SHORT_SECONDS ? "since this page was opened" : "in the last minute";
+  const calm = tone === "good" ? [{key: "calm", tone, text: `Nothing lost ${span}, nobody is behind`}] : [];
   problemRows.show([...found, ...calm]);
   // Said aloud when something comes up or is over, not with each change of a figure.
   const keys = [tone, ...found.map(({key}) => key)].join("\n");
