@@ -40,8 +40,7 @@ function clientRow(actions) {
       write(names, named(client.names, client.channels));
       write(state, client.state);
       mark(state, "tone", CLIENT_TONES[client.state] ?? "");
-      write(waiting, client.queuedBytes || client.queuedFrames ? `${bytes(client.queuedBytes)} in ${count(client.queuedFrames)}` : NOTHING);
-      explain(waiting, `${several(client.queuedFrames, "frame")}, ${bytes(client.queuedBytes)}`);
+      write(waiting, client.queuedFrames ? `${bytes(client.queuedBytes)} in ${several(client.queuedFrames, "frame")}` : NOTHING);
       drawn.show(client.graph);
       write(behind, client.behindSeconds ? duration(client.behindSeconds) : NOTHING);
       write(delivered, count(client.delivered));

@@ -92,9 +92,10 @@ export function showTotals(view, graphs) {
   for (const {name, write: words, peak, sum, tone, value, drawn, note, made} of TILES) {
     const now = view.totals[name];
     const values = graphs[name];
+    const extent = most => sum ? `${brief(most)} in ${duration(values.length)}` : `${peak} ${words === lag ? lag(most) : brief(most)}`;
     const over = values.reduce((all, each) => sum ? all + (each ?? 0) : Math.max(all, each ?? 0), 0);
     write(value, view.any ? words(now) : NOTHING);
-    write(note, sum ? `${brief(over)} in ${duration(values.length)}` : values.length ? `${peak} ${words === lag ? lag(over) : brief(over)}` : "");
+    write(note, values.length ? extent(over) : "");
     mark(made, "tone", tone && over ? tone : "");
     drawn.show(values);
   }

@@ -67,14 +67,15 @@ function turn(now) {
 
 function fail(error) {
   failed = error;
-  if (state.status === "closed" && error.status in ADVICE) askForToken(error);
+  if (state.status === "closed" && NEEDS_TOKEN.includes(error.status)) askForToken(error);
   draw();
 }
 
-const ADVICE = {401: "An administrator's token is needed", 403: "This is for administrators"};
+const NEEDS_TOKEN = [401, 403];
 
 function askForToken({status, message}) {
-  write($("token-why"), ADVICE[status]);
+  const refused = currentToken() ? "Not with this token" : "Not without a token";
+  write($("token-why"), status === 401 && !currentToken() ? "An administrator's token is needed" : refused);
   write($("token-detail"), message);
   $("token-panel").hidden = false;
   if (!document.querySelector("dialog[open]")) $("token").focus();
@@ -124,6 +125,7 @@ function drawNow() {
   const view = cluster.view(Date.now());
   for (const node of view.nodes) node.graph = cluster.nodesGraphs.get(node.id);
   const told = streamState();
+  mark(document.body, "reported", String(view.any));
   write($("stream"), told.text);
   mark($("stream"), "tone", told.tone);
   mark($("stream"), "state", state.status);
