@@ -209,7 +209,7 @@ async def test_two_nodes_are_shown_live_and_one_is_drained_when_that_is_confirme
             await holder.open_stream(f"/events?channel=room.{number}&user=u{number}")
         tab = await browser.tab(f"{one.url}/ops")
         nursery.start_soon(traffic, one)
-        await tab.until("#total-clients dd", "^4$")  # this page's own is one of them
+        await tab.until("#total-clients .value", "^4$")  # this page's own is one of them
         await two.open_stream("/events?channel=room.0&user=late")
         await tab.until("#happenings .whom", "^lateroom.0$")
         await tab.until("#stream[data-state=open]", "^live$")
@@ -217,7 +217,7 @@ async def test_two_nodes_are_shown_live_and_one_is_drained_when_that_is_confirme
         await tab.until("#nodes [data-node=fra-2] .state", "^ready$")
         await tab.until("#nodes [data-node=fra-2] [data-title=Clients]", "^3$")
         for total in ("published", "delivered"):
-            await tab.until(f"#total-{total} dd", "^[1-9]")
+            await tab.until(f"#total-{total} .value", "^[1-9]")
         await tab.until("#busy .name", "^room.0$")
         await tab.until("#verdict-head", "^All is well$")
         if os.environ.get("GATEWAY_PICTURES"):
@@ -292,7 +292,7 @@ async def test_who_is_slow_is_seen_found_looked_at_and_ended_with_the_keyboard_a
         chromium(viewport=DESK) as browser,
     ):
         tab = await browser.tab(f"http://127.0.0.1:{gateway.port}/ops")
-        await tab.until("#total-clients dd", "^1$")
+        await tab.until("#total-clients .value", "^1$")
         await stalled(gateway, "/events?channel=x&user=sloth")
         await gateway.open("/events?channel=z&user=hare&lastEventId=1-0")
         for _ in range(60):
@@ -476,6 +476,7 @@ async def test_rows_stay_where_the_focus_is_and_happenings_wait_while_paused() -
         await tell(tab, report(second=1, slow=turned, happenings=[{**drop, "count": 4}]))
         await tab.until("#slow .who bdi", "^s$")
         assert await texts(tab, "#slow .who bdi") == ["p", "q", "r", "s"]
+        assert await texts(tab, "#slow-note") == ["in place while you are here"]
         assert await tab.run("() => document.activeElement.textContent") == "q"
         await tell(tab, report(second=2, slow=[each for each in turned if each["id"] != "q"]))
         await tab.until_true("() => document.activeElement.textContent === 'r'")

@@ -64,9 +64,9 @@ export function slowPanel(actions) {
   const show = clientPanel("slow", actions);
   return (view, graphs, wanted) => {
     const found = view.slow.filter(client => has(wanted, client.user, client.address, client.id, client.node, client.state, ...client.names));
-    show(found.slice(0, MOST), graphs);
+    const isHeld = show(found.slice(0, MOST), graphs);
     const more = found.length - MOST;
-    write($("slow-note"), [more > 0 ? `and ${count(more)} more` : "", said(wanted)].filter(Boolean).join(", "));
+    write($("slow-note"), [isHeld ? "in place while you are here" : "", more > 0 ? `and ${count(more)} more` : "", said(wanted)].filter(Boolean).join(", "));
     $("slow").classList.toggle("stale", view.stale);
   };
 }

@@ -180,6 +180,11 @@ export class Cluster {
     }
   }
 
+  /** What time it is by the reports, where there are any. */
+  time(now) {
+    return this.#arrived ? this.#newest + this.age(now) : now;
+  }
+
   /** Milliseconds since the newest report came; null: none has. */
   age(now) {
     return this.#arrived ? Math.max(0, now - this.#arrived) : null;

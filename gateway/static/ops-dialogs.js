@@ -19,7 +19,7 @@ const FACTS = [
   ["User", ({user}) => user || "none"],
   ["Address", ({address}) => address],
   ["Node", ({node}) => node],
-  ["Opened", ({openedAt}) => `${date(openedAt)}, ${duration(Math.max(0, Date.now() - openedAt) / 1000)} ago`],
+  ["Opened", ({openedAt}, now) => `${date(openedAt)}, ${duration(Math.max(0, now - openedAt) / 1000)} ago`],
   ["Waiting", ({queuedFrames, queuedBytes}) => `${several(queuedFrames, "frame")}, ${bytes(queuedBytes)}`],
   ["Behind for", ({behindSeconds}) => behindSeconds ? duration(behindSeconds) : "not behind"],
   ["Delivered", ({delivered}) => several(delivered, "event")],
@@ -45,7 +45,8 @@ $("inspect-graph").append(drawn.element);
 
 let inspected = null;  // the id, and what ends the looking
 
-export function inspect(id) {
+/** `now` returns what time it is for the nodes. */
+export function inspect(id, now) {
   close();
   const looking = new AbortController();
   inspected = {id, looking};
@@ -59,10 +60,10 @@ export function inspect(id) {
   drawn.show([]);
   $("inspect").showModal();
   $("inspect-close").focus();
-  watch(id, looking.signal);
+  watch(id, now, looking.signal);
 }
 
-async function watch(id, signal) {
+async function watch(id, now, signal) {
   for (const queue = []; !signal.aborted; await sleep(AGAIN_MS)) {
     if (document.visibilityState === "hidden") continue;
     try {
@@ -70,7 +71,7 @@ async function watch(id, signal) {
       if (signal.aborted) return;
       queue.push(client.queuedBytes);
       if (queue.length > SHORT_SECONDS) queue.shift();
-      show(client, queue);
+      show(client, queue, now());
     } catch (error) {
       if (signal.aborted) return;
       if (error.status === 404) return gone("This client is gone.");
@@ -80,11 +81,11 @@ async function watch(id, signal) {
   }
 }
 
-function show(client, queue) {
+function show(client, queue, now) {
   $("inspect-facts").hidden = false;
   write($("inspect-state"), client.state);
   mark($("inspect-state"), "tone", TONES[client.state] ?? "");
-  for (const {value, shown} of FACTS) write(shown, value(client));
+  for (const {value, shown} of FACTS) write(shown, value(client, now));
   const {channelNames} = client;
   const more = channelNames.length - MOST_NAMES;
   write(names, channelNames.slice(0, MOST_NAMES).join(", ") + (more > 0 ? ` and ${count(more)} more` : ""));

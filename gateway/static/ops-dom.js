@@ -70,6 +70,7 @@ export class Rows {
     this.#holds = held;
   }
 
+  /** Whether rows are held where they would not be otherwise. */
   show(items) {
     const wanted = new Map(items.map(item => [this.#name(item), item]));
     for (const [name, {element}] of this.#rows) {
@@ -80,15 +81,22 @@ export class Rows {
     }
     const held = this.#isHeld();
     let next = this.#parent.firstElementChild;
+    let elsewhere = false;
     for (const [name, item] of wanted) {
       const known = this.#rows.get(name);
       const row = known ?? this.#make(item);
       row.show(item);
       this.#rows.set(name, row);
-      if (row.element === next) next = next.nextElementSibling;
-      else if (!held) this.#parent.insertBefore(row.element, next);
-      else if (!known) this.#parent.append(row.element);
+      if (row.element === next) {
+        next = next.nextElementSibling;
+      } else if (!held) {
+        this.#parent.insertBefore(row.element, next);
+      } else {
+        elsewhere = true;
+        if (!known) this.#parent.append(row.element);
+      }
     }
+    return elsewhere;
   }
 
   #isHeld() {

@@ -77,10 +77,10 @@ const TILES = [
   {name: "dropped", title: "Dropped/s", write: rate, sum: true, tone: "warn"},
   {name: "gaps", title: "Gaps/s", write: rate, sum: true, tone: "bad"},
 ].map(tile => {
-  const value = element("dd");
+  const value = element("dd", "value");
   const drawn = graph(SHORT_SECONDS, {most: SECONDS, least: tile.least});
-  const note = element("span", "muted");
-  const made = element("dl", "tile", element("dt", "", tile.title), value, note, drawn.element);
+  const note = element("dd", "muted");
+  const made = element("div", "tile", element("dl", "", element("dt", "", tile.title), value, note), drawn.element);
   made.id = `total-${tile.name}`;
   made.title = tile.hint ?? "";
   $("tiles").append(made);

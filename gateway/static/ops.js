@@ -111,7 +111,7 @@ function draw() {
   }), Math.max(0, next - performance.now()));
 }
 
-const actions = {inspect, redraw: () => drawNow(), self: () => stream?.clientId ?? "", drain};
+const actions = {inspect: id => inspect(id, () => cluster.time(Date.now())), redraw: () => drawNow(), self: () => stream?.clientId ?? "", drain};
 const showNodes = nodePanel(actions);
 const showSlow = slowPanel(actions);
 const showFound = foundPanel(actions);
