@@ -237,7 +237,10 @@ class Reports:
         slowest, behind, frames, size = await self._slowest()
         busiest = await self._busiest()
         hub, about, now_ms = self._hub, self._about(), self._now_ms()
-        charge = hub.totals.charge
+        charge, slow = hub.totals.charge, []
+        for client in slowest:
+            slow.append(summary(client, about.node, now_ms, hub.stands))
+            await trio.lowlevel.checkpoint()  # it may have thousands of channels
         happened, omitted = happenings.take()
         bus = self._bus.statistics()
         return Report(
@@ -272,7 +275,7 @@ class Reports:
             closed=dict(hub.closed),
             refused=dict(about.refused),
             lag=self._lag(),
-            slow=[summary(client, about.node, now_ms, hub.stands) for client in slowest],
+            slow=slow,
             busy=[Busy(each.name, len(each.members), each.events) for each in busiest],
             happenings=happened,
             omitted=omitted,

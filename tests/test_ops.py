@@ -32,7 +32,17 @@ from gateway.identity import ANYBODY, Identity
 from gateway.names import OPS_CHANNEL, compile_pattern
 from gateway.policy import Policy
 from gateway.position import ZERO, Start
-from gateway.reports import MOST_BYTES, MOST_LISTED, WATCH, Busy, Report, Watch, fitted
+from gateway.reports import (
+    CHANNELS_PER_TURN,
+    CLIENTS_PER_TURN,
+    MOST_BYTES,
+    MOST_LISTED,
+    WATCH,
+    Busy,
+    Report,
+    Watch,
+    fitted,
+)
 from gateway.server import Leave
 
 ADMIN = token("root", subscribe=["**"], admin=True)
@@ -421,6 +431,29 @@ async def test_of_the_response_lane_only_those_for_whom_something_waits_are_slow
         assert (slow["lane"], slow["state"]) == ("response", "behind")
         reader.go.set()
         await wait_all_tasks_blocked()
+
+
+async def test_others_have_their_turns_while_much_is_looked_at() -> None:
+    async with rig_with() as rig:
+        for number in range(3 * CLIENTS_PER_TURN + 1):
+            names = [f"{number}-{each}" for each in range(4)]
+            client = Client(str(number), None, None, ZERO, rig.hub.totals)
+            rig.hub.add(client, names, ZERO, Opening.NEW)
+            rig.hub.go_live(client, ZERO)
+        turns = 0
+
+        async def take_turns() -> None:
+            nonlocal turns
+            while True:
+                turns += 1
+                await trio.lowlevel.checkpoint()
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(take_turns)
+            report = await rig.node.reports.gather(Happenings(lambda: 0))
+            nursery.cancel_scope.cancel()
+        assert (report.clients, report.channels) == (1501, 6004)
+        assert turns + 1 >= 3 + 6004 // CHANNELS_PER_TURN  # whose turn was first is chance
 
 
 async def test_what_happens_to_streams_is_told_while_somebody_watches(

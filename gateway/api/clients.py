@@ -18,7 +18,7 @@ from gateway.api.commands import (
     no_client,
 )
 from gateway.api.credentials import check_admin, check_overseer, identify
-from gateway.api.listing import LIST_CLIENTS, SHOW_CLIENT, Filter, order
+from gateway.api.listing import DEFAULT_LIMIT, LIST_CLIENTS, MAX_LIMIT, SHOW_CLIENT, Filter, order
 from gateway.api.refusals import refused
 from gateway.api.request import Answer, Request, answer
 from gateway.api.subscribe import check_granted
@@ -37,11 +37,6 @@ from gateway.names import (
 )
 from gateway.node import TAG_BYTES, Node
 from gateway.revocation import Kind, Revocation
-
-DEFAULT_LIMIT = 50
-MAX_LIMIT = 200
-"""Clients in one answer: a page of them, and from each worker a message that is far from its
-bound."""
 
 Asked = TypeVar("Asked", OfClient, OfToken)
 

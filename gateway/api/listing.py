@@ -6,6 +6,7 @@ Whatever a worker holds, what it tells is bounded, and it looks at some hundred 
 import heapq
 from collections.abc import Iterable
 from functools import partial
+from typing import Annotated
 
 import msgspec
 import trio
@@ -24,6 +25,11 @@ from gateway.hub_client import Client, State
 from gateway.messages import Command
 from gateway.node import Node
 
+DEFAULT_LIMIT = 50
+MAX_LIMIT = 200
+"""Clients in one answer: a page of them, and from each worker a message that is far from its
+bound."""
+
 LOOKS_PER_TURN = 500
 """Clients looked at between two checkpoints: half a millisecond."""
 
@@ -36,7 +42,7 @@ class Filter(msgspec.Struct):
     address: str | None = None
     state: str | None = None
     node: str | None = None
-    limit: int = 50
+    limit: Annotated[int, msgspec.Meta(ge=1, le=MAX_LIMIT)] = DEFAULT_LIMIT
 
 
 class Listed(msgspec.Struct):

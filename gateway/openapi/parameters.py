@@ -1,6 +1,6 @@
 """What an operation takes beside its body."""
 
-from gateway.api.clients import DEFAULT_LIMIT, MAX_LIMIT
+from gateway.api.listing import DEFAULT_LIMIT, MAX_LIMIT
 from gateway.api.poll import DEFAULT_WAIT, MAX_WAIT
 from gateway.api.subscribe import MAX_REPLAY_DIGITS
 from gateway.api.tokens import MAX_SECONDS_DIGITS
