@@ -236,7 +236,7 @@ async def test_two_nodes_are_shown_live_and_one_is_drained_when_that_is_confirme
         await press(tab, "Space", "Enter")
         await tab.until("#nodes [data-node=fra-2] .act button:disabled", "^Draining$")
         await tab.until("#nodes [data-node=fra-2] .state", "^draining$")
-        await tab.until("#problems li", "^fra-2 drains, [0-3] clients? left$")
+        await tab.until("#problems li", r"^fra-2 drains, \d+ clients? left$")
         await tab.until("#reasons .name", "^its node drains$")
         await tab.until("#happenings .closed .what", "^its node drains, after")
         assert await two.wait() == 0

@@ -12,7 +12,11 @@ const OWN = "gateway:ops";  // that this page has: it tells of nobody else
 function channelRow() {
   const name = element("bdi", "name mono");
   const clients = element("span"), events = element("span"), drawn = graph(SHORT_SECONDS);
-  const made = row("channel", cell("", "who", name), cell("Clients", "figure", clients), cell("Events/s", "figure", events), cell("", "drawn", drawn.element));
+  const made = row("channel",
+    cell("", "who", name),
+    cell("Clients", "figure", clients),
+    cell("Events/s", "figure", events),
+    cell("", "drawn", drawn.element));
   return {
     element: made,
     show(channel) {

@@ -36,7 +36,8 @@ function clientRow(actions) {
       write(who, client.user || client.address || client.id);
       explain(who, client.id);
       inspect.setAttribute("aria-label", `Inspect ${client.user ? `user ${client.user}` : client.address}, client ${client.id}`);
-      write(where, [client.user ? client.address : "", client.id, client.id === actions.self() ? "(this page)" : ""].filter(Boolean).join(" "));
+      const own = client.id === actions.self() && "(this page)";
+      write(where, [client.user && client.address, client.id, own].filter(Boolean).join(" "));
       write(names, named(client.names, client.channels));
       write(state, client.state);
       mark(state, "tone", CLIENT_TONES[client.state] ?? "");
@@ -63,10 +64,15 @@ function clientPanel(id, actions) {
 export function slowPanel(actions) {
   const show = clientPanel("slow", actions);
   return (view, graphs, wanted) => {
-    const found = view.slow.filter(client => has(wanted, client.user, client.address, client.id, client.node, client.state, ...client.names));
+    const found = view.slow.filter(({user, address, id, node, state, names}) =>
+      has(wanted, user, address, id, node, state, ...names));
     const isHeld = show(found.slice(0, MOST), graphs);
     const more = found.length - MOST;
-    write($("slow-note"), [isHeld ? "in place while you are here" : "", more > 0 ? `and ${count(more)} more` : "", said(wanted)].filter(Boolean).join(", "));
+    write($("slow-note"), [
+      isHeld && "in place while you are here",
+      more > 0 && `and ${count(more)} more`,
+      said(wanted),
+    ].filter(Boolean).join(", "));
     $("slow").classList.toggle("stale", view.stale);
   };
 }

@@ -85,9 +85,11 @@ function reasonRow({most}) {
 const reasons = new Rows($("reasons"), ({kind, reason}) => `${kind} ${reason}`, reasonRow);
 
 export function showReasons(view) {
-  const items = GROUPS.flatMap(([kind, title]) => view.minute[kind].map(([reason, n], at) => ({kind, title, reason, count: n, isFirst: at === 0})));
+  const items = GROUPS.flatMap(([kind, title]) => view.minute[kind]
+    .map(([reason, n], at) => ({kind, title, reason, count: n, isFirst: at === 0})));
   const most = Math.max(1, ...items.map(item => item.count));
   reasons.show(items.map(item => ({...item, most})));
   const {opened, closed, dropped, gaps, refused} = view.sinceStart;
-  write($("since"), view.any ? `Since these workers started: ${count(opened)} opened, ${count(closed)} ended, ${several(dropped, "event")} dropped, ${several(gaps, "gap")}, ${count(refused)} refused.` : "");
+  write($("since"), view.any ? `Since these workers started: ${count(opened)} opened, ${count(closed)} ended, ` +
+    `${several(dropped, "event")} dropped, ${several(gaps, "gap")}, ${count(refused)} refused.` : "");
 }

@@ -74,7 +74,8 @@ function nodeRow({node, worker}, actions) {
       mark(behind, "tone", sums.behind ? "warn" : "");
       const used = memoryMaxBytes ? sums.memoryBytes / memoryMaxBytes : 0;
       write(memory, bytes(sums.residentBytes || sums.memoryBytes));
-      explain(memory, `${bytes(sums.memoryBytes)}${memoryMaxBytes ? ` of at most ${bytes(memoryMaxBytes)}` : ""} of histories and outboxes; ${bytes(sums.residentBytes)} resident`);
+      const bound = memoryMaxBytes ? ` of at most ${bytes(memoryMaxBytes)}` : "";
+      explain(memory, `${bytes(sums.memoryBytes)}${bound} of histories and outboxes; ${bytes(sums.residentBytes)} resident`);
       memoryBar.show(used, used > FULL ? "warn" : "");
       write(cpu, sums.cpuSeconds == null ? NOTHING : percent(sums.cpuSeconds));
       if (worker) return;
@@ -93,7 +94,8 @@ const about = ({versions, uptimeSeconds, workers}) =>
   `${versions.join(", ")} · up ${duration(uptimeSeconds)}${workers.length > 1 ? ` · ${workers.length} workers` : ""}`;
 
 export function nodePanel(actions) {
-  const rows = new Rows($("nodes").tBodies[0], ({node, worker}) => worker ? `worker ${worker.report.worker}` : `node ${node.id}`, item => nodeRow(item, actions));
+  const name = ({node, worker}) => (worker ? `worker ${worker.report.worker}` : `node ${node.id}`);
+  const rows = new Rows($("nodes").tBodies[0], name, item => nodeRow(item, actions));
   walk($("nodes"));
   return view => {
     const ids = new Set(view.nodes.map(({id}) => id));

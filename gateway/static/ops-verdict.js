@@ -14,7 +14,7 @@ const TONES = ["bad", "warn", "note"];
 export function problems(view, stream, graphs) {
   const found = [];
   const say = (tone, key, text) => found.push({tone, key, text});
-  if (stream.tone === "bad" || stream.tone === "warn") say(stream.tone, "stream", `This page is not connected: ${stream.text}`);
+  if (["bad", "warn"].includes(stream.tone)) say(stream.tone, "stream", `This page is not connected: ${stream.text}`);
   if (view.stale) say("bad", "stale", `Nothing has been reported for ${duration(view.age / 1000)}`);
   for (const node of view.nodes) {
     const {id, sums} = node;
@@ -25,11 +25,13 @@ export function problems(view, stream, graphs) {
     if (node.state === "left") say("note", `left ${id}`, `${id} has left`);
     if (node.state === "full") say("warn", `full ${id}`, `${id} is full`);
     else if (sums.maxClients && sums.clients > FULL * sums.maxClients) say("warn", `nearly ${id}`, `${id} is nearly full`);
-    if (sums.memoryMaxBytes && sums.memoryBytes > FULL * sums.memoryMaxBytes) say("warn", `memory ${id}`, `${id} has used ${percent(sums.memoryBytes / sums.memoryMaxBytes)} of its memory`);
+    const used = sums.memoryMaxBytes && sums.memoryBytes / sums.memoryMaxBytes;
+    if (used > FULL) say("warn", `memory ${id}`, `${id} has used ${percent(used)} of its memory`);
   }
-  for (const [reason, n] of view.minute.gaps) say("bad", `gap ${reason}`, `${several(n, "gap")} in the last minute: ${because("gap", reason)}`);
+  const lost = (tone, kind, reason, what) => say(tone, `${kind} ${reason}`, `${what} in the last minute: ${because(kind, reason)}`);
+  for (const [reason, n] of view.minute.gaps) lost("bad", "gap", reason, several(n, "gap"));
   for (const [reason, n] of view.minute.dropped)
-    say(reason === "replaced" ? "note" : "warn", `dropped ${reason}`, `${several(n, "event")} dropped in the last minute: ${because("dropped", reason)}`);
+    lost(reason === "replaced" ? "note" : "warn", "dropped", reason, `${several(n, "event")} dropped`);
   const behind = view.totals.behind;
   if (behind) say("warn", "behind", `${several(behind, "client")} behind`);
   const slowest = lately(graphs.lag);
@@ -44,7 +46,9 @@ export function problems(view, stream, graphs) {
 /** The greatest of the last seconds. */
 const lately = values => values.slice(-5).reduce((high, value) => Math.max(high, value ?? 0), 0);
 
-const HEADS = {bad: "Needs a look", warn: "Worth a look", note: "All is well", good: "All is well", wait: "Waiting for the first report"};
+const HEADS = {
+  bad: "Needs a look", warn: "Worth a look", note: "All is well", good: "All is well", wait: "Waiting for the first report",
+};
 
 const problemRows = new Rows($("problems"), ({key}) => key, () => {
   const row = element("li");
@@ -92,10 +96,11 @@ export function showTotals(view, graphs) {
   for (const {name, write: words, peak, sum, tone, value, drawn, note, made} of TILES) {
     const now = view.totals[name];
     const values = graphs[name];
-    const extent = most => sum ? `${brief(most)} in ${duration(values.length)}` : `${peak} ${words === lag ? lag(most) : brief(most)}`;
     const over = values.reduce((all, each) => sum ? all + (each ?? 0) : Math.max(all, each ?? 0), 0);
+    const highest = words === lag ? lag(over) : brief(over);
+    const extent = sum ? `${highest} in ${duration(values.length)}` : `${peak} ${highest}`;
     write(value, view.any ? words(now) : NOTHING);
-    write(note, values.length ? extent(over) : "");
+    write(note, values.length ? extent : "");
     mark(made, "tone", tone && over ? tone : "");
     drawn.show(values);
   }

@@ -91,7 +91,7 @@ function streamState() {
     }
     case "closed":
       if (!$("token-panel").hidden) return {tone: "bad", text: "token needed"};
-      return {tone: "bad", text: `ended${failed ? `: ${failed.message}` : state.reason ? `: ${state.reason}` : ""}`};
+      return {tone: "bad", text: ["ended", failed?.message ?? state.reason].filter(Boolean).join(": ")};
     default: return {tone: "wait", text: "connecting"};
   }
 }
@@ -111,7 +111,12 @@ function draw() {
   }), Math.max(0, next - performance.now()));
 }
 
-const actions = {inspect: id => inspect(id, () => cluster.time(Date.now())), redraw: () => drawNow(), self: () => stream?.clientId ?? "", drain};
+const actions = {
+  inspect: id => inspect(id, () => cluster.time(Date.now())),
+  drain,
+  redraw: () => drawNow(),
+  self: () => stream?.clientId ?? "",
+};
 const showNodes = nodePanel(actions);
 const showSlow = slowPanel(actions);
 const showFound = foundPanel(actions);
@@ -176,15 +181,11 @@ async function look() {
 }
 
 async function search({queries, id}, signal) {
-  try {
-    const one = id && ask("GET", clientPath(id), signal).then(client => ({clients: [client], matched: 1, missing: 0}));
-    const all = await Promise.allSettled([...queries.map(query => ask("GET", `/clients?${query}`, signal)), ...(one ? [one] : [])]);
-    const answers = all.filter(({status}) => status === "fulfilled").map(({value}) => value);
-    if (answers.length) return merge(answers);
-    return {error: all[0].reason.message};
-  } catch (error) {
-    return {error: error.message};
-  }
+  const asked = queries.map(query => ask("GET", `/clients?${query}`, signal));
+  if (id) asked.push(ask("GET", clientPath(id), signal).then(client => ({clients: [client], matched: 1, missing: 0})));
+  const all = await Promise.allSettled(asked);
+  const answers = all.filter(({status}) => status === "fulfilled").map(({value}) => value);
+  return answers.length ? merge(answers) : {error: all[0].reason.message};
 }
 
 let typing = null;
