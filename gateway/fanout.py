@@ -194,15 +194,16 @@ class Fanout:
         plain = [client for client in clients if not client.annotated]
         if plain:
             await self._send(frames, plain, before, counted)
-        if len(plain) == len(clients):
+            clients = [client for client in clients if client.annotated]
+        if not clients:
             return
-        annotated = []
+        annotated, among = [], frozenset(names)
         for frame in frames:
-            named = tuple([name for name in frame.channels if name in names])
+            named = tuple([name for name in frame.channels if name in among])
             if (frame, named) not in made:
                 made[frame, named] = frame.annotated(named)
             annotated.append(made[frame, named])
-        await self._send(annotated, [c for c in clients if c.annotated], before, counted)
+        await self._send(annotated, clients, before, counted)
 
     async def _end_channels(self, frame: Frame) -> None:
         """Tell the clients of channels that a frame has ended; those who replay find it out."""

@@ -62,6 +62,8 @@ class EventStream:
     is_poll: bool = False
     annotated: bool = False
     """Whether each event is to say through which channels it comes."""
+    location: str = ""
+    """The URL at which GET opens the same stream, where that is to be said."""
 
 
 class Streams:

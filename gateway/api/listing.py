@@ -129,7 +129,7 @@ async def _show(node: Node, asked: OfClient) -> ClientDetail:
         request=client.request_id,
         expires=identity.expires_ms,
         anonymous=identity.is_open or identity is NOBODY,
-        annotated=getattr(client, "annotated", False),
+        annotated=client.annotated,
         channel_names=[channel.name for channel in client.channels],
         poll=client.is_poll,
     )
