@@ -129,9 +129,11 @@ async def played(*, clock: bool = False, **options: Any) -> AsyncIterator[Tab]:
         tab = await browser.tab()
         await tab.do(lambda page: page.route("**/client.js", play))
         if clock:
-            await tab.do(lambda page: page.clock.install())
+            await tab.do(lambda page: page.clock.install(time=AT / 1000))
         await tab.open(f"http://127.0.0.1:{gateway.port}/ops")
         await tab.until_true("() => 'played' in window")
+        if clock:
+            await tab.do(lambda page: page.clock.pause_at(AT / 1000 + 60))
         yield tab
         assert tab.errors == []
 
@@ -411,6 +413,13 @@ async def test_what_strangers_chose_is_text_wherever_it_is_shown_and_fits_a_phon
             await tab.until("#inspect-note", ".")
             assert await tab.until("#inspect-title") in names
             await no_overflow(tab)
+            await press(tab, "Escape")
+            await tab.click("#nodes .act button")
+            await tab.click("#drain-sure")
+            await tab.click("#drain-yes")
+            await tab.until("#drain-note", "^Not drained: .")
+            assert await texts(tab, "#drain-title") == [f"Drain {names[1]}"]
+            await no_overflow(tab)
             assert await tab.run("() => document.documentElement.dataset.pwned ?? null") is None
             await tab.do(lambda page: page.reload())
             await tab.until_true("() => 'played' in window")
@@ -498,6 +507,9 @@ async def test_rows_stay_where_the_focus_is_and_happenings_wait_while_paused() -
         await tab.until("#happenings .what", "^5 events")
         await tab.click("#kinds [value=dropped]")
         assert await texts(tab, "#happenings .what") == ["history is too short"]
+        await tell(tab, report(second=5, happenings=[happening("gap", "unknown")] * 120))
+        await tab.until("#happenings-note", "^21 older are not shown$")
+        assert await texts(tab, "#happenings .what") == ["position is not known"] * 100
 
 
 CONTRAST = """() => {
