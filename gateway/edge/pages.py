@@ -27,11 +27,20 @@ POLICY = (
     "require-trusted-types-for 'script'; trusted-types 'none'"
 )
 
-MODULES: tuple[str, ...] = ()
+MODULES: tuple[str, ...] = ("client.js", "client.d.ts")
 """For pages of anybody."""
 
 DEMO = ("demo.css", "demo.js")
 """What the demo page consists of."""
+
+OPS = (
+    "ops.css",
+    "ops.js",
+    *("ops-ask.js", "ops-channels.js", "ops-clients.js", "ops-cluster.js", "ops-dialogs.js"),
+    *("ops-dom.js", "ops-graph.js", "ops-happenings.js", "ops-nodes.js", "ops-search.js"),
+    *("ops-verdict.js", "ops-words.js"),
+)
+"""What the page for operators consists of, beside ``client.js``."""
 
 MEDIA_TYPES = {
     ".html": "text/html; charset=utf-8",
@@ -54,6 +63,8 @@ def add_pages(app: QuartTrio, node: Node) -> None:
         _add_module(app, name)
     if node.config.demo:
         _add_page(app, "/", "demo.html", DEMO)
+    if node.config.ops:
+        _add_page(app, "/ops", "ops.html", OPS)
 
 
 def _add_module(app: QuartTrio, name: str) -> None:
