@@ -8,11 +8,11 @@ import httpx
 import pytest
 import scripted
 import trio
+from gateway.follow import Lost, follow
 from scripted import NO_CONTENT, STREAM, Script, ScriptedServer
 from trio.testing import wait_all_tasks_blocked
 
 from gateway.errors import GatewayError
-from gateway.follow import Lost, follow
 from gateway.sse import MAX_LINE_BYTES, ParseLimit, ServerSentEvent
 
 QUICK = 0.001
