@@ -1,7 +1,8 @@
-"""A TCP proxy in front of a node, which cuts connections when a test says so."""
+"""A TCP proxy in front of a node, which cuts connections, and loses or holds what the node says,
+when a test says so."""
 
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 
 import trio
 from process import READ_BYTES, NodeProcess
@@ -13,6 +14,10 @@ class Proxy:
     def __init__(self, listener: trio.SocketListener, port: int) -> None:
         self.port: int = listener.socket.getsockname()[1]
         self.url = f"http://127.0.0.1:{self.port}"
+        self.losing = 0
+        """So many times more, what the node says is lost, and the connection with it."""
+        self.is_silent = False
+        """What the node says is held back, and with it all that the client says."""
         self._server = port
         self._through = trio.Event()
         self._through.set()
@@ -27,6 +32,10 @@ class Proxy:
     def let_through(self) -> None:
         self._through.set()
 
+    def lead_to(self, n: NodeProcess) -> None:
+        """From the next connection on."""
+        self._server = n.port
+
     async def serve(self, outer: trio.SocketStream) -> None:
         async with outer:
             await self._through.wait()
@@ -34,17 +43,26 @@ class Proxy:
                 with trio.CancelScope() as scope:
                     self._passing.add(scope)
                     async with trio.open_nursery() as nursery:
-                        nursery.start_soon(_pump, outer, inner, nursery)
-                        nursery.start_soon(_pump, inner, outer, nursery)
+                        nursery.start_soon(self._pump, outer, inner, nursery)
+                        nursery.start_soon(self._pump, inner, outer, nursery, True)
 
-
-async def _pump(source: trio.SocketStream, sink: trio.SocketStream, pair: trio.Nursery) -> None:
-    try:
-        while data := await source.receive_some(READ_BYTES):
-            await sink.send_all(data)
-    except trio.BrokenResourceError:
-        pass
-    pair.cancel_scope.cancel()
+    async def _pump(
+        self,
+        source: trio.SocketStream,
+        sink: trio.SocketStream,
+        pair: trio.Nursery,
+        says: bool = False,
+    ) -> None:
+        """``says``: the source is the node."""
+        with suppress(trio.BrokenResourceError):
+            while data := await source.receive_some(READ_BYTES):
+                if self.is_silent:
+                    await trio.sleep_forever()
+                if says and self.losing:
+                    self.losing -= 1
+                    break
+                await sink.send_all(data)
+        pair.cancel_scope.cancel()
 
 
 @asynccontextmanager
