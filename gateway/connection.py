@@ -27,7 +27,14 @@ from gateway.api.publish import publish
 from gateway.api.refusals import is_refusal, told
 from gateway.api.request import Answer, Request, parse_target, problem
 from gateway.api.subscribe import PATH as EVENTS
-from gateway.api.subscribe import STREAM_HEADERS, refuse, subscribe, turn_away, why_not_opened
+from gateway.api.subscribe import (
+    STREAM_HEADERS,
+    located,
+    refuse,
+    subscribe,
+    turn_away,
+    why_not_opened,
+)
 from gateway.errors import GatewayError, RequestTimeout, TooManyRequests, Unavailable
 from gateway.http1 import Parsed, Phase, RequestReader
 from gateway.http1_render import CONTINUE, render_response, render_stream_head
@@ -200,20 +207,18 @@ class Connection:
         """Answer one request; whether another one may follow on the connection."""
         self._asked_at = time.perf_counter()
         target = parsed.target
-        polls = parsed.method == "GET" and _is_under(target, _POLL)
-        hot = parsed.version == "1.1" and (
-            polls
-            or (parsed.method == "POST" and _is_under(target, _PUBLISH))
-            or (parsed.method == "GET" and _is_under(target, _EVENTS))
-        )
-        if not hot:
+        gets, posts = parsed.method == "GET", parsed.method == "POST"
+        polls = gets and _is_under(target, _POLL)
+        publishes = posts and _is_under(target, _PUBLISH)
+        opens = _is_under(target, _EVENTS) and (gets or (posts and _is_at(target, _EVENTS)))
+        if parsed.version != "1.1" or not (polls or publishes or opens):
             await self._service.edge(parsed, self._hand_over(), self._peer)
             return False
-        if parsed.method == "POST":
+        if publishes:
             self._route = PUBLISH_TO if target.startswith(b"/", len(_PUBLISH)) else PUBLISH
         else:
             self._route = POLL if polls else EVENTS
-        if polls:
+        if gets:
             parsed.body = b""  # it means nothing, and would take the room of others for long
             self._release()
         try:
@@ -224,22 +229,26 @@ class Connection:
             await self._end_with(problem(error), parsed)
             return False
         result: Answer | EventStream
-        if self._crowded and (polls or parsed.method == "POST"):
+        if self._crowded and not opens:
             result = refuse(self._node, "connections")
         elif self._crowded:
             result = turn_away(self._node, request, "connections")
         elif polls:
             result = await self._poll(request)
-        elif parsed.method == "POST":
+        elif publishes:
             result = await publish(self._node, request)
         else:
             result = await subscribe(self._node, request, self._has_ended)
         if isinstance(result, EventStream):
+            parsed.body, request = b"", request._replace(body=b"")
+            self._release()
+            location = result.location
             try:
-                await self._stream(result, partial(self._stream_head, parsed))
+                await self._stream(result, partial(self._stream_head, parsed, location))
                 return False
             except (TooManyRequests, Unavailable) as error:
-                result = turn_away(self._node, request, why_not_opened(error))
+                why = why_not_opened(error)
+                result = turn_away(self._node, request, why, location=location)
         if not parsed.keep_alive or self._node.draining:
             await self._end_with(result, parsed)
             return False
@@ -251,11 +260,13 @@ class Connection:
             await trio.lowlevel.checkpoint()  # as in _receive, for requests that came together
         return True
 
-    def _stream_head(self, parsed: Parsed, client: Client) -> bytes:
+    def _stream_head(self, parsed: Parsed, location: str, client: Client) -> bytes:
         head = STREAM_HEAD
-        if self._node.origins:
-            allowed = cors_headers(self._node.origins, parsed.header(b"origin"))
-            head = render_stream_head((*STREAM_HEADERS, *allowed))
+        if self._node.origins or location:
+            more = located(location)
+            if self._node.origins:
+                more += cors_headers(self._node.origins, parsed.header(b"origin"))
+            head = render_stream_head((*STREAM_HEADERS, *more))
         return b"%b%b: %b\r\n\r\n" % (head[:-2], REQUEST_ID, client.request_id.encode())
 
     async def _stream(self, stream: EventStream, head: Callable[[Client], bytes]) -> None:
@@ -386,6 +397,11 @@ class Connection:
                     return
         self._node.refuse("write-timeout")
         raise BrokenPipeError
+
+
+def _is_at(target: bytes, path: bytes) -> bool:
+    """Whether a target in origin form names ``path`` itself."""
+    return target.partition(b"?")[0] == path
 
 
 def _is_under(target: bytes, path: bytes) -> bool:

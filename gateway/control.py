@@ -40,9 +40,14 @@ def retry(seconds: float) -> bytes:
     return b"retry: %d\n" % (jittered(seconds) * 1000)
 
 
-def connected(client: str, position: Position, channels: Iterable[str]) -> bytes:
-    now_ms = time.time_ns() // 1_000_000
-    data = {"clientId": client, "serverTime": now_ms, "channels": list(channels)}
+def connected(client: str, position: Position, channels: Iterable[str], keepalive: float) -> bytes:
+    """``keepalive`` are the seconds of silence after which a keepalive comes."""
+    data = {
+        "clientId": client,
+        "serverTime": time.time_ns() // 1_000_000,
+        "keepalive": round(keepalive * 1000),
+        "channels": list(channels),
+    }
     return _block("connected", data, id=str(position))
 
 

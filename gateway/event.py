@@ -5,6 +5,8 @@ shared by all of its receivers and by history. Frames never change. Both are kep
 collector's sight, positions apart (they hold no cycles): a node keeps hundreds of thousands.
 """
 
+from collections.abc import Collection
+
 import msgspec
 
 from gateway import sse
@@ -59,6 +61,34 @@ class Frame(msgspec.Struct, frozen=True, gc=False, eq=False):
     def without_id(self) -> bytes:
         """The SSE block without its ``id:`` line, for events older than where the stream stands."""
         return self.chunk[self.prefix + self.id_line : -2]
+
+    def with_at(self) -> bytes:
+        """The SSE block with ``at:`` in the place of ``id:``, for the same in annotated streams."""
+        return b"at" + self.chunk[self.prefix + len("id") : -2]
+
+    def annotated(self, channels: Collection[str]) -> "Frame":
+        """The same with a line ``channel:`` behind its id, which names those of its channels that
+        are among ``channels``; without one where none is."""
+        named = ",".join([name for name in self.channels if name in channels])
+        if not named:
+            return self
+        start = self.prefix + self.id_line
+        block = b"%bchannel: %b\n%b" % (
+            self.chunk[self.prefix : start],
+            named.encode(),
+            self.chunk[start:-2],
+        )
+        framing = b"%x\r\n" % len(block)
+        return Frame(
+            self.position,
+            self.channels,
+            b"%b%b\r\n" % (framing, block),
+            len(framing),
+            self.id_line,
+            self.key,
+            self.end,
+            self.trace,
+        )
 
 
 def render(event: Event, position: Position) -> Frame:

@@ -114,7 +114,10 @@ class Fanout:
             ((name, batch),) = wanted.items()
             channel = channels[name]
             counted = batch_of(channel.tally, batch)
-            await self._send(batch, list(channel.members), before, counted)
+            if channel.annotated:
+                await self._send_apart(batch, list(channel.members), before, counted, (name,), {})
+            else:
+                await self._send(batch, list(channel.members), before, counted)
         elif wanted:
             await self._send_merged(wanted, before)
         for frame in frames:
@@ -142,12 +145,15 @@ class Fanout:
         """A pass over several channels: clients of the same of them share one join."""
         names_of: dict[Client, tuple[str, ...]] = {}
         tallies: dict[str, Tally] = {}
+        annotated = False
+        made: dict[tuple[Frame, Sequence[str]], Frame] = {}
         turn = 0
         for name in wanted:
             channel = self._hub.members.channels.get(name)
             if channel is None:
                 continue
             tallies[name] = channel.tally
+            annotated = annotated or channel.annotated > 0
             for client in tuple(channel.members):
                 names_of[client] = (*names_of.get(client, ()), name)
                 turn += 1
@@ -167,7 +173,35 @@ class Fanout:
                 merged = {frame.position: frame for name in names for frame in wanted[name]}
                 batch = [merged[position] for position in sorted(merged)]
                 counted = batch_of_several(batch, partial(_first, names, tallies))
-            await self._send(batch, clients, before, counted)
+            if annotated:
+                await self._send_apart(batch, clients, before, counted, names, made)
+            else:
+                await self._send(batch, clients, before, counted)
+
+    async def _send_apart(
+        self,
+        frames: list[Frame],
+        clients: list[Client],
+        before: Position,
+        counted: Batch,
+        names: tuple[str, ...],
+        made: dict[tuple[Frame, Sequence[str]], Frame],
+    ) -> None:
+        """`_send` to clients of the channels ``names``, some of which may have annotated streams:
+        they get frames of their own, which all of them share. ``made`` has those of this pass.
+        """
+        plain = [client for client in clients if not client.annotated]
+        if plain:
+            await self._send(frames, plain, before, counted)
+        if len(plain) == len(clients):
+            return
+        annotated, among = [], frozenset(names)
+        for frame in frames:
+            named = tuple([name for name in frame.channels if name in among])
+            if (frame, named) not in made:
+                made[frame, named] = frame.annotated(named)
+            annotated.append(made[frame, named])
+        await self._send(annotated, [c for c in clients if c.annotated], before, counted)
 
     async def _end_channels(self, frame: Frame) -> None:
         """Tell the clients of channels that a frame has ended; those who replay find it out."""

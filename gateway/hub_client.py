@@ -82,18 +82,21 @@ class Reason(StrEnum):
 class Channel:
     """Who wants a channel. ``members`` maps each client to the position after which it does."""
 
-    __slots__ = ("members", "name", "rule", "tally")
+    __slots__ = ("annotated", "members", "name", "rule", "tally")
 
     def __init__(self, name: str, rule: ChannelRule, tally: Tally) -> None:
         self.name = name
         self.rule = rule
         self.tally = tally
         self.members: dict[Client, Position] = {}
+        self.annotated = 0
+        """How many of them have annotated streams."""
 
 
 class Client:
     __slots__ = (
         "address",
+        "annotated",
         "behind_since",
         "channels",
         "dropped",
@@ -137,9 +140,11 @@ class Client:
         address: str = "",
         request: str = "",
         is_poll: bool = False,
+        annotated: bool = False,
     ) -> None:
         """``sock`` is non-blocking and becomes the client's own; None for the response lane.
-        ``request`` is the id that the request for it has named, if it has.
+        ``request`` is the id that the request for it has named, if it has. The frames of an
+        ``annotated`` stream say through which of its channels they come.
         """
         self.id = id
         self.identity = identity
@@ -158,6 +163,7 @@ class Client:
         self.channels: tuple[Channel, ...] = ()
         self.request = request
         self.is_poll = is_poll
+        self.annotated = annotated
         self.offered = self.written = self.dropped = 0
         self.from_history = self.gaps = 0
         """Frames that were staged out of history, and the gaps that were told."""
@@ -268,7 +274,7 @@ class Client:
         if with_id:
             self.stage_frame(frame)
         else:
-            block = frame.without_id()
+            block = frame.with_at() if self.annotated else frame.without_id()
             self.stage(chunk(block) if self.sock is not None else block, frame)
 
     def stage_taken(self, hole: int, frame: Frame | None) -> None:

@@ -57,6 +57,7 @@ class Members:
             channel = self.channels[name] = Channel(name, rule, self._tally(rule))
         if client not in channel.members:
             self.subscriptions += 1
+            channel.annotated += client.annotated
             client.channels = (*client.channels, channel)
         channel.members[client] = after
         client.joined = max(client.joined, after)
@@ -67,6 +68,7 @@ class Members:
         if channel is None or channel.members.pop(client, None) is None:
             return False
         self.subscriptions -= 1
+        channel.annotated -= client.annotated
         client.channels = tuple(kept for kept in client.channels if kept is not channel)
         if not channel.members:
             del self.channels[name]

@@ -142,9 +142,11 @@ class Replays:
             return
         if page.gaps:
             self.stage_gap(client, page.gaps, control.Gap.TRIMMED)
+        channels = {channel.name for channel in client.channels}
         for frame in page.frames:
             if name is None or not _has_been_given(client, frame, but=name):
-                client.stage_replayed(frame, with_id=name is None)
+                given = frame.annotated(channels) if client.annotated else frame
+                client.stage_replayed(given, with_id=name is None)
 
     def stage_gap(self, client: Client, channels: Sequence[str], reason: control.Gap) -> None:
         self._hub.gaps[reason] += 1

@@ -60,6 +60,10 @@ class EventStream:
     request: str = ""
     """The id of the request for it, where that has named one."""
     is_poll: bool = False
+    annotated: bool = False
+    """Whether each event is to say through which channels it comes."""
+    location: str = ""
+    """The URL at which GET opens the same stream, where that is to be said."""
 
 
 class Streams:
@@ -133,6 +137,7 @@ class Streams:
                 address=stream.address,
                 request=stream.request,
                 is_poll=stream.is_poll,
+                annotated=stream.annotated,
             )
             self._hub.add(client, stream.channels, after, _opening(resume))
             added = True
@@ -150,7 +155,8 @@ class Streams:
         if preamble is not None:
             client.stage(preamble(client))
         client.stage_control(
-            control.retry(self._config.retry) + control.connected(client.id, after, stream.channels)
+            control.retry(self._config.retry)
+            + control.connected(client.id, after, stream.channels, self._config.keepalive)
         )
         if reason is not None:
             self.replays.stage_gap(client, stream.channels, reason)

@@ -25,9 +25,12 @@ import trio
 
 from gateway import messages, sse
 from gateway.api import commands
+from gateway.api.asked import in_body, in_query, is_annotated
 from gateway.api.publish import PATH as PUBLISH
 from gateway.api.publish import publish
 from gateway.api.request import JSON, NDJSON, Answer, Request, parse_target
+from gateway.api.subscribe import PATH as EVENTS
+from gateway.api.subscribe import requested
 from gateway.bus import wire
 from gateway.bus.history import Record, _entry, parse_record
 from gateway.bus.listener import Listener
@@ -40,6 +43,7 @@ from gateway.errors import BadRequest, GatewayError
 from gateway.event import MAX_LABEL, Event, Frame, render
 from gateway.http1 import Parsed, RequestReader
 from gateway.http1_render import render_request
+from gateway.identity import ANYBODY
 from gateway.names import (
     MAX_CHANNEL_NAME,
     USER_PATTERN,
@@ -394,6 +398,7 @@ def _published(path: str, query: Any, media_type: str, body: bytes) -> tuple[Ans
         problem = msgspec.json.decode(answer.body)
         assert problem["status"] == answer.status
         assert problem["detail"].endswith(".")
+        assert len(problem["detail"]) < 2000
     for number, event in enumerate(bus.events):
         frame = render(event, Position(1, number))
         assert_arrives(event, frame)
@@ -557,6 +562,28 @@ _GET = b"GET /events/a?b HTTP/1.1\r\nHost: x\r\nAccept: text/event-stream\r\n\r\
 _POST = b"POST http://y:1/publish/a HTTP/1.1\r\nHost: x\r\n"
 _TOLD = b"7-3 1 " + b"f" * 40 + b" 1-0 2-0 - -"
 
+# --- what a stream is asked for with --------------------------------------------------------------
+
+
+def ask_for_stream(data: bytes) -> None:
+    """What is asked for in a body is asked for by the URL that is made of it, too."""
+    headers = {b"content-type": JSON.encode()}
+    posted = Request("POST", EVENTS, (), headers.get, data, "::1")
+    try:
+        asked = in_body(posted)
+        stream = requested(NODE, posted, EVENTS, ANYBODY, asked)
+    except GatewayError as error:
+        check_sentence(error)
+        return
+    url = asked.url(EVENTS, 10_000).encode("ascii")
+    assert re.fullmatch(rb"[!-~]+", url)
+    again = Request("GET", *parse_target(url), {}.get, b"", "::1")  # type: ignore[arg-type]
+    found = in_query(again, EVENTS)._replace(annotate=is_annotated(again))
+    same = requested(NODE, again, EVENTS, ANYBODY, found)
+    assert (same.channels, same.user) == (stream.channels, stream.user)
+    assert same.annotated is stream.annotated
+
+
 TARGETS = {
     "sse-parser": Target(
         parse_stream,
@@ -698,6 +725,22 @@ TARGETS = {
         _words(
             b"a|?|&|event=|retry=|end=|id=|key=|%00|%0a|%e2%82%ac|%ff|\n|\r|gap|true|+|=|"
             b"global|user:1"
+        ),
+    ),
+    "stream-asked": Target(
+        ask_for_stream,
+        [
+            b'{"channels":["a","a//b%+"],"user":"\\u00e9 &","lastEventId":"1-1","annotate":true}',
+            b'{"channels":["global"],"replay":2.0}',
+            b'{"user":"\\ud800"}',
+            b'{"user":"\\u0000\\r\\n","channels":["b","b"]}',
+            b'{"a\\r\\nb":1}',
+            b'{"' + b"x" * 5000 + b'":1}',
+            b'{"channels":["user:7"],"replay":1e999}',
+        ],
+        _words(
+            b'{"channels":[|"a",|"a"]|,|"user":"u"|}|"annotate":true|"lastEventId":"|"|"replay":1|'
+            b"null|%2b|+|&|#|\\n|\\ud800|\xc3\xa9|\xff|-|.|["
         ),
     ),
     "requests": Target(

@@ -96,10 +96,12 @@ class Reader:
     def __init__(self) -> None:
         self.events: list[ServerSentEvent] = []
         self.ids: list[str] = []
+        self.received = bytearray()
         self._parser = Parser()
 
     def receive_data(self, data: bytes) -> None:
         """Fed line by line, to see the id after each block."""
+        self.received += data
         for line in data.splitlines(keepends=True):
             self.events += self._parser.receive_data(line)
             if self._parser.last_event_id not in ("", *self.ids[-1:]):
@@ -195,13 +197,14 @@ class Rig:
         user: str | None = None,
         buffer: int = SMALLEST_BUFFER,
         identity: Identity = ANYBODY,
+        annotated: bool = False,
     ) -> Peer:
         """A client whose first blocks are under way; nothing has been read yet."""
         near, far = socket.socketpair()
         near.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, buffer)
         near.setblocking(False)
         far.setblocking(False)
-        stream = EventStream(channels, user, resume, identity)
+        stream = EventStream(channels, user, resume, identity, annotated=annotated)
         client = await self.node.streams.open(stream, near)
         self.nursery.start_soon(self.node.streams.serve, client)
         peer = Peer(client, far)
@@ -209,10 +212,14 @@ class Rig:
         return peer
 
     async def open_live(
-        self, *channels: str, user: str | None = None, identity: Identity = ANYBODY
+        self,
+        *channels: str,
+        user: str | None = None,
+        identity: Identity = ANYBODY,
+        annotated: bool = False,
     ) -> Peer:
         """A client that is live and whose beginning has been read."""
-        peer = await self.open(*channels, user=user, identity=identity)
+        peer = await self.open(*channels, user=user, identity=identity, annotated=annotated)
         await peer.read_all()
         return peer
 
@@ -240,11 +247,17 @@ class Rig:
 class BodyReader(Reader):
     """A writer of the response lane that takes what it is given while it is not stalled."""
 
-    def __init__(self, rig: Rig, *channels: str, resume: Resume | int = Start.NOW) -> None:
+    def __init__(
+        self,
+        rig: Rig,
+        *channels: str,
+        resume: Resume | int = Start.NOW,
+        annotated: bool = False,
+    ) -> None:
         super().__init__()
         self.rig = rig
         self.body: AsyncGenerator[bytes, None] = rig.node.streams.body(
-            EventStream(channels, None, resume)
+            EventStream(channels, None, resume, annotated=annotated)
         )
         self.ended = False
         self.scope = trio.CancelScope()
@@ -269,8 +282,10 @@ class BodyReader(Reader):
         assert client.offered == client.written + client.dropped + client.queued
 
 
-async def read_body(rig: Rig, *channels: str, resume: Resume | int = Start.NOW) -> BodyReader:
-    reader = BodyReader(rig, *channels, resume=resume)
+async def read_body(
+    rig: Rig, *channels: str, resume: Resume | int = Start.NOW, annotated: bool = False
+) -> BodyReader:
+    reader = BodyReader(rig, *channels, resume=resume, annotated=annotated)
     rig.nursery.start_soon(reader.run)
     await wait_all_tasks_blocked()
     return reader

@@ -498,7 +498,7 @@ OPENED = {
 
 @pytest.mark.parametrize("version", VERSIONS)
 async def test_a_stream_begins_with_its_headers_a_retry_and_connected(version: str) -> None:
-    async with running(retry=2) as gateway:
+    async with running(retry=2, keepalive=0.5) as gateway:
         for name, (target, channels) in OPENED.items():
             wire = await gateway.open(target, version=version)
             response = await wire.response()
@@ -513,7 +513,8 @@ async def test_a_stream_begins_with_its_headers_a_retry_and_connected(version: s
             assert is_position(connected.id)
             said = connected.json
             assert said["channels"] == channels, name
-            assert set(said) == {"clientId", "serverTime", "channels"}
+            assert set(said) == {"clientId", "serverTime", "keepalive", "channels"}
+            assert said["keepalive"] == 500
             await wire.aclose()
         await gateway.quiet()
 

@@ -604,7 +604,10 @@ def test_the_charge_is_what_is_held_whatever_happens(
     async def run() -> None:
         settings = config(memory * KB, *RULES, outbox_frames=frames)
         async with running(settings) as rig:
-            readers = [BodyReader(rig, "drop", "latest"), BodyReader(rig, "catch-up")]
+            readers = [
+                BodyReader(rig, "drop", "latest"),
+                BodyReader(rig, "catch-up", annotated=True),
+            ]
             for reader in readers:
                 rig.nursery.start_soon(reader.run)
             peers = [await rig.open(name, resume=Start.NOW) for name in NAMES]
@@ -615,7 +618,9 @@ def test_the_charge_is_what_is_held_whatever_happens(
                     case "read", number, size:
                         peers[number % len(peers)].read(size)
                     case "open", channels:
-                        peers.append(await rig.open(*channels, resume=Start.EARLIEST))
+                        annotated = len(peers) % 2 == 0
+                        opened = rig.open(*channels, resume=Start.EARLIEST, annotated=annotated)
+                        peers.append(await opened)
                     case "close", number:
                         rig.hub.close(peers[number % len(peers)].client, Reason.CLOSED)
                     case "finish", number:
@@ -669,7 +674,8 @@ def test_every_event_is_delivered_or_told_missing_where_it_is(
 ) -> None:
     async def run() -> None:
         async with running(config(memory * KB)) as rig:
-            peers = [await rig.open_live(*names) for names in ("a", "b", "ab", "ab")]
+            peers = [await rig.open_live(*names) for names in ("a", "b", "ab")]
+            peers.append(await rig.open_live(*"ab", annotated=True))
             published: list[tuple[str, Position]] = []
             for step in steps:
                 match step:

@@ -5,7 +5,7 @@ import pytest
 from running import ACCEPT, Gateway, Response, request, running
 from tokens import SECRET
 
-from gateway.api.cors import ALLOWED_HEADERS
+from gateway.api.cors import ALLOWED_HEADERS, EXPOSED_HEADERS
 from gateway.errors import Unavailable
 
 VERSIONS = ("1.1", "1.0")
@@ -13,6 +13,7 @@ VERSIONS = ("1.1", "1.0")
 APP = "https://app.example"
 ALLOWED = f"Origin: {APP}\r\n".encode()
 FOREIGN = b"Origin: https://evil.example\r\n"
+JSON = b"Content-Type: application/json\r\n"
 NDJSON = b"Content-Type: application/x-ndjson\r\n"
 STREAM = {
     "content-type": "text/event-stream",
@@ -26,6 +27,8 @@ ROUTES = {
     "a stream that has ended": request("GET", "/events/a", b"Last-Event-ID: 1-1.closed\r\n"),
     "a stream of a broken target": request("GET", "/events/%FF"),
     "HEAD of a stream": request("HEAD", "/events/a"),
+    "a stream by POST": request("POST", "/events", ACCEPT, JSON, body=b'{"channels": ["a"]}'),
+    "a stream by POST that is refused": request("POST", "/events", body=b"{}"),
     "a poll": request("GET", "/poll/a?wait=0"),
     "a poll that is refused": request("GET", "/poll/a?wait=x"),
     "publishing": request("POST", "/publish/a", body=b"x"),
@@ -115,7 +118,7 @@ async def test_every_answer_tells_an_allowed_page_that_it_may_read_it(
         for header, found in told.items():
             assert found["allow-origin"] == header.decode().split()[1]
             assert found["allow-credentials"] == "true"
-            assert found["expose-headers"] == "Allow, Retry-After, WWW-Authenticate, X-Request-Id"
+            assert found["expose-headers"] == EXPOSED_HEADERS.decode()
 
 
 @pytest.mark.parametrize("version", VERSIONS)
@@ -198,7 +201,7 @@ async def test_on_one_connection_each_answer_is_for_its_own_origin() -> None:
 
 
 PATHS = {
-    "/events": "GET, OPTIONS",
+    "/events": "GET, OPTIONS, POST",
     "/events/a": "GET, OPTIONS",
     "/poll/a": "GET, OPTIONS",
     "/publish": "OPTIONS, POST",

@@ -57,10 +57,14 @@ CONTENTS = {
 
 @pytest.mark.parametrize("content", CONTENTS.values(), ids=CONTENTS)
 async def test_no_content_breaks_out_of_its_event(content: str) -> None:
-    """On both lanes and in a poll, however it was published."""
+    """On both lanes, annotated or not, and in a poll, however it was published."""
     as_lines = content.replace("\r\n", "\n").replace("\r", "\n")
     async with running() as gateway:
-        streams = [await gateway.open("/events/a", version=version) for version in ("1.1", "1.0")]
+        streams = {
+            await gateway.open(f"/events/a{query}", version=version): fields
+            for version in ("1.1", "1.0")
+            for query, fields in (("", {"id"}), ("?annotate=true", {"id", "channel"}))
+        }
         for stream in streams:
             await stream.opened()
         begin = (await gateway.ask(request("GET", "/poll/a?wait=0"))).json["lastEventId"]
@@ -73,11 +77,12 @@ async def test_no_content_breaks_out_of_its_event(content: str) -> None:
             header = f"Content-Type: {kind}\r\n".encode()
             await gateway.ask(request("POST", target, header, body=body))
         canary = await gateway.publish("a", "canary")
-        for stream in streams:
+        for stream, fields in streams.items():
             blocks = [await stream.event() for _ in range(4)]
             assert [block.data for block in blocks] == [*[as_lines] * 3, "canary"]
             assert {block.event for block in blocks} == {"message"}
-            assert all(set(block.fields) == {"id"} for block in blocks)
+            assert all(set(block.fields) == fields for block in blocks)
+            assert {block.fields.get("channel", "a") for block in blocks} == {"a"}
             assert blocks[-1].id == canary
         polled = await gateway.ask(request("GET", f"/poll/a?wait=0&lastEventId={begin}"))
         events = polled.json["events"]

@@ -15,6 +15,7 @@ from openapi_spec_validator import OpenAPIV31SpecValidator
 from running import request, running
 
 from gateway import control
+from gateway.api.asked import Body
 from gateway.api.csrf import SAFE_METHODS
 from gateway.api.poll import PATH as POLL
 from gateway.api.publish import PATH as PUBLISH
@@ -137,9 +138,10 @@ def is_taken(check: Callable[[str], str], text: str) -> bool:
     return True
 
 
-def test_an_event_and_a_problem_have_the_members_that_the_code_knows() -> None:
+def test_an_event_a_stream_asked_for_and_a_problem_have_the_members_that_the_code_knows() -> None:
     schemas = described(Config())["components"]["schemas"]
     assert tuple(schemas["Event"]["properties"]) == Document.__struct_fields__
+    assert tuple(schemas["StreamAsked"]["properties"]) == Body.__struct_fields__
     beside = {"title", "status"}
     assert set(schemas["Problem"]["properties"]) - beside == set(Refusal.__struct_fields__)
 
@@ -161,7 +163,8 @@ def test_every_error_that_has_a_status_is_described_but_that_of_the_method() -> 
 def test_limits_are_those_of_the_node() -> None:
     document = described(Config(max_channels_per_client=7, token_cookie="mine", jwt_key=KEY))
     components = document["components"]
-    assert components["schemas"]["Event"]["properties"]["channels"]["maxItems"] == 7
+    for name in ("Event", "StreamAsked"):
+        assert components["schemas"][name]["properties"]["channels"]["maxItems"] == 7
     assert components["securitySchemes"]["cookie"]["name"] == "mine"
 
 

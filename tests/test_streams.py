@@ -192,8 +192,9 @@ async def test_a_long_replay_is_whole_while_more_is_published() -> None:
 class Session:
     """A client over all of its connections, each resumed from the last id that it saw."""
 
-    def __init__(self, channels: str) -> None:
+    def __init__(self, channels: str, *, annotated: bool = False) -> None:
         self.channels = channels
+        self.annotated = annotated
         self.peer: Peer | None = None
         self.start = ZERO
         self.last_event_id = ""
@@ -203,7 +204,7 @@ class Session:
 
     async def connect(self, rig: Rig) -> Peer:
         resume = parse_resume(self.last_event_id) if self.last_event_id else Start.NOW
-        self.peer = await rig.open(*self.channels, resume=resume)
+        self.peer = await rig.open(*self.channels, resume=resume, annotated=self.annotated)
         if not self.last_event_id:
             self.start = self.peer.client.position
         return self.peer
@@ -269,7 +270,7 @@ def test_reconnecting_clients_see_every_event_once_in_order_or_a_gap(
         "outbox_frames": outbox,
         "policy": Policy.CATCH_UP,
     }
-    sessions = [Session(channels) for channels in ("a", "abc", "bc")]
+    sessions = [Session("a"), Session("abc", annotated=True), Session("bc")]
 
     async def check() -> None:
         published: list[tuple[Position, set[str]]] = []
@@ -318,7 +319,7 @@ def test_reconnecting_clients_see_every_event_once_in_order_or_a_gap(
 
 async def test_many_clients_of_many_channels_reconnect_under_load() -> None:
     names = "abcdefgh"
-    sessions = [Session(names[n % 5 : n % 5 + 1 + n % 4]) for n in range(40)]
+    sessions = [Session(names[n % 5 : n % 5 + 1 + n % 4], annotated=n % 3 == 0) for n in range(40)]
     published: list[tuple[Position, set[str]]] = []
     async with rig_with(outbox_frames=8, policy=Policy.CATCH_UP) as rig:
         for session in sessions:

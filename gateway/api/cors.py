@@ -23,7 +23,7 @@ ALLOWED_HEADERS = (
 )
 """Of requests. Named one by one, since ``*`` would leave out Authorization."""
 
-EXPOSED_HEADERS = b"Allow, Retry-After, WWW-Authenticate, X-Request-Id"
+EXPOSED_HEADERS = b"Allow, Content-Location, Retry-After, WWW-Authenticate, X-Request-Id"
 """Of answers; those that a script may always read are not among them."""
 
 _VARY = ((b"Vary", b"Origin"),)

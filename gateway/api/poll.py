@@ -13,6 +13,7 @@ from dataclasses import replace
 import msgspec
 import trio
 
+from gateway.api.asked import in_query
 from gateway.api.credentials import identify
 from gateway.api.request import NOT_STORED, Answer, Request, answer, problem
 from gateway.api.subscribe import (
@@ -62,7 +63,8 @@ async def _poll(node: Node, request: Request, patience: trio.CancelScope) -> Ans
     if request.method != "GET":
         raise MethodNotAllowed("A poll is asked for with GET.", allow="GET")
     wait = _wait(request)
-    stream = requested(node, request, PATH, await identify(node, request))
+    identity = await identify(node, request)
+    stream = requested(node, request, PATH, identity, in_query(request, PATH))
     if (ended := await where_it_ended(node, stream)) is not None:
         return _answer((), str(ended))
     refusal = await why_not(node, stream, lambda: patience.cancel_called)

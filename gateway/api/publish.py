@@ -12,7 +12,7 @@ from gateway import control
 from gateway.api.credentials import identify
 from gateway.api.csrf import check_page
 from gateway.api.meter import Meter, meter_of
-from gateway.api.request import JSON, NDJSON, Answer, Request, problem
+from gateway.api.request import JSON, NDJSON, Answer, Request, problem, sentence
 from gateway.auth import NEEDED, NOBODY
 from gateway.errors import (
     BadRequest,
@@ -183,9 +183,9 @@ def _event(node: Node, text: bytes) -> Event:
         document = _decode_document(text)
         data = _data(document)
     except msgspec.ValidationError as error:
-        raise BadRequest(f"This is no event: {_sentence(error)}") from None
+        raise BadRequest(f"This is no event: {sentence(error)}") from None
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise BadRequest(f"This is no JSON in UTF-8: {_sentence(error)}") from None
+        raise BadRequest(f"This is no JSON in UTF-8: {sentence(error)}") from None
     except RecursionError:
         raise BadRequest("The JSON is nested too deeply.") from None
     return _checked(
@@ -316,7 +316,3 @@ def _checked(node: Node, event: Event) -> Event:
                 "(max_event_bytes)."
             )
     return event
-
-
-def _sentence(error: Exception) -> str:
-    return f"{str(error).rstrip('.')}."

@@ -32,6 +32,9 @@ NOT_STORED = (b"Cache-Control", b"no-store")
 MAX_QUERY_FIELDS = 1000
 """Ten times the default of channels a stream may have."""
 
+_SAID = 200
+"""Characters of what is said of a body."""
+
 _TARGETS_REMEMBERED = 1024
 _TARGET_REMEMBERED_BYTES = 512
 """Longer targets are parsed anew each time: what is remembered stays under a few MiB."""
@@ -117,6 +120,13 @@ class Answer:
     headers: tuple[tuple[bytes, bytes], ...] = ()
     why: str = ""
     """Of a refusal: its reason in one word where it has one, else in a sentence; for the log."""
+
+
+def sentence(error: Exception) -> str:
+    """What msgspec says is wrong; a stranger may have chosen a part of it, so on one line and with
+    an end."""
+    said = str(error).rstrip(".").encode("unicode_escape").decode()
+    return f"{said[:_SAID]}." if len(said) <= _SAID else f"{said[:_SAID]}..."
 
 
 def answer(status: int, value: object) -> Answer:

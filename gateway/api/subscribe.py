@@ -1,15 +1,20 @@
 """Opening a stream: which channels, for whom, from where; and how a stream is refused. A poll asks
 for the same in the same way.
 
+What is asked for stands in the query or in a body (`asked`); all else is the same for both.
+
 Any status but 200 ends an EventSource for good, so a refusal that is worth a retry is, for whoever
 accepts ``text/event-stream``, a stream that says ``reconnect`` and ends.
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 
 from gateway import control
 from gateway.admission import STREAMS_SENTENCE, Refusal, Turn
+from gateway.api.asked import Asked, in_body, in_query, is_annotated
 from gateway.api.credentials import identify
+from gateway.api.csrf import check_page
 from gateway.api.request import EVENT_STREAM, NOT_STORED, Answer, Request, problem
 from gateway.auth import NEEDED, NOBODY
 from gateway.errors import (
@@ -49,8 +54,6 @@ REFUSALS = {
 OF_ADDRESS = frozenset({"address", "address-rate"})
 """What is nobody's fault but the address's own: 429 for whoever reads statuses."""
 
-MAX_REPLAY_DIGITS = 9
-
 STREAM_HEADERS = (
     (b"Content-Type", EVENT_STREAM.encode()),
     (b"Cache-Control", b"no-cache"),
@@ -66,30 +69,53 @@ def never() -> bool:
 async def subscribe(
     node: Node, request: Request, is_gone: Callable[[], bool] = never
 ) -> Answer | EventStream:
-    """GET /events: a stream to be opened, or why not. ``is_gone`` says whether the peer has ended,
-    while the opening had to wait for its turn."""
+    """GET and POST /events: a stream to be opened, or why not. ``is_gone`` says whether the peer
+    has ended, while the opening had to wait for its turn."""
     try:
-        if request.method != "GET":
-            raise MethodNotAllowed("A stream is opened with GET.", allow="GET")
-        stream = requested(node, request, PATH, await identify(node, request))
+        stream = await _asked_for(node, request)
         if await where_it_ended(node, stream) is not None:
             return Answer(204, headers=(NOT_STORED,))
-        refusal = await why_not(node, stream, is_gone)
-        return turn_away(node, request, *refusal) if refusal is not None else stream
+        if (refusal := await why_not(node, stream, is_gone)) is None:
+            return stream
+        return turn_away(node, request, *refusal, location=stream.location)
     except Unavailable as error:
         return turn_away(node, request, why_not_opened(error))
     except GatewayError as error:
         return problem(error)
 
 
-def turn_away(node: Node, request: Request, reason: str, retry_after: float = 0.0) -> Answer:
+async def _asked_for(node: Node, request: Request) -> EventStream:
+    if request.method == "GET":
+        identity = await identify(node, request)
+        asked = in_query(request, PATH)._replace(annotate=is_annotated(request))
+        return requested(node, request, PATH, identity, asked)
+    if request.method != "POST" or request.path != PATH:
+        allow = "GET, POST" if request.path == PATH else "GET"
+        raise MethodNotAllowed(f"A stream is opened with {allow}.", allow=allow)
+    if node.auth.is_open:
+        check_page(node, request.method, request.header)
+    identity = await identify(node, request)
+    asked = in_body(request)
+    stream = requested(node, request, PATH, identity, asked)
+    return replace(stream, location=asked.url(PATH, node.config.max_url_bytes))
+
+
+def turn_away(
+    node: Node, request: Request, reason: str, retry_after: float = 0.0, *, location: str = ""
+) -> Answer:
     """Refuse a stream for now. ``reason`` is one of `REFUSALS`, ``retry_after`` the seconds after
-    which there may be room, where that is known."""
+    which there may be room, where that is known; ``location`` is the stream's."""
     if not request.accepts_event_stream:
         return refuse(node, reason, retry_after)
     node.refuse(reason)
     body = control.retry(max(node.config.retry, retry_after)) + control.reconnect(reason)
-    return Answer(200, body, EVENT_STREAM, STREAM_HEADERS[1:], reason)
+    headers = (*STREAM_HEADERS[1:], *located(location))
+    return Answer(200, body, EVENT_STREAM, headers, reason)
+
+
+def located(location: str) -> tuple[tuple[bytes, bytes], ...]:
+    """What is said in a head of where GET opens the same stream, if it is to be said."""
+    return ((b"Content-Location", location.encode()),) if location else ()
 
 
 def refuse(node: Node, reason: str, retry_after: float = 0.0) -> Answer:
@@ -109,13 +135,15 @@ def why_not_opened(error: Unavailable | TooManyRequests) -> str:
     return reason if reason in REFUSALS else "bus"
 
 
-def requested(node: Node, request: Request, path: str, identity: Identity) -> EventStream:
+def requested(
+    node: Node, request: Request, path: str, identity: Identity, asked: Asked
+) -> EventStream:
     """The stream that ``identity`` asks for at ``path`` or below it.
 
     Raises BadRequest, and Forbidden or Unauthorized for a channel that is not granted.
     """
-    user = _user(request, identity)
-    named = tuple(dict.fromkeys(check_subscribable(name) for name in _named(request, path)))
+    user = _user(asked.user, identity)
+    named = tuple(dict.fromkeys(asked.channels))
     channels = tuple(name for name in named if name != GLOBAL)
     if not named and user is None:
         raise BadRequest(
@@ -128,23 +156,25 @@ def requested(node: Node, request: Request, path: str, identity: Identity) -> Ev
             f"{len(channels)} channels are named; a stream has at most {most}"
             " (max_channels_per_client)."
         )
+    for name in channels:
+        check_subscribable(name)
     own = (user_channel(user),) if user is not None else ()
     if not identity.is_open:
         _check_granted(node, identity, channels)
     return EventStream(
         (*channels, GLOBAL, *own),
         user,
-        _resume(request),
+        _resume(request, asked),
         identity,
         node.address_of(request.peer, request.header),
         named_id(request.header(NAME)),
         is_poll=path != PATH,
+        annotated=asked.annotate,
     )
 
 
-def _user(request: Request, identity: Identity) -> str | None:
+def _user(named: str | None, identity: Identity) -> str | None:
     """Whose stream it is: whoever a token names; without keys, whoever the request does."""
-    named = request.first("user")
     if identity.is_open or named is None:
         return named if identity.is_open else identity.user
     if named != identity.user:
@@ -218,25 +248,11 @@ def _asked(stream: EventStream) -> tuple[str, ...]:
     return tuple(name for name in stream.channels if not is_reserved(name))
 
 
-def _named(request: Request, path: str) -> list[str]:
-    names = request.all("channel")
-    for listed in request.all("channels"):
-        names += listed.split(",")
-    if request.path != path:
-        names.append(request.path[len(path) + 1 :])
-    return names
-
-
-def _resume(request: Request) -> Resume | int:
+def _resume(request: Request, asked: Asked) -> Resume | int:
     """Where to begin; the header comes first, since an EventSource repeats its URL on return."""
-    newest = request.first("replay")
-    if newest is not None and not (
-        newest.isascii() and newest.isdigit() and len(newest) <= MAX_REPLAY_DIGITS
-    ):
-        raise BadRequest("replay is a whole number of events to begin with, as in replay=10.")
     header = request.header(b"last-event-id")
     text = header.decode("utf-8", "replace") if header else None
-    text = text or request.first("lastEventId", "last_event_id")
+    text = text or asked.last_event_id
     if text is not None:
         return parse_resume(text)
-    return int(newest) if newest is not None else Start.NOW
+    return asked.replay if asked.replay is not None else Start.NOW

@@ -24,7 +24,7 @@ from gateway.api.poll import poll
 from gateway.api.publish import publish
 from gateway.api.refusals import is_refusal, told
 from gateway.api.request import NOT_STORED, Answer, Request, parse_target, problem
-from gateway.api.subscribe import STREAM_HEADERS, subscribe
+from gateway.api.subscribe import STREAM_HEADERS, located, subscribe
 from gateway.edge.pages import PUBLIC, add_pages
 from gateway.edge.serve import ANSWERED, Connection
 from gateway.errors import GatewayError, MethodNotAllowed, NotFound
@@ -160,6 +160,7 @@ def _add_hot_routes(app: QuartTrio, node: Node) -> None:
     """The front serves these over HTTP/1.1; here they are for HTTP/1.0."""
 
     @app.get("/events")
+    @app.post("/events")
     @app.get("/events/<rest:channel>")
     async def events(channel: str = "") -> Response:
         result = await subscribe(node, await _request())
@@ -167,7 +168,8 @@ def _add_hot_routes(app: QuartTrio, node: Node) -> None:
             return _response(result)
         request_id = node.request_ids.of(_header(NAME))
         response = Response(node.streams.body(replace(result, request=request_id)))
-        for name, value in (*STREAM_HEADERS, (REQUEST_ID, request_id.encode())):
+        headers = (*STREAM_HEADERS, *located(result.location), (REQUEST_ID, request_id.encode()))
+        for name, value in headers:
             response.headers[name.decode()] = value.decode()
         response.timeout = None  # quart ends a response after 60 s otherwise
         return response

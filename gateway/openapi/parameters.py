@@ -2,13 +2,14 @@
 
 from gateway.api.admin import MAX_SECONDS_DIGITS
 from gateway.api.poll import DEFAULT_WAIT, MAX_WAIT
-from gateway.api.subscribe import MAX_REPLAY_DIGITS
 from gateway.config import Config
 from gateway.openapi.schemas import (
     CHANNEL,
     EVENT_TYPE,
     LABEL,
+    NEWEST,
     PUBLISHABLE,
+    RESUME,
     RETRY,
     SUBSCRIBABLE,
     USER,
@@ -49,26 +50,31 @@ def where(config: Config) -> list[Schema]:
         found.append(in_query("user", USER, "Who asks, which nothing proves.", **_EMPTY))
     return [
         *found,
-        _in_header("Last-Event-ID", "The position to begin after; before those of the query."),
-        in_query("lastEventId", _RESUME, "The position to begin after.", **_EMPTY),
-        in_query("last_event_id", _RESUME, "The same.", **_EMPTY),
-        in_query(
-            "replay",
-            {"type": "integer", "minimum": 0, "maximum": 10**MAX_REPLAY_DIGITS - 1},
-            f"Where no position is given: with how many of the last events to begin, {MAX_NEWEST} "
-            "at most.",
-            **_EMPTY,
-        ),
+        LAST_EVENT_ID,
+        in_query("lastEventId", RESUME, "The position to begin after.", **_EMPTY),
+        in_query("last_event_id", RESUME, "The same.", **_EMPTY),
+        in_query("replay", NEWEST, _WHERE_NO_POSITION, **_EMPTY),
     ]
 
 
 _EMPTY = {"allowEmptyValue": True}
 """An empty value counts as none."""
 
-_RESUME: Schema = {
-    "type": "string",
-    "description": "A position, `earliest` or `now`; a `gap` is told of anything else.",
-}
+_WHERE_NO_POSITION = (
+    f"Where no position is given: with how many of the last events to begin, {MAX_NEWEST} at most."
+)
+
+LAST_EVENT_ID = _in_header(
+    "Last-Event-ID", "The position to begin after; before any other that is given."
+)
+
+ANNOTATE = in_query(
+    "annotate",
+    {"type": "boolean", "default": False},
+    "Whether each event has a line `channel:` that names those of the stream's channels through "
+    "which it comes.",
+    **_EMPTY,
+)
 
 WAIT = in_query(
     "wait",
@@ -110,7 +116,7 @@ REVOKE = in_query(
     **_EMPTY,
 )
 SINCE = in_query(
-    "since", _RESUME, "The position after which the channel's events are given.", **_EMPTY
+    "since", RESUME, "The position after which the channel's events are given.", **_EMPTY
 )
 REQUEST_ID = _in_header(
     "X-Request-Id",

@@ -84,12 +84,13 @@ def text(description: str, media_type: str) -> Schema:
     return {"description": description, "content": {media_type: TEXT}}
 
 
-def stream(description: str) -> Schema:
+def stream(description: str, more: Schema | None = None) -> Schema:
+    """A response that is a stream, with ``more`` headers."""
     headers = header("Cache-Control", only("no-cache")) | header("X-Accel-Buffering", only("no"))
     return {
         "description": description,
         "content": {EVENT_STREAM: {"schema": ref("StreamEvent")}},
-        "headers": headers | REQUEST_ID,
+        "headers": headers | REQUEST_ID | (more or {}),
     }
 
 

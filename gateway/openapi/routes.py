@@ -80,8 +80,13 @@ class Routes:
         where = takes.where(self._config)
         below = [takes.CHANNEL_TO_READ, *where]
         return {
-            EVENTS: {"get": self._events("openStream", where)},
-            f"{EVENTS}/{{channel}}": {"get": self._events("openStreamOfChannel", below)},
+            EVENTS: {
+                "get": self._events("openStream", [*where, takes.ANNOTATE]),
+                "post": self._events_of_body(),
+            },
+            f"{EVENTS}/{{channel}}": {
+                "get": self._events("openStreamOfChannel", [*below, takes.ANNOTATE])
+            },
             POLL: {"get": self._poll("poll", [*where, takes.WAIT])},
             f"{POLL}/{{channel}}": {"get": self._poll("pollChannel", [*below, takes.WAIT])},
         }
@@ -101,6 +106,31 @@ class Routes:
             description="At least one channel or a user is named. A refusal that is worth a retry "
             "is, to whoever accepts `text/event-stream`, a stream that says `reconnect` and ends: "
             "any status but 200 ends an EventSource for good.",
+        )
+
+    def _events_of_body(self) -> Schema:
+        location: Schema = {
+            "Content-Location": {
+                "schema": {"type": "string", "format": "uri-reference"},
+                "description": "Where GET opens the same stream, unless that is longer than a URL "
+                f"may be: {self._config.max_url_bytes} bytes.",
+            }
+        }
+        return self._operation(
+            "openStreamOfBody",
+            STREAMING,
+            "Open a stream of more channels than a URL can name",
+            {
+                200: stream("As with GET.", location),
+                204: {"description": "As with GET."},
+            },
+            Forbidden,
+            UnsupportedMediaType,
+            TooManyRequests,
+            parameters=[takes.LAST_EVENT_ID],
+            requestBody={"required": True, "content": {JSON: {"schema": ref("StreamAsked")}}},
+            guard=security.to_subscribe(self._config),
+            description="Refused as with GET. To come back, ask with GET at `Content-Location`.",
         )
 
     def _poll(self, name: str, parameters: list[Schema]) -> Schema:

@@ -3,6 +3,7 @@
 import msgspec
 
 from gateway import control
+from gateway.api.asked import MAX_REPLAY_DIGITS
 from gateway.api.commands import Channels, ClosedStreams, NodeStatus, Renewed
 from gateway.api.subscribe import REFUSALS
 from gateway.config import Config
@@ -54,6 +55,11 @@ POSITION: Schema = {
     "description": "Opaque; ASCII.",
     "examples": ["1795197409144-0"],
 }
+RESUME: Schema = {
+    "type": "string",
+    "description": "A position, `earliest` or `now`; a `gap` is told of anything else.",
+}
+NEWEST: Schema = {"type": "integer", "minimum": 0, "maximum": 10**MAX_REPLAY_DIGITS - 1}
 _CLIENTS: Schema = {"id": {"type": "string"}, "clients": COUNT}
 
 
@@ -61,6 +67,7 @@ def schemas(config: Config) -> Schema:
     """``components.schemas``."""
     return {
         "Event": _event(config.max_channels_per_client),
+        "StreamAsked": _asked(config),
         "Published": record({"id": POSITION}),
         "Polled": record(
             {
@@ -169,6 +176,28 @@ def _event(most_channels: int) -> Schema:
             {"broadcast": True, "data": "Good night"},
             {"channel": "news", "end": True},
         ],
+    }
+
+
+def _asked(config: Config) -> Schema:
+    users: Schema = {} if config.has_keys else {"user": optional(USER)}
+    return {
+        "type": "object",
+        "properties": {
+            "channels": {
+                "type": "array",
+                "items": SUBSCRIBABLE,
+                "maxItems": config.max_channels_per_client,
+                "default": [],
+            },
+            **users,
+            "lastEventId": optional(RESUME),
+            "replay": optional(NEWEST)
+            | {"description": "Where no position is given: with how many of the last events."},
+            "annotate": {"type": "boolean", "default": False},
+        },
+        "additionalProperties": False,
+        "examples": [{"channels": ["news", "sports"], "annotate": True}],
     }
 
 

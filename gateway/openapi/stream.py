@@ -14,6 +14,8 @@ _TOLD: dict[str, Schema | None] = {
     "connected": {
         "clientId": {"type": "string"},
         "serverTime": COUNT | {"description": "Milliseconds since 1970."},
+        "keepalive": COUNT
+        | {"description": "Milliseconds of silence after which a `keepalive` comes."},
         "channels": _CHANNELS,
     },
     "dropped": {"count": COUNT},
@@ -24,12 +26,23 @@ _TOLD: dict[str, Schema | None] = {
 """The members of the data of each control event; None where there is no data."""
 
 
-def _block(title: str, event: Schema, data: Schema, *required: str) -> Schema:
+_OF_ANNOTATED: Schema = {
+    "channel": {
+        "type": "string",
+        "description": "On an annotated stream: those of its channels through which the event "
+        "comes, divided by commas.",
+    },
+    "at": POSITION
+    | {"description": "On an annotated stream: the position of an event that has no `id`."},
+}
+
+
+def _block(title: str, event: Schema, data: Schema, *required: str, **more: object) -> Schema:
     properties: Schema = {"id": POSITION, "event": event, "data": data, "retry": RETRY}
     return {
         "title": title,
         "type": "object",
-        "properties": properties,
+        "properties": properties | more,
         "required": list(required),
     }
 
@@ -48,6 +61,7 @@ BLOCK: Schema = {
             "published",
             {"type": "string", "not": {"enum": sorted(control.TYPES)}},
             {"type": "string"},
+            **_OF_ANNOTATED,
         ),
         *(_control(name, members) for name, members in _TOLD.items()),
     ],
