@@ -260,7 +260,7 @@ def publish(
         f"{url}/publish/{quote(channel, safe='')}",
         params={"event": event} if event else {},
         content=sys.stdin.buffer.read() if data in (None, "-") else os.fsencode(data),
-        headers={"Content-Type": "text/plain; charset=utf-8"} | authorization(token),
+        headers={b"Content-Type": b"text/plain; charset=utf-8"} | authorization(token),
         timeout=REQUEST_SECONDS,
     )
     if answer.status_code != httpx.codes.ACCEPTED:

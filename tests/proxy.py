@@ -3,9 +3,15 @@ when a test says so."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
+from typing import Protocol
 
 import trio
-from process import READ_BYTES, NodeProcess
+from process import READ_BYTES
+
+
+class Server(Protocol):
+    @property
+    def port(self) -> int: ...
 
 
 class Proxy:
@@ -32,7 +38,7 @@ class Proxy:
     def let_through(self) -> None:
         self._through.set()
 
-    def lead_to(self, n: NodeProcess) -> None:
+    def lead_to(self, n: Server) -> None:
         """From the next connection on."""
         self._server = n.port
 
@@ -66,7 +72,7 @@ class Proxy:
 
 
 @asynccontextmanager
-async def proxy_to(n: NodeProcess) -> AsyncIterator[Proxy]:
+async def proxy_to(n: Server) -> AsyncIterator[Proxy]:
     [listener] = await trio.open_tcp_listeners(0, host="127.0.0.1")
     proxy = Proxy(listener, n.port)
     async with trio.open_nursery() as nursery:

@@ -14,6 +14,7 @@ import httpx
 import pytest
 import trio
 from loops import BACKENDS, on
+from near import Near, near
 from process import NodeProcess, eventually, node
 from proxy import Proxy, proxy_to
 from tokens import SECRET
@@ -468,7 +469,7 @@ def test_limits_that_cannot_be_kept_are_refused_at_once() -> None:
 # --- real nodes -----------------------------------------------------------------------------------
 
 
-async def all_data(n: NodeProcess, count: int) -> list[str]:
+async def all_data(n: NodeProcess | Near, count: int) -> list[str]:
     """Of the events of channel a, from the first one on, until there are ``count`` of them and a
     last one that says so."""
     await n.publish("a", "the last")
@@ -540,7 +541,7 @@ async def test_every_event_comes_once_though_the_link_is_cut_and_answers_are_los
 
 
 async def test_many_come_once_though_every_other_answer_is_lost() -> None:
-    async with node(*HISTORY) as n, proxy_to(n) as proxy:
+    async with near(history_events=20_000) as n, proxy_to(n) as proxy:
         proxy.losing = 3
         async with (
             httpx.AsyncClient(trust_env=False) as client,
@@ -556,7 +557,7 @@ async def test_many_come_once_though_every_other_answer_is_lost() -> None:
 
 
 async def test_a_program_that_does_not_await_publishes_once_as_well() -> None:
-    async with node(*HISTORY) as n, proxy_to(n) as proxy:
+    async with near(history_events=20_000) as n, proxy_to(n) as proxy:
         proxy.losing = 2
 
         def publish() -> list[Result]:
@@ -616,7 +617,7 @@ async def test_a_node_that_is_replaced_meanwhile_costs_no_event(redis_port: int)
 async def test_a_token_of_a_real_node_is_refused_and_asked_for_again() -> None:
     tokens = iter([make_token(publish=["a"], exp=1.0), make_token(publish=["a"])])
     async with (
-        node(variables={"GATEWAY_JWT_KEY": SECRET}) as n,
+        near(jwt_key=SECRET) as n,
         n.client() as client,
         Publisher(n.url, token=partial(next, tokens), client=client) as publisher,
     ):

@@ -1,6 +1,8 @@
 """What both halves of the client say and hear over HTTP."""
 
+from collections.abc import AsyncIterator, Mapping
 from contextlib import suppress
+from typing import Self
 
 import httpx
 
@@ -30,9 +32,9 @@ def route(base: httpx.URL, path: str) -> httpx.URL:
     return base.copy_with(raw_path=prefix + path.encode("ascii"))
 
 
-def authorization(token: str) -> dict[str, str]:
+def authorization(token: str) -> dict[bytes, bytes]:
     """The header that a token or an API key is sent in; none for an empty one."""
-    return {"Authorization": f"Bearer {token}"} if token else {}
+    return {b"Authorization": b"Bearer %b" % token.encode()} if token else {}
 
 
 def describe(error: httpx.RequestError) -> str:
@@ -45,3 +47,43 @@ def detail(response: httpx.Response) -> str:
     with suppress(ValueError, KeyError, TypeError):
         return str(response.json()["detail"])
     return f"{response.url} answered {response.status_code} {response.reason_phrase}."
+
+
+def prepare(
+    client: httpx.AsyncClient,
+    method: str,
+    url: httpx.URL,
+    *,
+    headers: Mapping[bytes, bytes],
+    content: bytes = b"",
+    timeout: httpx.Timeout,
+) -> httpx.Request:
+    """A request of ``client``'s whose body is no async generator, as httpx's own would be: trio
+    warns of each that is left suspended, which a connection lost meanwhile does."""
+    length = {b"Content-Length": b"%d" % len(content)} if content else {}
+    made = client.build_request(method, url, headers={**headers, **length}, timeout=timeout)
+    return httpx.Request(
+        method, made.url, headers=made.headers, stream=_Body(content), extensions=made.extensions
+    )
+
+
+class _Body(httpx.AsyncByteStream):
+    def __init__(self, content: bytes) -> None:
+        self._content = content
+
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        return _Once(self._content)
+
+
+class _Once:
+    def __init__(self, content: bytes) -> None:
+        self._content = content
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> bytes:
+        content, self._content = self._content, b""
+        if not content:
+            raise StopAsyncIteration
+        return content

@@ -22,7 +22,7 @@ import anyio.lowlevel
 import httpx
 
 from gateway.client.errors import Closed, PublishError, Refused, TokenUnavailable
-from gateway.client.http import CONNECT_SECONDS, authorization, base_url, route
+from gateway.client.http import CONNECT_SECONDS, authorization, base_url, prepare, route
 from gateway.client.outgoing import (
     GIVE_UP_AFTER,
     LONGEST_DELAY,
@@ -52,7 +52,7 @@ TIMEOUT = httpx.Timeout(REQUEST_SECONDS, connect=CONNECT_SECONDS)
 TAKEN_PER_TURN = 64
 """Events that `publish_many` takes from its source between two checkpoints: half a millisecond."""
 
-NDJSON = {"Content-Type": "application/x-ndjson"}
+NDJSON = {b"Content-Type": b"application/x-ndjson"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -273,12 +273,16 @@ class Publisher:
             with anyio.fail_after(REQUEST_SECONDS):
                 headers = NDJSON | authorization(await self._tokens.get())
                 may_be_taken = True
-                response = await self._client.post(
+                content = b"".join([draft.line for draft in batch])
+                request = prepare(
+                    self._client,
+                    "POST",
                     self._url,
-                    content=b"".join([draft.line for draft in batch]),
                     headers=headers,
+                    content=content,
                     timeout=TIMEOUT,
                 )
+                response = await self._client.send(request)
         except httpx.RequestError as error:
             self._outgoing.lost(error, anyio.current_time())
         except TokenUnavailable as error:

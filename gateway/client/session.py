@@ -77,7 +77,7 @@ class Opening:
     method: str
     url: httpx.URL
     headers: dict[bytes, bytes]
-    json: dict[str, Any] | None = None
+    content: bytes = b""
 
 
 class Session:
@@ -136,8 +136,7 @@ class Session:
     def opening(self, token: str) -> Opening:
         """What to ask for: the stream, from where it stands."""
         headers = {b"Accept": b"text/event-stream", b"Cache-Control": b"no-store"}
-        for name, value in authorization(token).items():
-            headers[name.encode()] = value.encode()
+        headers |= authorization(token)
         if self.last_event_id:
             headers[b"Last-Event-ID"] = self.last_event_id.encode()
         # A stream of a channel that is to be added alone begins with what everybody has.
@@ -155,7 +154,8 @@ class Session:
         url = route(self._base, "/events")
         if len(urlencode(query)) <= MAX_QUERY_BYTES:
             return Opening("GET", url.copy_with(params=query), headers)
-        return Opening("POST", url, headers, members)
+        headers[b"Content-Type"] = b"application/json"
+        return Opening("POST", url, headers, json.dumps(members).encode())
 
     def answered(self, response: httpx.Response, now: float) -> bool:
         """Whether the stream is open. If it is not and has not `ended`, `lost` says what next.

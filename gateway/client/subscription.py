@@ -26,7 +26,7 @@ import anyio.lowlevel
 import httpx
 
 from gateway.client.errors import Closed, EventsMissing, StreamRefused, TokenUnavailable
-from gateway.client.http import CONNECT_SECONDS, authorization, describe, detail
+from gateway.client.http import CONNECT_SECONDS, authorization, describe, detail, prepare
 from gateway.client.items import Dropped, Event, Gap, Item
 from gateway.client.returning import Backoff, retry_after
 from gateway.client.session import LONGEST_DELAY, SHORTEST_DELAY, Command, Session
@@ -293,11 +293,12 @@ class Subscription:
         try:
             with anyio.fail_after(OPEN_SECONDS):
                 opening = self._session.opening(await self._tokens.get())
-                request = self._client.build_request(
+                request = prepare(
+                    self._client,
                     opening.method,
                     opening.url,
                     headers=opening.headers,
-                    json=opening.json,
+                    content=opening.content,
                     timeout=TIMEOUT,
                 )
                 response = await self._client.send(request, stream=True, follow_redirects=True)
@@ -364,13 +365,14 @@ class Subscription:
         assert self._client is not None
         try:
             with anyio.fail_after(COMMAND_SECONDS):
-                token = await self._tokens.get()
-                response = await self._client.request(
+                request = prepare(
+                    self._client,
                     command.method,
                     command.url,
-                    headers=authorization(token),
-                    timeout=COMMAND_SECONDS,
+                    headers=authorization(await self._tokens.get()),
+                    timeout=TIMEOUT,
                 )
+                response = await self._client.send(request)
         except (httpx.RequestError, TokenUnavailable, TimeoutError) as error:
             _log.info("%s %s: %r", command.method, command.url.path, error)
             return False, 0.0
@@ -407,8 +409,8 @@ class _Items:
 async def _body(response: httpx.Response) -> AsyncIterator[AsyncIterator[bytes]]:
     """The chunks of the body; the connection is closed when they are left early.
 
-    httpx nests async generators, and trio warns of each that is left suspended. Reading on after
-    the close ends them all, without waiting for the peer.
+    httpx nests async generators, and trio warns of each that is left suspended. Reading on ends
+    them all: after the close, or by being cancelled.
     """
     chunks = response.aiter_bytes()
     try:
@@ -417,6 +419,7 @@ async def _body(response: httpx.Response) -> AsyncIterator[AsyncIterator[bytes]]
         try:
             await response.aclose()
         finally:
-            with suppress(httpx.StreamError, httpx.TransportError):
+            with suppress(httpx.StreamError, httpx.TransportError), anyio.CancelScope() as scope:
+                scope.cancel()
                 async for _ in chunks:
                     pass

@@ -246,7 +246,7 @@ def _connection(
             opening.method,
             opening.url,
             headers=opening.headers,
-            json=opening.json,
+            content=opening.content,
             timeout=httpx.Timeout(session.silence, connect=CONNECT_SECONDS),
             follow_redirects=True,
         ) as response:
