@@ -150,7 +150,8 @@ async def test_a_request_is_bounded_in_bytes() -> None:
     events = [{"channel": "a", "data": "x" * (MAX_BATCH_BYTES // 3)} for _ in range(5)]
     async with publishing(gateway) as publisher:
         assert [result.error async for result in publisher.publish_many(events)] == [None] * 5
-    assert list(map(len, gateway.data)) == [2, 2, 1] or max(map(len, gateway.data)) == 2
+    assert sum(map(len, gateway.data)) == 5
+    assert max(map(len, gateway.data)) == 2
 
 
 REQUEST = httpx.Request("POST", URL)
@@ -194,8 +195,7 @@ async def test_order_is_kept_over_repeats(autojump_clock: MockClock) -> None:
         assert [r.position async for r in publisher.publish_many(events)] == [
             f"{number}-0" for number in range(1, 6)
         ]
-    assert [data for request in gateway.data for data in request][-5:] != []
-    assert gateway.data[1] == gateway.data[2] == gateway.data[3]
+    assert gateway.data == [[0, 1], [2, 3], [2, 3], [2, 3], [4]]
 
 
 @pytest.mark.parametrize("status", [400, 403, 409, 413])

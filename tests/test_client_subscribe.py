@@ -330,19 +330,19 @@ async def test_one_that_stays_refused_is_told() -> None:
 
 @BACKENDS
 async def test_an_open_stream_is_given_a_new_token_without_a_break(backend: str) -> None:
-    """Each is good for three seconds; the stream lives on beyond the first."""
+    """Each is good for two seconds; the stream lives on beyond the first."""
     publisher = {"Authorization": f"Bearer {make_token(publish=['a'])}"}
     async with guarded() as n:
         asked: list[float] = []
 
         async def token() -> str:
             asked.append(time.time())
-            return make_token(subscribe=["a"], exp=time.time() + 3, iat=int(time.time()))
+            return make_token(subscribe=["a"], exp=time.time() + 2, iat=int(time.time()))
 
         async def run() -> None:
             async with subscribed(n.url, "a", token=token) as subscription:
                 connected = await until(subscription, Connected)
-                with anyio.move_on_after(4):
+                with anyio.move_on_after(2.7):
                     await anext(subscription)
                 assert subscription.client_id == connected.client_id
                 async with n.client() as client:
