@@ -239,7 +239,7 @@ async def test_retry_after_is_kept_to(autojump_clock: MockClock) -> None:
         (problem(503, "Lost.", outcome="unknown"), Unknown, "Lost."),
         (httpx.ReadError("reset", request=REQUEST), Unknown, "reset"),
         (httpx.ConnectError("refused", request=REQUEST), Refused, "refused"),
-        (problem(429, "An hour.", retry_after=3600), Refused, "An hour."),
+        (problem(429, "A minute.", retry_after=60), Refused, "A minute."),
     ],
 )
 async def test_after_its_time_a_caller_is_told_what_is_known(
@@ -252,7 +252,7 @@ async def test_after_its_time_a_caller_is_told_what_is_known(
             await publisher.publish("a", "x", id="mine")
         assert raised.value.id == "mine"
         assert 19 <= trio.current_time() - began <= 20 + 5
-        assert 2 < len(gateway.requests) < 200 or "hour" in sentence
+        assert 2 < len(gateway.requests) < 200 or "minute" in sentence
 
 
 async def test_what_may_have_been_taken_once_is_never_called_refused(
@@ -410,6 +410,46 @@ async def test_the_flush_is_bounded_and_everybody_is_told(autojump_clock: MockCl
             began = trio.current_time()
         assert trio.current_time() - began == 5
     assert {type(error) for error in outcomes} == {Unknown, Refused}
+
+
+async def test_an_hour_of_retry_after_does_not_refuse_what_comes_meanwhile(
+    autojump_clock: MockClock,
+) -> None:
+    gateway = Gateway(problem(429, retry_after=3600))
+    async with publishing(gateway) as publisher:
+        with pytest.raises(Refused):
+            await publisher.publish("a", "x")
+        assert await publisher.publish("a", "y") == "1-0"
+
+
+@BACKENDS
+async def test_cancelled_from_outside_it_ends_at_once_and_what_others_wait_for_is_told(
+    backend: str,
+) -> None:
+    async with near() as n, proxy_to(n) as proxy:
+        proxy.is_silent = True
+        outcomes: list[PublishError] = []
+
+        async def publish(publisher: Publisher) -> None:
+            with pytest.raises(Unknown) as raised:
+                await publisher.publish("a", "x")
+            outcomes.append(raised.value)
+
+        async def run() -> None:
+            async with anyio.create_task_group() as outer:
+                with anyio.CancelScope() as scope:
+                    async with (
+                        httpx.AsyncClient(trust_env=False) as client,
+                        Publisher(proxy.url, client=client) as publisher,
+                    ):
+                        outer.start_soon(publish, publisher)
+                        while not publisher.statistics.sent:  # noqa: ASYNC110  # it tells nobody
+                            await anyio.sleep(0.01)
+                        scope.cancel()
+                        await anyio.sleep_forever()
+
+        await on(backend, run)
+        assert len(outcomes) == 1
 
 
 async def test_what_is_no_json_is_refused_before_it_is_sent() -> None:

@@ -212,6 +212,7 @@ class Session:
             self._backoff.reset()
         self._opened_at, self.client_id = None, ""
         self._asked = []
+        self.token_is_due = False  # the next connection is made with a new one
         self._leaving.clear()
         for added in self._added.values():
             added.is_joined = False
