@@ -13,7 +13,7 @@ from functools import lru_cache
 from ipaddress import IPv6Address, ip_address
 from typing import Annotated
 
-from gateway.names import compile_pattern
+from gateway.names import OPS_CHANNEL, compile_pattern
 from gateway.policy import Policy
 
 KIB = 1024
@@ -70,6 +70,17 @@ class ChannelRule:
     @property
     def has_history(self) -> bool:
         return self.history_events > 0 and self.history_bytes > 0
+
+
+OPS_RULE = ChannelRule(
+    match=OPS_CHANNEL,
+    policy=Policy.LATEST,
+    history_events=MAX_WORKERS,
+    history_bytes=4 * MIB,
+    history_seconds=10.0,
+)
+"""Of the reports, which are no setting: the last one of each worker is to be had, so that a page
+that opens has something to show, and none that is older than anybody would act on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -457,10 +468,13 @@ class Config:
         return int(self.workers)
 
     def rule(self, channel: str) -> ChannelRule:
-        """The first rule that matches, else the general settings as a rule for ``**``.
+        """The first rule that matches, else the general settings as a rule for ``**``; what the
+        gateway tells of itself has its own, whatever matches.
 
         Compiles every pattern it passes: whoever asks per event keeps the answer.
         """
+        if channel == OPS_CHANNEL:
+            return OPS_RULE
         for rule in self.channels:
             if compile_pattern(rule.match).matches(channel):
                 return rule

@@ -325,6 +325,11 @@ class Stream:
             while text not in self.body:
                 assert await self._read(), f"{text!r} is not in {self.body!r}"
 
+    async def more(self) -> None:
+        """Read on until anything has come."""
+        with trio.fail_after(PATIENCE):
+            assert await self._read(), "the stream has ended"
+
     async def until_end(self) -> None:
         """Read until the response has ended, with its last chunk, and then the connection.
 

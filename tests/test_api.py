@@ -715,13 +715,16 @@ async def test_what_cannot_be_done_to_a_streams_channels_is_refused() -> None:
             ("DELETE", f"{own}/user:1", 400, "reserved"),
             ("DELETE", f"{own}/c", 404, "does not have"),
             ("GET", f"{own}/a", 405, "use DELETE, OPTIONS, PUT"),
-            ("GET", "/clients/x", 405, "use DELETE"),
+            ("GET", "/clients/x", 404, "no client"),
+            ("POST", "/clients/x", 405, "use DELETE, GET"),
+            ("POST", "/clients", 405, "use GET"),
+            ("GET", "/nodes/x/drain", 405, "use OPTIONS, POST"),
             ("GET", "/users/x", 405, "use DELETE"),
             ("POST", "/channels/a", 405, "use GET"),
             ("GET", "/channels/a%20b", 400, "contains ' '"),
             ("GET", "/channels/%FF", 400, "not UTF-8"),
             ("DELETE", "/users/%FF", 400, "not UTF-8"),
-            ("GET", "/clients", 404, "nothing at"),
+            ("GET", "/users", 404, "nothing at"),
         ):
             assert_is_problem(await gateway.ask(request(method, target)), status, says)
         await gateway.ask(request("DELETE", f"{own}/b"))

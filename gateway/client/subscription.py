@@ -177,6 +177,9 @@ class Subscription:
         return item
 
     async def _give(self, items: list[Item]) -> None:
+        if not items and self._chunks:  # keepalives alone stop no reading
+            self._chunks[-1] = (self._chunks[-1][0], self._session.last_event_id)
+            return
         while len(self._chunks) >= BUFFERED_CHUNKS:
             await self._taken.wait()
         self._chunks.append((items, self._session.last_event_id))

@@ -215,7 +215,25 @@ class Routes:
                     description="What waits for the client may still come.",
                 ),
             },
+            "/clients": {
+                "get": self._operation(
+                    "clients",
+                    ADMINISTRATION,
+                    "Clients, the slowest first",
+                    {200: told("Of all nodes; `matched` counts all that fit.", "Clients")},
+                    parameters=takes.WHICH_CLIENTS,
+                )
+            },
             "/clients/{client}": {
+                "get": self._operation(
+                    "client",
+                    ADMINISTRATION,
+                    "What is known of a stream",
+                    {200: told("As its worker has it.", "ClientDetail")},
+                    NotFound,
+                    parameters=(takes.CLIENT,),
+                    description="For its own user, too.",
+                ),
                 "delete": self._operation(
                     "closeClient",
                     ADMINISTRATION,
@@ -224,7 +242,7 @@ class Routes:
                     Forbidden,
                     NotFound,
                     parameters=(takes.CLIENT,),
-                )
+                ),
             },
             "/clients/{client}/token": {
                 "put": self._operation(
@@ -278,6 +296,17 @@ class Routes:
             "/stats": {
                 "get": self._operation(
                     "stats", OPERATION, "Counts", {200: told("Of all nodes.", "Statistics")}
+                )
+            },
+            "/nodes/{id}/drain": {
+                "post": self._operation(
+                    "drain",
+                    OPERATION,
+                    "Have a node leave",
+                    {202: told("It leaves, as on SIGTERM, or does so already.", "Leaving")},
+                    Forbidden,
+                    NotFound,
+                    parameters=(takes.NODE,),
                 )
             },
             "/metrics": {
