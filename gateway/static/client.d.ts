@@ -1,15 +1,18 @@
 /** The version of the gateway that this client came with. */
 export const VERSION: string;
 
-/** What published events may look like: their types, and what their data parses to. */
-export type EventMap = Record<string, unknown>;
+/** The types of published events, each with what its data parses to. */
+export type EventMap = object;
+
+/** Where nothing is known of them. */
+export type AnyEvents = Record<string, unknown>;
 
 /** A published event. */
 export interface StreamEvent<Data = unknown, Type extends string = string> {
   readonly type: Type;
   /** As it came; line ends are LF. */
   readonly data: string;
-  /** Its position, and "" where it has none. */
+  /** Its position; "" where the server gives none. */
   readonly id: string;
   /** The first of `channels`; "" where the server does not tell. */
   readonly channel: string;
@@ -52,7 +55,7 @@ export interface Told {
 
 export type Unsubscribe = () => void;
 
-export interface Options<Events extends EventMap = EventMap> {
+export interface Options<Events extends EventMap = AnyEvents> {
   /** Of the stream route, as "/events"; channels belong into `channels`. */
   url: string | URL;
   channels?: readonly string[];
@@ -70,11 +73,11 @@ export interface Options<Events extends EventMap = EventMap> {
   credentials?: RequestCredentials;
   /** One stream for all tabs of this origin that name the same group (true: one for the url). */
   share?: boolean | string;
-  /** How many attempts to return, one after the other, before it gives up; Infinity. */
+  /** How many attempts to return in a row, before it gives up with an error; Infinity. */
   attempts?: number;
-  /** Milliseconds; 500. */
+  /** Milliseconds, of which a first attempt to return waits any part; 500. */
   minDelay?: number;
-  /** Milliseconds; 30,000. */
+  /** The most that doubling comes to; 30,000. What the gateway asks for counts beyond it. */
   maxDelay?: number;
   /** Closes the stream. */
   signal?: AbortSignal;
@@ -99,7 +102,7 @@ export type AnyEvent<Events extends EventMap> = {
   [Type in keyof Events & string]: StreamEvent<Events[Type], Type>;
 }[keyof Events & string];
 
-export interface Stream<Events extends EventMap = EventMap> {
+export interface Stream<Events extends EventMap = AnyEvents> {
   readonly state: State;
   /** Where the stream stands: to be given to another `connect`. */
   readonly lastEventId: string;
@@ -119,7 +122,7 @@ export interface Stream<Events extends EventMap = EventMap> {
 }
 
 /** Open a stream. Throws a TypeError that says what is wrong, at once. */
-export function connect<Events extends EventMap = EventMap>(
+export function connect<Events extends EventMap = AnyEvents>(
   options: Options<Events>,
 ): Stream<Events>;
 
@@ -129,20 +132,51 @@ export function compare(a: string, b: string): number;
 export interface ParsedEvent {
   type: string;
   data: string;
-  /** Of its own block; "" without one. */
+  /** As the standard has it: that of its own block, or the last one before. */
   id: string;
-  /** As the standard has it: this block's, or the last before. */
-  lastEventId: string;
+  /** The line `channel:` of a gateway's annotated stream; "" without one. */
   channel: string;
+  /** The line `at:`: the position of an event that was missed of a channel that was added. */
   at: string;
 }
 
-/** An event stream as it comes, interpreted by the HTML standard's rules. */
+/** An event stream as it comes, interpreted by the HTML standard's rules, cut anywhere. */
 export class Parser {
   constructor(onEvent: (event: ParsedEvent) => void);
+  /** Of the last complete block, with data or without. */
   lastEventId: string;
-  /** Milliseconds that `retry` has asked for. */
+  /** Milliseconds that `retry` has asked for; 2^31 - 1 at most, which is what a timer holds. */
   readonly retry?: number;
-  /** Throws a RangeError where an event is over 1 MiB (of characters). */
+  /**
+   * Text, or bytes of UTF-8 without its byte order mark. Throws an Error where an event is over
+   * 1 MiB (2^20 characters): nothing that comes is kept without a bound.
+   */
   push(piece: string | Uint8Array): void;
 }
+
+// How the modules fit together; nobody else should rely on it.
+//
+// client.js: a Stream is what its user holds: listeners, a state, and no connection. Its `_source`
+// drives it: a Link, over fetch; or what share() of shared.js returns, over one Link of many tabs.
+//   share(options, open, stream) -> source   options are checked already. Throws where the browser
+//                                            lacks what it takes; then the stream is the tab's own
+//   open(driven, options) -> Link            of anything that has what a Link uses of a Stream:
+//     state.status, channels, lastEventId, clientId    which it reads, and but for the first sets
+//     _set({status, transport, attempt, delay, reason})  a new state; what is left out of the last
+//                                                        three is 0, 0 and ""
+//     _tell(name, told)                                to the listeners of when()
+//     _event({type, data, id, channels})               to the listeners of on()
+//     _end(reason, name, told)                         closed for good; `name` is "end" or "error"
+//   source: subscribe(channel, since), unsubscribe(channel), close()
+//   link.changes.settle(channel)             once subscribed to: it is resumed as those from the
+//                                            beginning are, by whoever knows himself where it began
+//
+// Loaded when they are first needed, and of no use without a Link:
+//   changes.js   channels and the token of an open stream
+//   poll.js      where streams do not come through
+//   refused.js   answers that are no stream
+//   request.js   opening by POST
+//
+// The numbers of client.js: PATIENCE, 8 s without a byte until it is tried whether polls are
+// answered, as a gateway lets an opening wait for 5 s (open_wait); LIVED, 5 s after which the loss
+// of a stream counts as the first in a row; KEEPALIVE, 15 s, where `connected` does not tell.

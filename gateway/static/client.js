@@ -1,546 +1,361 @@
-// The gateway's client for browsers, without dependencies. What it promises stands in client.d.ts.
-//
-// A Stream is what its user holds: listeners, a state, and no connection. A source drives it:
-// Link below, over fetch, or share() of shared.js, over the one Link of a group of tabs.
-//
-// The seam between them, for these modules alone:
-//   share(options, connect, stream) -> source    options as given to connect, already checked
-//   source: {subscribe(channel, since), unsubscribe(channel), close()}, the first two async
-//   stream._set({status, transport, attempt, delay, reason})   any of them: a new state, told
-//   stream._tell(name, detail)                   to the listeners of when()
-//   stream._event({type, data, id, channels})    to the listeners of on()
-//   stream._end(reason, name, detail)            closed; tells "end" or "error" before, if named
-//   stream.lastEventId, .clientId, .channels     are the source's to set
 export const VERSION = "0.1.0";
 
-const MAX_EVENT = 1024 * 1024; // characters of one event, with those of its line that has not ended
-const KEEPALIVE = 15_000; // ms, of a gateway that does not tell
-const PATIENCE = 8_000; // ms without a byte, after which a proxy may be buffering: open_wait is 5 s
-const LIVED = 5_000; // ms open, after which the next loss is a first one
+const MAX_EVENT = 2 ** 20;
 const MAX_TIMER = 2 ** 31 - 1;
+const LIVED = 5_000;
+const PATIENCE = 8_000; // open_wait is 5 s
 
-const padded = (position) => position.replace(/\d+/g, (digits) => digits.padStart(20, "0"));
-
-export function compare(a, b) {
-  const [left, right] = [padded(a), padded(b)];
-  return left < right ? -1 : +(left > right);
-}
+export const { compare } = new Intl.Collator("en", { numeric: true });
 
 export class Parser {
   lastEventId = "";
-  #decoder = new TextDecoder("utf-8", { ignoreBOM: true });
-  #onEvent;
-  #begun;
+  #decoder = new TextDecoder();
   #afterCR;
   #line = "";
   #block = {};
 
-  constructor(onEvent) {
-    this.#onEvent = onEvent;
+  constructor(onEvent, past) {
+    Object.assign(this, past, { onEvent });
   }
 
   push(piece) {
-    let text = typeof piece === "string" ? piece : this.#decoder.decode(piece, { stream: true });
+    const text = typeof piece === "string" ? piece : this.#decoder.decode(piece, { stream: true });
     if (!text) return;
-    if (!this.#begun) text = text.replace(/^\ufeff/, "");
-    this.#begun = true;
-    if (this.#afterCR) text = text.replace(/^\n/, "");
-    this.#afterCR = text.endsWith("\r");
     const lines = text.split(/\r\n|\r|\n/);
+    if (this.#afterCR && text[0] === "\n") lines.shift();
+    this.#afterCR = text.endsWith("\r");
     lines.forEach((line, index) => {
+      if (index) this.#end();
       this.#line += line;
-      if (this.#line.length + (this.#block.data?.length ?? 0) > MAX_EVENT) {
-        throw new RangeError(`An event of the stream is over ${MAX_EVENT} characters.`);
-      }
-      if (index < lines.length - 1) this.#end();
+      const { data = "" } = this.#block;
+      if (this.#line.length + data.length > MAX_EVENT) throw new Failure("An event is over 1 MiB.");
     });
   }
 
   #end() {
     const block = this.#block;
-    const [, name, value] = /^([^:]*):? ?(.*)$/s.exec(this.#line);
-    if (!this.#line) {
+    const [line, name, value] = /^([^:]*):? ?(.*)$/s.exec(this.#line);
+    this.#line = "";
+    if (!line) {
+      const { event, data, id = this.lastEventId, channel = "", at = "" } = block;
       this.#block = {};
-      this.lastEventId = block.id ?? this.lastEventId;
-      if (block.data !== undefined) {
-        const { event, data, id = "", channel = "", at = "" } = block;
-        const { lastEventId } = this;
-        this.#onEvent({ type: event || "message", data, id, lastEventId, channel, at });
-      }
+      this.lastEventId = id;
+      if (data != null) this.onEvent({ type: event || "message", data, id, channel, at });
     } else if (name === "data") {
-      block.data = block.data === undefined ? value : `${block.data}\n${value}`;
-    } else if (name === "retry") {
-      if (/^\d+$/.test(value)) this.retry = Math.min(value, MAX_TIMER);
+      block.data = block.data == null ? value : `${block.data}\n${value}`;
     } else if (/^(event|channel|at)$/.test(name) || (name === "id" && !value.includes("\0"))) {
       block[name] = value;
+    } else if (name === "retry" && /^\d+$/.test(value)) {
+      this.retry = Math.min(value, MAX_TIMER);
     }
-    this.#line = "";
   }
 }
 
-const text = (value) => typeof value === "string";
-const filled = (value) => text(value) && value !== "";
-const callable = (value) => typeof value === "function";
-const object = (value) => typeof value === "object" && value !== null;
-const amount = (value) => typeof value === "number" && value >= 0;
-const NAMES = ["open", "gap", "dropped", "reconnecting", "end", "error", "state"];
-const named = (name) => `on${name[0].toUpperCase()}${name.slice(1)}`;
-
-const OPTIONS = {
-  url: [(value) => filled(value) || value instanceof URL, "the address of the event stream"],
-  channels: [(value) => Array.isArray(value) && value.every(filled), "an array of names"],
-  user: [filled, "a name"],
-  token: [(value) => text(value) || callable(value), "a string, or a function that returns one"],
-  lastEventId: [text, "a position"],
-  replay: [(value) => amount(value) && Number.isInteger(value), "a whole number of events"],
-  request: [(value) => object(value) && "body" in value, "an object with a body"],
-  headers: [object, "an object of headers"],
-  credentials: [filled, "as fetch takes it"],
-  share: [(value) => typeof value === "boolean" || filled(value), "true, or the name of a group"],
-  attempts: [amount, "a number that is not negative"],
-  minDelay: [amount, "a number of milliseconds"],
-  maxDelay: [amount, "a number of milliseconds"],
-  signal: [(value) => value instanceof AbortSignal, "an AbortSignal"],
-  fetch: [callable, "a function"],
-  on: [(value) => object(value) && Object.values(value).every(callable), "an object of listeners"],
-  ...Object.fromEntries(NAMES.map((name) => [named(name), [callable, "a function"]])),
+const TOLD = {
+  onOpen: "open",
+  onGap: "gap",
+  onDropped: "dropped",
+  onReconnecting: "reconnecting",
+  onEnd: "end",
+  onError: "error",
+  onState: "state",
 };
 
-function check(condition, sentence) {
-  if (!condition) throw new TypeError(sentence);
+const OPTIONS = {
+  string: ["url", "user", "token", "lastEventId", "credentials", "share"],
+  object: ["url", "channels", "headers", "request", "signal", "on"],
+  number: ["replay", "attempts", "minDelay", "maxDelay"],
+  function: ["token", "fetch", ...Object.keys(TOLD)],
+  boolean: ["share"],
+};
+
+const callable = (value) => typeof value === "function";
+const isName = (value) => typeof value === "string" && value !== "";
+
+export class Failure extends Error {}
+
+function check(holds, sentence) {
+  if (!holds) throw new TypeError(sentence);
 }
 
 export function connect(options) {
-  check(object(options), "connect() takes an object of options, with a url and channels.");
-  for (const [name, value] of Object.entries({ url: "", ...options })) {
-    check(Object.hasOwn(OPTIONS, name), `connect() has no option ${name}.`);
-    if (value !== undefined) check(OPTIONS[name][0](value), `${name} is ${OPTIONS[name][1]}.`);
+  for (const [name, value] of Object.entries(options)) {
+    const isRight = OPTIONS[typeof value]?.includes(name) && !(value < 0);
+    check(isRight || value == null, `connect() takes no ${name}: ${JSON.stringify(value)}.`);
   }
-  const { channels, user, token, request, share, signal } = options;
-  check(channels?.length || user || token || request, "Name channels, or a user.");
-  check(!share || !request, "A stream that is opened by a request of its own cannot be shared.");
+  const { url, channels, user, token, request, share, signal } = options;
+  check(url && new Request(url), "connect() needs a url.");
+  check(channels?.length || user || token || request, "connect() needs channels, or a user.");
+  check([...(channels ?? [])].every(isName), "channels are an array of names.");
+  check(!share || !request, "share allows no request.");
   const stream = new Stream(options);
-  const alone = () => new Link(stream, options);
-  stream._source =
-    share && globalThis.navigator?.locks && globalThis.BroadcastChannel
-      ? import("./shared.js").then((module) => module.share(options, connect, stream)).catch(alone)
-      : alone();
+  const open = (...driven) => new Link(...driven);
+  const alone = () => open(stream, options);
+  stream._source = share
+    ? import("./shared.js").then((shared) => shared.share(options, open, stream)).catch(alone)
+    : alone();
+  signal?.addEventListener("abort", stream.close);
   if (signal?.aborted) stream.close();
-  signal?.addEventListener("abort", () => stream.close());
   return stream;
 }
 
-function add(listeners, name, listener) {
-  check(callable(listener), "A listener is a function.");
-  const entry = [name, listener];
-  listeners.add(entry);
-  return () => listeners.delete(entry);
-}
-
-function call(listeners, name, ...told) {
-  for (const [wanted, listener] of [...listeners]) {
-    if (wanted !== name && wanted !== "*") continue;
-    try {
-      listener(...told);
-    } catch (error) {
-      (globalThis.reportError ?? console.error)(error);
-    }
-  }
-}
-
 export class Stream {
-  state = {};
-  lastEventId;
   clientId = "";
-  channels;
-  #published = new Set();
-  #told = new Set();
+  #listeners = new Set();
 
-  constructor({ lastEventId = "", channels = [], on = {}, ...options }) {
-    this.lastEventId = lastEventId;
-    this.channels = [...channels];
-    for (const type of Object.keys(on)) this.on(type, on[type]);
-    for (const name of NAMES) if (options[named(name)]) this.when(name, options[named(name)]);
-    this._set({ status: "connecting", transport: "stream", attempt: 0, delay: 0, reason: "" });
+  close = () => this._end("close() was called");
+
+  constructor(options) {
+    this.options = options;
+    this.lastEventId = options.lastEventId ?? "";
+    this.channels = [...new Set(options.channels)];
+    for (const type in options.on) this.on(type, options.on[type]);
+    for (const name in TOLD) if (options[name]) this.when(TOLD[name], options[name]);
+    this._set({ status: "connecting", transport: "stream" });
   }
 
   on(type, listener) {
-    return add(this.#published, type, listener);
+    return this.#add(`on ${type}`, listener);
   }
 
   when(name, listener) {
-    check(NAMES.includes(name), `when() knows ${NAMES.join(", ")}; on() is for published events.`);
-    return add(this.#told, name, listener);
+    check(Object.values(TOLD).includes(name), `when() does not know ${name}.`);
+    return this.#add(name, listener);
+  }
+
+  #add(...entry) {
+    check(callable(entry[1]), "A listener is a function.");
+    this.#listeners.add(entry);
+    return () => void this.#listeners.delete(entry);
   }
 
   subscribe(channel, { since } = {}) {
-    check(filled(channel), "A channel is a name.");
-    return this.#ask((source) => source.subscribe(channel, since));
+    return this.#change("subscribe", channel, since);
   }
 
   unsubscribe(channel) {
-    check(filled(channel), "A channel is a name.");
-    return this.#ask((source) => source.unsubscribe(channel));
+    return this.#change("unsubscribe", channel);
   }
 
-  close() {
-    this._end("closed by close()");
-  }
-
-  async #ask(what) {
+  async #change(how, ...asked) {
+    check(isName(asked[0]), "A channel is a name.");
     const source = await this._source;
-    if (this.state.status === "closed") throw new Error(`The stream is ${this.state.reason}.`);
-    return what(source);
+    if (this.state.status === "closed") throw new Failure("The stream is closed.");
+    return source[how](...asked);
   }
 
   _set(changes) {
-    this.state = Object.freeze({ ...this.state, ...changes });
+    this.state = Object.freeze({ ...this.state, attempt: 0, delay: 0, reason: "", ...changes });
     this._tell("state", this.state);
   }
 
-  _tell(name, detail) {
-    call(this.#told, name, detail);
+  _tell(name, told) {
+    for (const [wanted, listener] of [...this.#listeners]) {
+      try {
+        if (wanted === name) listener(told);
+      } catch (error) {
+        (globalThis.reportError ?? console.error)(error);
+      }
+    }
   }
 
   _event({ type, data, id, channels }) {
     const json = () => JSON.parse(data);
-    call(this.#published, type, { type, data, id, channel: channels[0] ?? "", channels, json });
+    const event = { type, data, id, channel: channels[0] ?? "", channels, json };
+    for (const wanted of [type, "*"]) this._tell(`on ${wanted}`, event);
   }
 
-  async _end(reason, name, detail) {
+  async _end(reason, name, told) {
     if (this.state.status === "closed") return;
-    this._set({ status: "closed", attempt: 0, delay: 0, reason });
-    if (name) this._tell(name, detail);
+    this._set({ status: "closed", reason });
+    if (name) this._tell(name, told);
+    this.#listeners.clear();
+    this.options.signal?.removeEventListener("abort", this.close);
     (await this._source).close();
   }
 }
 
 class Link {
-  options;
-  stream;
-  url;
   wake = () => {};
-  heard = 0;
-  keepalive = KEEPALIVE;
-  skew = 0;
+  keepalive = 15_000;
   attempt = 0;
-  added = new Map(); // channels not yet settled: name -> {from, at, until, done, failed}
-  closing = new AbortController();
+  #closing = new AbortController();
 
   constructor(stream, options) {
-    this.stream = stream;
-    this.options = options;
-    this.url = new URL(options.url, globalThis.document?.baseURI ?? globalThis.location?.href);
-    const on = (target, ...types) => {
-      const { signal } = this.closing;
-      for (const type of types) target?.addEventListener?.(type, () => this.look(), { signal });
-    };
-    on(globalThis, "online", "pageshow");
-    on(globalThis.document, "visibilitychange");
-    this.run();
+    Object.assign(this, { stream, options });
+    this.url = new Request(options.url).url;
+    const { signal } = this.#closing;
+    for (const type of ["visibilitychange", "online", "offline"]) {
+      globalThis.addEventListener?.(type, () => this.#look(type), { signal });
+    }
+    this.#run();
   }
 
   get over() {
     return this.stream.state.status === "closed";
   }
 
-  close() {
-    this.closing.abort();
-    this.abort?.abort();
-    clearTimeout(this.renewal);
-    clearTimeout(this.watchdog);
-    this.wake();
+  subscribe(...asked) {
+    return this.change("subscribe", ...asked);
   }
 
-  async run() {
+  unsubscribe(channel) {
+    return this.change("unsubscribe", channel);
+  }
+
+  async change(how, ...asked) {
+    const { Changes } = await import("./changes.js");
+    this.changes ??= new Changes(this);
+    return this.changes[how](...asked);
+  }
+
+  closed() {
+    this.stream._end("ended by the gateway", "end", { reason: "closed" });
+  }
+
+  close() {
+    this.#closing.abort();
+    this.drop();
+    clearTimeout(this.pause);
+    this.wake();
+    this.changes?.close();
+  }
+
+  drop(reason, now) {
+    this.why ??= { reason, now };
+    this.abort.abort();
+    clearTimeout(this.timer);
+    clearTimeout(this.impatience);
+  }
+
+  #look(type) {
+    if (type === "offline") this.offline = Date.now();
+    else if (type === "online" || !document.hidden) {
+      if (this.heard < this.offline || this.#left() < 0) this.drop("silence", true);
+      if (Date.now() >= this.earliest) this.wake();
+    }
+  }
+
+  #left() {
+    return this.heard + 3 * this.keepalive - Date.now();
+  }
+
+  #watch() {
+    clearTimeout(this.timer);
+    if (this.#left() < 0) this.drop("silence");
+    else this.timer = setTimeout(() => this.#watch(), this.#left() + 1);
+  }
+
+  async #run() {
     try {
-      await null; // for who connects to add listeners
       while (!this.over) {
-        const lost = await this.open();
-        clearTimeout(this.watchdog);
-        clearTimeout(this.renewal);
+        this.abort = new AbortController();
+        this.why = this.opened = undefined;
+        this.heard = Date.now();
+        this.#watch();
+        await (this.poll?.() ?? this.#open()).catch((error) => {
+          if (error instanceof Failure) throw error;
+        });
+        this.drop("network");
         this.stream.clientId = "";
-        if (!this.over) await this.pause(lost);
+        if (!this.over) await this.#pause(this.why);
       }
     } catch (error) {
       this.stream._end(error.message, "error", error);
     }
   }
 
-  async pause({ reason, least = 0, now }) {
+  async #pause({ reason, least = 0, now }) {
     const { minDelay = 500, maxDelay = 30_000, attempts = Infinity } = this.options;
-    if (this.opened && Date.now() - this.opened >= LIVED) this.attempt = 0;
-    this.opened = 0;
-    if (this.attempt >= attempts) throw failure(`Gave up after ${attempts} attempts: ${reason}.`);
-    const first = Math.max(minDelay, least ? 0 : this.retry ?? 0);
-    const most = Math.max(first, Math.min(maxDelay, first * 2 ** this.attempt));
+    if (Date.now() - this.opened > LIVED) this.attempt = 0;
+    if (this.attempt >= attempts) throw new Failure(`Given up: ${reason}.`);
+    const first = Math.max(minDelay, least ? 0 : this.parser?.retry ?? 0);
+    const most = Math.max(first, Math.min(maxDelay, first * 2 ** this.attempt++));
     const delay = now ? 0 : least + Math.random() * most;
-    const told = { attempt: ++this.attempt, delay, reason };
-    this.stream._set({ status: "reconnecting", transport: "stream", ...told });
+    const told = { attempt: this.attempt, delay, reason };
+    this.stream._set({ status: "reconnecting", ...told });
     this.stream._tell("reconnecting", told);
-    const earliest = Date.now() + least;
-    await new Promise((resolve) => {
-      let timer = setTimeout(resolve, Math.min(delay, MAX_TIMER));
-      this.wake = () => {
-        clearTimeout(timer);
-        timer = setTimeout(resolve, this.over ? 0 : Math.max(0, earliest - Date.now()));
-      };
-      if (this.over) this.wake();
+    this.earliest = Date.now() + least;
+    await new Promise((wake) => {
+      this.wake = wake;
+      this.pause = setTimeout(wake, Math.min(delay, MAX_TIMER));
     });
   }
 
-  look() {
-    if (globalThis.document?.hidden) return;
-    if (Date.now() - this.heard > 3 * this.keepalive) this.drop("silence", true);
-    this.wake();
-  }
-
-  drop(why, now) {
-    this.why ??= { reason: why, now };
-    this.abort?.abort();
-  }
-
-  watch() {
-    const left = this.heard + 3 * this.keepalive - Date.now();
-    if (left <= 0) this.drop("silence");
-    else this.watchdog = setTimeout(() => this.watch(), left);
-  }
-
-  route(path) {
-    const url = new URL(this.url);
-    url.pathname = url.pathname.replace(/\/events(\/.*)?$|\/[^/]*$/, "") + path;
-    return url;
-  }
-
-  query(url) {
+  target(route) {
     const { user, replay } = this.options;
-    const { stream } = this;
-    url.searchParams.delete("channel");
-    for (const name of stream.channels) {
-      if (!this.added.has(name)) url.searchParams.append("channel", name);
+    const url = new URL(this.url);
+    const { searchParams } = url;
+    url.pathname = url.pathname.replace(/\/events(?=\/|$)/, route);
+    const channels = this.stream.channels.filter((name) => !this.changes?.leavesOut(name)).join();
+    for (const [name, value] of Object.entries({ channels, user, replay, annotate: true })) {
+      if (value || value === 0) searchParams.set(name, value);
     }
-    if (user) url.searchParams.set("user", user);
-    if (replay !== undefined && !stream.lastEventId) url.searchParams.set("replay", replay);
     return url;
   }
 
-  async token(again) {
-    const { token } = this.options;
-    if (!callable(token)) return token;
-    if (again || !this.held || Date.now() >= this.renew) {
-      this.held = await token();
-      const left = expiry(this.held) - this.skew - Date.now();
-      this.renew = Date.now() + left - Math.min(30_000, left / 2);
+  async ask(url, init) {
+    const { headers, credentials, token, fetch = globalThis.fetch } = this.options;
+    const { signal } = this.abort;
+    if (!this.token || Date.now() > this.renewal) {
+      const aborted = new Promise((_, reject) => signal.addEventListener("abort", reject));
+      this.token = await Promise.race([callable(token) ? token() : token, aborted]);
     }
-    return this.held;
-  }
-
-  async ask(url, init, again) {
-    const { headers, credentials, fetch = globalThis.fetch } = this.options;
-    const token = await this.token(again);
-    const authorization = token ? { Authorization: `Bearer ${token}` } : {};
-    const response = await fetch(url, {
+    const bearer = this.token && { Authorization: `Bearer ${this.token}` };
+    return fetch(url, {
       cache: "no-store",
       credentials,
-      signal: this.abort.signal,
+      signal,
       ...init,
-      headers: { ...headers, ...authorization, ...init.headers },
+      headers: { ...headers, ...bearer, ...init.headers },
     });
-    if (response.status !== 401 || again || !callable(this.options.token)) return response;
-    return this.ask(url, init, true);
   }
 
-  async open() {
-    const { stream } = this;
-    const request = !this.posted && this.options.request;
-    const first = this.posted && !this.located;
-    if (first) throw failure("The answer to the request names no address at which to go on.");
-    for (const [name, { until }] of this.added) {
-      if (until && compare(stream.lastEventId, until) > 0) this.added.delete(name);
-    }
-    for (const entry of this.added.values()) entry.until = "";
-    this.abort = new AbortController();
-    this.why = undefined;
-    this.heard = Date.now();
-    this.watch();
-    const url = request ? this.url : this.query(new URL(this.url));
-    url.searchParams.set("annotate", true);
+  async #open() {
+    const { stream, options } = this;
+    const { lastEventId } = stream;
     const headers = { Accept: "text/event-stream" };
-    if (stream.lastEventId) headers["Last-Event-ID"] = stream.lastEventId;
-    let response;
-    try {
-      const init = request && { method: "POST", body: request.body };
-      this.posted = request;
-      response = await this.ask(url, { ...init, headers: { ...headers, ...request?.headers } });
-    } catch (error) {
-      if (request && !this.over) throw failure("The request failed and is not sent twice.");
-      return this.why ?? { reason: "network" };
-    }
-    const located = response.headers.get("Content-Location") ?? response.headers.get("Location");
-    if (request && located) this.url = new URL(located, response.url || this.url);
-    this.located = located;
-    const { status } = response;
-    const type = response.headers.get("Content-Type") ?? "";
-    if (status === 204) stream._end("ended by the gateway", "end", { reason: "closed" });
-    else if (status === 200 && type.startsWith("text/event-stream")) await this.read(response);
-    else if (status === 429 || status >= 500) {
-      const after = response.headers.get("Retry-After");
-      return { reason: `status ${status}`, least: Math.max(0, after * 1000 || 0) };
-    } else throw await refusal(response);
-    return this.why ?? { reason: "ended" };
-  }
-
-  async read(response) {
-    const { stream } = this;
-    const parser = new Parser((event) => this.over || this.take(event));
-    parser.lastEventId = stream.lastEventId;
+    if (lastEventId) headers["Last-Event-ID"] = lastEventId;
+    const find = () => import("./poll.js").then((poll) => poll.find(this)).catch(() => {});
+    this.impatience = setTimeout(find, PATIENCE);
+    const response = await (options.request && !this.posted
+      ? (await import("./request.js")).post(this, headers)
+      : this.ask(this.target("/events"), { headers }));
+    const isStream = /^text\/event-stream/.test(response.headers.get("Content-Type"));
+    if (!isStream || !response.ok) return (await import("./refused.js")).refused(this, response);
+    const take = (event) => this.over || this.#take(event);
+    const parser = (this.parser = new Parser(take, { ...this.parser, lastEventId }));
     const reader = response.body.getReader();
-    for (;;) {
-      let piece;
-      try {
-        piece = await reader.read();
-      } catch {
-        this.why ??= { reason: "network" };
-        return;
-      }
-      if (piece.done || this.over) return;
+    for (let read; !(read = await reader.read()).done; ) {
+      clearTimeout(this.impatience);
       this.heard = Date.now();
-      try {
-        parser.push(piece.value);
-      } finally {
-        this.retry = parser.retry ?? this.retry;
-      }
-      if (this.over) return;
+      parser.push(read.value);
+      if (this.over) break;
       stream.lastEventId = parser.lastEventId;
-      if (stream.lastEventId.endsWith(".closed")) {
-        stream._end("ended by the gateway", "end", { reason: "closed" });
-      }
+      if (stream.lastEventId.endsWith("closed")) this.closed();
     }
+    this.drop("end of the response");
   }
 
-  take({ type, data, id, lastEventId, channel, at }) {
+  #take({ type, data, id, channel, at }) {
     const { stream } = this;
     const channels = channel ? channel.split(",") : [];
-    if (!at) stream.lastEventId = lastEventId;
-    else if (this.isKnown(at, channels)) return;
-    for (const name of channels) {
-      const entry = this.added.get(name);
-      if (entry) entry.at = at || id;
-    }
-    if (type === "connected") this.connected(JSON.parse(data));
-    else if (type === "gap" || type === "dropped") stream._tell(type, JSON.parse(data));
-    else if (type === "reconnect") {
-      this.why = { reason: JSON.parse(data).reason, least: this.retry };
-    } else if (type !== "keepalive") stream._event({ type, data, id: at || id, channels });
-  }
-
-  connected({ clientId, channels, keepalive, serverTime }) {
-    const { stream } = this;
-    this.keepalive = keepalive ?? KEEPALIVE;
-    this.skew = serverTime - Date.now();
-    this.opened = Date.now();
-    stream.clientId = clientId;
-    if (this.options.request && !stream.channels.length) {
-      stream.channels = channels.filter((name) => name !== "global" && !name.startsWith("user:"));
-    }
-    stream._set({ status: "open", transport: "stream", attempt: 0, delay: 0, reason: "" });
-    stream._tell("open", { clientId, channels });
-    for (const name of this.added.keys()) this.add(name);
-    this.renewLater();
-  }
-
-  renewLater() {
-    if (!callable(this.options.token) || !Number.isFinite(this.renew)) return;
-    const left = Math.min(MAX_TIMER, Math.max(1_000, this.renew - Date.now()));
-    this.renewal = setTimeout(async () => {
-      try {
-        if (Date.now() >= this.renew) {
-          await this.ask(this.route(`/clients/${this.stream.clientId}/token`), { method: "PUT" });
-        }
-      } catch {
-        // the stream ends with its token, and comes back with another
+    stream.lastEventId = id;
+    if (this.changes?.isKnown(channels, at, id)) return;
+    if (type === "connected") {
+      const { clientId, channels, keepalive, serverTime } = JSON.parse(data);
+      this.opened = Date.now();
+      this.began ??= id;
+      this.keepalive = keepalive ?? this.keepalive;
+      this.#watch();
+      stream.clientId = clientId;
+      stream._set({ status: "open", transport: "stream" });
+      stream._tell("open", { clientId, channels });
+      if (this.changes || callable(this.options.token)) {
+        this.change("opened", serverTime).catch(() => this.drop("network"));
       }
-      if (this.stream.clientId) this.renewLater();
-    }, left);
+    } else if (/^(gap|dropped)$/.test(type)) stream._tell(type, JSON.parse(data));
+    else if (type === "reconnect") this.why = { ...JSON.parse(data), least: this.parser.retry };
+    else stream._event({ type, data, id: at || id, channels });
   }
-
-  // -- channels of an open stream
-
-  isKnown(at, channels) {
-    return channels.some((name) => {
-      const entry = this.added.get(name);
-      const to = entry ? entry.at : this.stream.lastEventId;
-      return entry?.from ? compare(at, entry.from) > 0 && compare(at, to) <= 0 : false;
-    });
-  }
-
-  async subscribe(channel, since = "") {
-    const { stream, added } = this;
-    if (stream.channels.includes(channel) && !added.has(channel)) return stream.lastEventId;
-    if (!added.has(channel)) {
-      const entry = { from: since, at: since, until: "" };
-      entry.done = new Promise((resolve, reject) => Object.assign(entry, { resolve, reject }));
-      added.set(channel, entry);
-      stream.channels = [...stream.channels, channel];
-      if (stream.state.status === "open") this.add(channel);
-    }
-    return added.get(channel).done;
-  }
-
-  async add(name) {
-    const entry = this.added.get(name);
-    const { stream } = this;
-    const { clientId } = stream;
-    const url = this.route(`/clients/${clientId}/channels/${encodeURIComponent(name)}`);
-    if (entry.at) url.searchParams.set("since", entry.at);
-    try {
-      const response = await this.ask(url, { method: "PUT" });
-      if (response.ok) {
-        const { id } = await response.json();
-        entry.from ||= id;
-        entry.at ||= id;
-        entry.until = id;
-        entry.resolve(id);
-      } else throw await refusal(response);
-    } catch (error) {
-      if (error.status && error.status !== 404) {
-        this.added.delete(name);
-        stream.channels = stream.channels.filter((other) => other !== name);
-        entry.reject(error);
-      } else if (clientId === stream.clientId) this.drop("channels");
-    }
-  }
-
-  async unsubscribe(channel) {
-    const { stream } = this;
-    this.added.get(channel)?.reject(new Error("Unsubscribed."));
-    this.added.delete(channel);
-    stream.channels = stream.channels.filter((name) => name !== channel);
-    if (!stream.clientId) return;
-    const url = this.route(`/clients/${stream.clientId}/channels/${encodeURIComponent(channel)}`);
-    try {
-      const response = await this.ask(url, { method: "DELETE" });
-      if (!response.ok) throw await refusal(response);
-    } catch {
-      this.drop("channels");
-    }
-  }
-}
-
-function expiry(token) {
-  try {
-    const claims = token.split(".")[1].replace(/-/g, "+").replace(/_/g, "/");
-    return JSON.parse(atob(claims)).exp * 1000 || Infinity;
-  } catch {
-    return Infinity;
-  }
-}
-
-function failure(sentence, status) {
-  return Object.assign(new Error(sentence), { status });
-}
-
-async function refusal(response) {
-  const { detail } = await response.json().catch(() => ({}));
-  return failure(detail ?? `The answer was ${response.status}.`, response.status);
 }
