@@ -16,7 +16,6 @@ that there is something to replay and to drop.
 2. What fails is counted and tried again later: nodes may come and go meanwhile.
 """
 
-import json
 import logging
 import os
 import random
@@ -24,27 +23,25 @@ import signal
 import uuid
 from collections import Counter
 from collections.abc import Awaitable, Callable
-from contextlib import aclosing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 from urllib.parse import urlsplit
 
 import click
 import httpx
 import trio
 
+from gateway.client import Document, Event, Publisher, Reconnecting, TokenSource, subscribe
 from gateway.errors import GatewayError
-from gateway.follow import Lost, authorization, follow
 from gateway.mint import make_token
 from gateway.settings import load
 
 TICKERS = [f"ticker.{name}" for name in ("ada", "bell", "curie", "dirac", "euler", "fermi")]
 ROOMS = [f"room.{name}" for name in ("atrium", "cellar", "garden", "library", "tower")]
 
-TRIES = 5
-"""Of a publish, a second apart: as long as a node takes to be replaced."""
+GIVE_UP_AFTER = 30.0
+"""Seconds, of a publish: longer than a node takes to be replaced."""
 
 RETRY_SECONDS = 5.0
 """After a refusal that coming back at once would not mend."""
@@ -56,11 +53,6 @@ REPORT_SECONDS = 10.0
 
 _log = logging.getLogger("traffic")
 
-TOLD = frozenset({"connected", "gap", "dropped", "reconnect"})
-"""What the gateway itself tells a reader, counted by name."""
-
-Event = dict[str, Any]
-
 
 @dataclass
 class Reader:
@@ -70,38 +62,22 @@ class Reader:
 
 
 class Traffic:
-    def __init__(self, url: str, slow_url: str, token: str, client: httpx.AsyncClient) -> None:
+    def __init__(self, url: str, slow_url: str, publisher: Publisher) -> None:
         self._url = url
         self._slow_url = slow_url
-        self._token = token
-        self._client = client
+        self._publisher = publisher
         self._tls = httpx.create_ssl_context()  # once: it takes as long as a hundred events
         self.counts = Counter[str]()
 
     # --- publishers -------------------------------------------------------------------------------
 
-    async def publish(self, *events: Event) -> None:
-        """All in one request; again, under the same ids, where it is not known to be taken."""
-        named = ({"id": str(uuid.uuid4())} | event for event in events)
-        body = "".join(json.dumps(event) + "\n" for event in named)
-        for _ in range(TRIES):
-            try:
-                answer = await self._client.post(
-                    f"{self._url}/publish",
-                    content=body,
-                    headers={"Content-Type": "application/x-ndjson"} | authorization(self._token),
-                )
-            except httpx.TransportError as error:
-                self.counts["publishes failed"] += 1
-                _log.warning("publish: %r", error)
+    async def publish(self, *events: Document) -> None:
+        async for result in self._publisher.publish_many(events):
+            if result.error is None:
+                self.counts["published"] += 1
             else:
-                taken = answer.text.count('{"id":') if answer.status_code == httpx.codes.OK else 0
-                self.counts["published"] += taken
-                if taken == len(events):
-                    return
                 self.counts["publishes refused"] += 1
-                _log.warning("publish: %d %s", answer.status_code, answer.text[:200])
-            await trio.sleep(1)
+                _log.warning("publish: %s", result.error)
 
     async def tick(self) -> None:
         """Five prices of each ticker a second."""
@@ -162,7 +138,7 @@ class Traffic:
         """What a user hears, and a room; with a new token when the last one has expired."""
         reader = Reader(ROOMS[:1])
         while True:
-            await self._read(reader, make_token())
+            await self._read(reader, make_token)
 
     async def read_slowly(self) -> None:
         """All tickers and rooms, more slowly than they speak: as a phone in a lift."""
@@ -189,23 +165,33 @@ class Traffic:
             self.counts["slow readers cut"] += 1
             await trio.sleep(RETRY_SECONDS)
 
-    async def _read(self, reader: Reader, token: str = "") -> None:
+    async def _read(self, reader: Reader, token: TokenSource = "") -> None:
         """Read until the stream has ended for good, or was refused."""
-        url = httpx.URL(f"{self._url}/events", params=[("channel", c) for c in reader.channels])
-        headers = authorization(token)
-        async with httpx.AsyncClient(trust_env=False, verify=self._tls, headers=headers) as client:
+        async with httpx.AsyncClient(trust_env=False, verify=self._tls) as client:
+            stream = subscribe(
+                self._url,
+                reader.channels,
+                token=token,
+                last_event_id=reader.position,
+                annotate=False,
+                client=client,
+            )
             try:
-                async with aclosing(follow(client, url, last_event_id=reader.position)) as events:
-                    async for event in events:
-                        if isinstance(event, Lost):
-                            self.counts["connections ended"] += 1
-                            continue
-                        reader.position = event.last_event_id
-                        self.counts[event.event if event.event in TOLD else "received"] += 1
+                async with stream:
+                    async for item in stream.items:
+                        match item:
+                            case Event():
+                                self.counts["received"] += 1
+                            case Reconnecting():
+                                self.counts["connections ended"] += 1
+                            case _:
+                                self.counts[type(item).__name__.lower()] += 1
             except (GatewayError, httpx.RequestError) as error:
                 self.counts["streams refused"] += 1
                 _log.warning("stream: %s", error)
                 await trio.sleep(RETRY_SECONDS)
+            finally:
+                reader.position = stream.last_event_id
 
     async def report(self) -> None:
         while True:
@@ -218,7 +204,7 @@ class Traffic:
         _log.info("%s", told)
 
 
-def _price(ticker: str, price: float) -> Event:
+def _price(ticker: str, price: float) -> Document:
     data = {"price": round(price, 2), "volume": random.randint(1, 1000), "venue": "everywhere"}
     return {"channel": ticker, "event": "price", "data": data}
 
@@ -264,9 +250,11 @@ async def run(
 ) -> None:
     config = load({}, os.environ, None).config
     names = [str(number) for number in range(1, users + 1)]
-    timeout = httpx.Timeout(30)
-    async with httpx.AsyncClient(trust_env=False, timeout=timeout) as client:
-        traffic = Traffic(url.rstrip("/"), slow_url, token, client)
+    async with (
+        httpx.AsyncClient(trust_env=False) as client,
+        Publisher(url, token=token, client=client, give_up_after=GIVE_UP_AFTER) as publisher,
+    ):
+        traffic = Traffic(url, slow_url, publisher)
         tasks: list[Callable[[], Awaitable[None]]] = [
             traffic.tick,
             traffic.burst,

@@ -25,7 +25,7 @@ from gateway.errors import BadRequest, Unauthorized
 from gateway.identity import ANYBODY, Identity
 from gateway.jwks import RemoteKeys
 from gateway.keys import Key, general_key, read_keys
-from gateway.names import Pattern, compile_pattern, user_channel
+from gateway.names import Pattern, compile_pattern, is_reserved, user_channel
 
 MAX_TOKEN_BYTES = 8 * 1024
 """As long as a URL may be that carries it."""
@@ -185,6 +185,8 @@ class Authenticator:
         """Whether a channel is open to ``identity``, or to everybody."""
         if identity.may_subscribe(name):
             return True
+        if is_reserved(name):  # whatever pattern makes others public
+            return False
         return self._config.anonymous and self._is_open_to_all(name)
 
     def _is_open_to_all(self, name: str) -> bool:

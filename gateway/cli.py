@@ -4,23 +4,38 @@ Exit codes: 0 done, 1 refused or failed, 2 a setting or an argument that cannot 
 interrupted. What went wrong is one line on stderr; stdout carries only what was asked for.
 """
 
+import io
 import json
 import os
 import re
 import sys
-from collections.abc import Callable
+from collections import deque
+from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 from urllib.parse import quote
 
 import click
 import httpx
 import trio
 
+from gateway import client
+from gateway.client import (
+    Connected,
+    Document,
+    Dropped,
+    Event,
+    Gap,
+    Publisher,
+    Reconnecting,
+    Subscription,
+)
+from gateway.client.http import authorization, describe, detail
+from gateway.client.outgoing import REQUEST_SECONDS
 from gateway.config import Config
 from gateway.errors import ConfigError, GatewayError
-from gateway.follow import Lost, authorization, describe, follow, refusal
 from gateway.settings import (
     SECRETS,
     SETTINGS,
@@ -32,13 +47,10 @@ from gateway.settings import (
     check_api_key,
     load,
 )
-from gateway.sse import ServerSentEvent
 
 DEFAULT_URL = f"http://{Config().bind}"
-PUBLISH_TIMEOUT = 30.0
-"""Seconds of silence: a publish may first wait for room, by default 5 of them."""
-CONTROL_EVENTS = frozenset({"connected", "dropped", "gap", "reconnect"})
-"""What the gateway itself tells a client."""
+READ_BYTES = 64 * 1024
+"""Of stdin, at a time."""
 
 INTERRUPTED = 128 + 2
 """What shells report of a command that SIGINT ended."""
@@ -206,62 +218,168 @@ _token: Callable[[Any], Any] = click.option(
 
 
 @main.command()
-@click.argument("channel")
-@click.argument("data", default="-")
+@click.argument("channel", required=False)
+@click.argument("data", required=False)
 @click.option("--event", metavar="TYPE", help="the event's type; without, it is a message")
+@click.option("--lines", is_flag=True, help="each line of stdin is the data of an event")
+@click.option(
+    "--ndjson", is_flag=True, help="each line of stdin is an event as POST /publish has it"
+)
 @_token
 @_url
-def publish(channel: str, data: str, event: str | None, token: str, url: str) -> None:
+def publish(
+    channel: str | None,
+    data: str | None,
+    event: str | None,
+    lines: bool,
+    ndjson: bool,
+    token: str,
+    url: str,
+) -> None:
     """Publish one event to CHANNEL and print its id.
 
     DATA is sent as it is; without it, or with -, all of stdin is.
+
+    With --lines or --ndjson there are many: as they come, in their order, each again until it is
+    taken. Each has its id as a line of stdout, or why it was refused as one of stderr; then the
+    exit code is 1.
     """
-    body = sys.stdin.buffer.read() if data == "-" else os.fsencode(data)
+    if ndjson and (lines or channel is not None or event):
+        raise click.UsageError("With --ndjson all stands in the lines.")
+    if lines and data is not None:
+        raise click.UsageError("With --lines the data is on stdin.")
+    if ndjson:
+        _publish_stdin(url, token, _event_of_json)
+        return
+    if channel is None:
+        raise click.UsageError("Missing argument 'CHANNEL'.")
+    if lines:
+        _publish_stdin(url, token, partial(_event_of_line, channel, event))
+        return
     answer = httpx.post(
         f"{url}/publish/{quote(channel, safe='')}",
         params={"event": event} if event else {},
-        content=body,
-        headers={"Content-Type": "text/plain; charset=utf-8"} | authorization(token),
-        timeout=PUBLISH_TIMEOUT,
+        content=sys.stdin.buffer.read() if data in (None, "-") else os.fsencode(data),
+        headers={b"Content-Type": b"text/plain; charset=utf-8"} | authorization(token),
+        timeout=REQUEST_SECONDS,
     )
     if answer.status_code != httpx.codes.ACCEPTED:
-        raise refusal(answer)
+        raise GatewayError(detail(answer))
     click.echo(answer.json()["id"])
 
 
+def _event_of_line(channel: str, event: str | None, line: bytes) -> Document:
+    type = {"event": event} if event else {}
+    return {"channel": channel, "data": line.decode(errors="replace")} | type
+
+
+def _event_of_json(line: bytes) -> Document:
+    """Raises ValueError."""
+    event = json.loads(line)
+    if not isinstance(event, dict):
+        raise ValueError("an event is a JSON object")
+    return event
+
+
+def _publish_stdin(url: str, token: str, read: Callable[[bytes], Document]) -> None:
+    if trio.run(_publish_many, url, token, read):
+        raise GatewayError("Not all events were taken.")
+
+
+async def _publish_many(url: str, token: str, read: Callable[[bytes], Document]) -> bool:
+    """Publish what stdin has; whether anything was refused."""
+    refused = False
+    numbers = deque[int]()
+
+    async def events() -> AsyncGenerator[Document, None]:
+        nonlocal refused
+        async for number, line in _lines():
+            try:
+                event = read(line)
+            except ValueError as error:
+                refused = True
+                _note(f"line {number}: {error}")
+            else:
+                numbers.append(number)
+                yield event
+
+    async with Publisher(url, token=token) as publisher, aclosing(events()) as source:
+        async for result in publisher.publish_many(source):
+            number = numbers.popleft()
+            if result.error is None:
+                click.echo(result.position)
+            else:
+                refused = True
+                _note(f"line {number}: {result.error}")
+    return refused
+
+
+async def _lines() -> AsyncGenerator[tuple[int, bytes], None]:
+    """The lines of stdin that are not blank, by number, as they come."""
+    stdin = cast("io.BufferedReader", sys.stdin.buffer)
+    rest = b""
+    number = 0
+    more = True
+    while more:
+        read = partial(stdin.read1, READ_BYTES)
+        data = await trio.to_thread.run_sync(read, abandon_on_cancel=True)
+        more = bool(data)
+        *lines, rest = (rest + (data or b"\n")).split(b"\n")
+        for line in lines:
+            number += 1
+            if line.strip():
+                yield number, line.removesuffix(b"\r")
+
+
 @main.command(short_help="Print the events of channels as they come.")
-@click.argument("channels", nargs=-1, required=True, metavar="CHANNEL...")
+@click.argument("channels", nargs=-1, metavar="CHANNEL...")
+@click.option("--user", metavar="ID", help="where no token names him: a node without keys")
 @click.option("--last-event-id", default="", metavar="ID", help="begin after this event")
+@click.option(
+    "--replay", type=click.IntRange(0), metavar="N", help="begin with the N newest events"
+)
 @click.option("--json", "as_json", is_flag=True, help="one JSON object per line")
 @_token
 @_url
 def subscribe(
-    channels: tuple[str, ...], last_event_id: str, as_json: bool, token: str, url: str
+    channels: tuple[str, ...],
+    user: str | None,
+    last_event_id: str,
+    replay: int | None,
+    as_json: bool,
+    token: str,
+    url: str,
 ) -> None:
     """Print the events of channels as they come: id, type and data, divided by tabs.
 
     Newlines, tabs, backslashes and control characters are escaped. Comes back after a lost
     connection as a browser does; what the gateway itself tells goes to stderr.
     """
-    stream = httpx.URL(f"{url}/events", params=[("channel", channel) for channel in channels])
-    render: Callable[[ServerSentEvent], str] = _json_line if as_json else _line
-    trio.run(_print_events, stream, last_event_id, token, render)
+    if not channels and user is None:
+        raise click.UsageError("Missing argument 'CHANNEL...', or --user.")
+    render: Callable[[Event], str] = _json_line if as_json else _line
+    subscription = client.subscribe(
+        url,
+        channels,
+        token=token,
+        user=user,
+        last_event_id=last_event_id,
+        replay=replay,
+        annotate=False,
+    )
+    trio.run(_print_events, subscription, render)
 
 
-async def _print_events(
-    url: httpx.URL, last_event_id: str, token: str, render: Callable[[ServerSentEvent], str]
-) -> None:
-    async with (
-        httpx.AsyncClient(headers=authorization(token)) as client,
-        aclosing(follow(client, url, last_event_id=last_event_id)) as events,
-    ):
-        async for event in events:
-            if isinstance(event, Lost):
-                _note(f"lost: {event.reason}, again in {event.retry:g} s")
-            elif event.event in CONTROL_EVENTS:
-                _note(f"{event.event}: {event.data.translate(_ESCAPES)}")
-            else:
-                click.echo(render(event))  # which flushes
+async def _print_events(subscription: Subscription, render: Callable[[Event], str]) -> None:
+    async with subscription:
+        async for item in subscription.items:
+            match item:
+                case Event():
+                    click.echo(render(item))  # which flushes
+                case Reconnecting():
+                    _note(f"lost: {item.reason}, again in {item.delay:.3g} s")
+                case Connected() | Gap() | Dropped():
+                    _note(f"{type(item).__name__.lower()}: {item.data.translate(_ESCAPES)}")
 
 
 @main.command("token", short_help="Print a token signed with the node's secret.")
@@ -328,13 +446,13 @@ def make_api_key_command(name: str, publish: tuple[str, ...], admin: bool) -> No
     click.echo("\n".join(lines))
 
 
-def _line(event: ServerSentEvent) -> str:
-    fields = (event.last_event_id, event.event, event.data)
+def _line(event: Event) -> str:
+    fields = (event.id, event.type, event.data)
     return "\t".join(field.translate(_ESCAPES) for field in fields)
 
 
-def _json_line(event: ServerSentEvent) -> str:
-    told = {"id": event.last_event_id, "event": event.event, "data": event.data}
+def _json_line(event: Event) -> str:
+    told = {"id": event.id, "event": event.type, "data": event.data}
     return json.dumps(told, ensure_ascii=False)
 
 

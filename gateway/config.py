@@ -13,7 +13,7 @@ from functools import lru_cache
 from ipaddress import IPv6Address, ip_address
 from typing import Annotated
 
-from gateway.names import compile_pattern
+from gateway.names import OPS_CHANNEL, compile_pattern
 from gateway.policy import Policy
 
 KIB = 1024
@@ -70,6 +70,17 @@ class ChannelRule:
     @property
     def has_history(self) -> bool:
         return self.history_events > 0 and self.history_bytes > 0
+
+
+OPS_RULE = ChannelRule(
+    match=OPS_CHANNEL,
+    policy=Policy.LATEST,
+    history_events=MAX_WORKERS,
+    history_bytes=4 * MIB,
+    history_seconds=10.0,
+)
+"""Of the reports, which are no setting: the last one of each worker is to be had, so that a page
+that opens has something to show, and none that is older than anybody would act on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,6 +208,11 @@ class Config:
         "for which browsers remember what a preflight told; Chromium's most",
     ] = 7200.0
     demo: Annotated[bool, "serve the demo page at /; a first try needs nothing else"] = True
+    ops: Annotated[
+        bool,
+        "serve the page for operators at /ops; what it shows and does still needs a token of an"
+        " administrator where there are keys",
+    ] = True
     node_id: Annotated[
         str, "name of the node in /stats and logs; empty: the host name and a random suffix"
     ] = ""
@@ -457,10 +473,13 @@ class Config:
         return int(self.workers)
 
     def rule(self, channel: str) -> ChannelRule:
-        """The first rule that matches, else the general settings as a rule for ``**``.
+        """The first rule that matches, else the general settings as a rule for ``**``; what the
+        gateway tells of itself has its own, whatever matches.
 
         Compiles every pattern it passes: whoever asks per event keeps the answer.
         """
+        if channel == OPS_CHANNEL:
+            return OPS_RULE
         for rule in self.channels:
             if compile_pattern(rule.match).matches(channel):
                 return rule

@@ -75,6 +75,10 @@ class Left(msgspec.Struct, frozen=True, tag=True):
     """The worker has emptied its accept queue and accepts no more: another one can."""
 
 
+class Leave(msgspec.Struct, frozen=True, tag=True):
+    """Drain the whole node: a worker was asked for that. It says so once."""
+
+
 class Own(msgspec.Struct, frozen=True, tag=True):
     """The worker's own statistics: an answer to `Ask`, and its last words."""
 
@@ -86,7 +90,7 @@ class Question(msgspec.Struct, frozen=True, tag=True):
 
 
 ToWorker = Start | Drain | Ask | Answer | Gone | Reload
-ToSupervisor = Ready | Left | Own | Question
+ToSupervisor = Ready | Left | Leave | Own | Question
 
 Received = TypeVar("Received", ToWorker, ToSupervisor)
 

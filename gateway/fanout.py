@@ -95,8 +95,7 @@ class Fanout:
                 client.stage_control(block)
             case _:
                 return
-        hub.gaps[reason] += 1
-        client.gaps += 1
+        hub.count_gap(client, names, reason)
 
     async def _pass(self, frames: list[Frame], before: Position) -> None:
         hub, began = self._hub, time.perf_counter()
@@ -108,6 +107,8 @@ class Fanout:
             for name in frame.channels:
                 if name in channels:
                     wanted.setdefault(name, []).append(frame)
+        for name, batch in wanted.items():
+            channels[name].events += len(batch)
         traced = self._traced(wanted) if self._tracing is not None else {}
         started_ns = time.time_ns() if traced else 0
         if len(wanted) == 1:
@@ -193,7 +194,8 @@ class Fanout:
         plain = [client for client in clients if not client.annotated]
         if plain:
             await self._send(frames, plain, before, counted)
-        if len(plain) == len(clients):
+            clients = [client for client in clients if client.annotated]
+        if not clients:
             return
         annotated, among = [], frozenset(names)
         for frame in frames:
@@ -201,7 +203,7 @@ class Fanout:
             if (frame, named) not in made:
                 made[frame, named] = frame.annotated(named)
             annotated.append(made[frame, named])
-        await self._send(annotated, [c for c in clients if c.annotated], before, counted)
+        await self._send(annotated, clients, before, counted)
 
     async def _end_channels(self, frame: Frame) -> None:
         """Tell the clients of channels that a frame has ended; those who replay find it out."""

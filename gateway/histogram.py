@@ -75,3 +75,23 @@ def total(values: Iterable[float]) -> float:
     less by a rounding, once a worker has ended, is to Prometheus a counter that began anew.
     """
     return sum(round(value / GRAIN) for value in values) * GRAIN
+
+
+def since(now: Distribution, then: Distribution) -> Distribution:
+    """The values that came after ``then``, an earlier snapshot of the same histogram."""
+    counts = tuple(later - earlier for later, earlier in zip(now.counts, then.counts, strict=True))
+    return Distribution(now.bounds, counts, now.sum - then.sum)
+
+
+def quantile(of: Distribution, share: float) -> float | None:
+    """The value up to which that share of all are, as even as they may lie within a bucket; what is
+    above all bounds counts as the last of them. None of no values."""
+    wanted = of.count * share
+    if not of.count:
+        return None
+    below = 0
+    for lower, upper, count in zip((0.0, *of.bounds), of.bounds, of.counts, strict=False):
+        if count and below + count >= wanted:
+            return lower + (upper - lower) * (wanted - below) / count
+        below += count
+    return of.bounds[-1]

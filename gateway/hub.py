@@ -6,13 +6,13 @@
 3. What must see a client between two passes, never in the middle of one, holds ``turn``.
 """
 
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
 import trio
 
-from gateway import control, stream_log
+from gateway import control, happenings, stream_log
 from gateway.charge import Charge
 from gateway.config import Config
 from gateway.event import Frame
@@ -21,7 +21,7 @@ from gateway.http1_render import LAST_CHUNK, chunk
 from gateway.hub_client import Client, Reason, State
 from gateway.lanes import Poller
 from gateway.members import Members
-from gateway.names import is_reserved
+from gateway.names import comes_unasked, is_reserved
 from gateway.outbox import Outbox
 from gateway.pending import Pending
 from gateway.policy import Policy
@@ -119,9 +119,9 @@ class Hub:
         self.pass_events = Histogram(SIZES)
         self.pass_deliveries = Histogram(CROWDS)
         self.keepalives = 0
-        self._openings: dict[str, int] = dict.fromkeys(Opening, 0)
+        self.openings: dict[str, int] = dict.fromkeys(Opening, 0)
         self.gaps: dict[str, int] = dict.fromkeys(control.Gap, 0)
-        self._closed: dict[str, int] = dict.fromkeys(Reason, 0)
+        self.closed: dict[str, int] = dict.fromkeys(Reason, 0)
         self.parting: list[Callable[[Client], None]] = []
         """Called with each client whose stream ends, for whom nothing is counted from then on."""
 
@@ -143,8 +143,10 @@ class Hub:
         """A new client; it is replaying until `go_live`."""
         if client.sock is not None:
             self._poller.add(client)  # raises OSError where the system has no room for one more
-        self._openings[opening] += 1
+        self.openings[opening] += 1
         self.members.add(client, channels, after)
+        if (watched := self.totals.happenings) is not None and not client.is_poll:
+            watched.add(happenings.OPENED, client, opening)
 
     @property
     def open_streams(self) -> int:
@@ -193,6 +195,12 @@ class Hub:
             client.writable = None
         self.write_waiting(client)
 
+    def end_for_good(
+        self, client: Client, reason: Reason, position: Position | None = None
+    ) -> None:
+        """End a stream well, which is told not to come back, at ``position`` or where it stands."""
+        self.finish(client, reason, control.closed(position or self.stands(client), reason))
+
     def close(self, client: Client, reason: Reason) -> None:
         """End a stream now; what waits for it is not written."""
         if client.state is State.CLOSED:
@@ -229,13 +237,27 @@ class Hub:
             self.close(client, Reason.STALLED)
 
     def _forget(self, client: Client, reason: Reason) -> None:
+        if (watched := self.totals.happenings) is not None and not client.is_poll:
+            seconds = trio.current_time() - client.opened_at
+            watched.add(happenings.CLOSED, client, reason, seconds=seconds)
         self.members.remove(client)
         client.reason = reason
-        self._closed[reason] += 1
+        self.closed[reason] += 1
         for part in self.parting:
             part(client)
 
+    def count_gap(self, client: Client, channels: Sequence[str], reason: control.Gap) -> None:
+        """The client has been told of a gap in ``channels``."""
+        self.gaps[reason] += 1
+        client.gaps += 1
+        if (watched := self.totals.happenings) is not None:
+            watched.add(happenings.GAP, client, reason, channels=channels)
+
     # -- clients that are behind
+
+    def behind(self) -> tuple[Client, ...]:
+        """Those of this moment for which something may wait, but for those that replay."""
+        return tuple(self._behind)
 
     def fall_behind(self, client: Client, frames: list[Frame], sent: int, before: Position) -> None:
         """The socket of a live client took only ``sent`` bytes of ``frames``, perhaps all."""
@@ -327,8 +349,8 @@ class Hub:
             client.ended = (*client.ended, name)  # what waits of it is given first
             return
         self.members.leave(client, name)
-        if all(is_reserved(channel.name) for channel in client.channels):
-            self.finish(client, Reason.ENDED, control.closed(self.stands(client)))
+        if all(comes_unasked(channel.name) for channel in client.channels):
+            self.end_for_good(client, Reason.ENDED)
 
     def end_given_channels(self, client: Client) -> None:
         """End the channels whose last event waited, once nothing waits any more."""
@@ -398,7 +420,7 @@ class Hub:
             pass_deliveries=self.pass_deliveries.snapshot(),
             keepalives=self.keepalives,
             gaps=dict(self.gaps),
-            openings=dict(self._openings),
-            closed=dict(self._closed),
+            openings=dict(self.openings),
+            closed=dict(self.closed),
             classes=self.totals.statistics(),
         )

@@ -82,7 +82,7 @@ class Reason(StrEnum):
 class Channel:
     """Who wants a channel. ``members`` maps each client to the position after which it does."""
 
-    __slots__ = ("annotated", "members", "name", "rule", "tally")
+    __slots__ = ("annotated", "events", "members", "name", "rule", "tally")
 
     def __init__(self, name: str, rule: ChannelRule, tally: Tally) -> None:
         self.name = name
@@ -91,6 +91,8 @@ class Channel:
         self.members: dict[Client, Position] = {}
         self.annotated = 0
         """How many of them have annotated streams."""
+        self.events = 0
+        """That the passes have had for it."""
 
 
 class Client:
@@ -244,6 +246,9 @@ class Client:
             counts = self._tally(frame.channels).dropped
             counts[Dropped.FULL] += full
             counts[Dropped.REPLACED] += dropped - full
+            if (watched := self.totals.happenings) is not None:
+                watched.dropped(self, Dropped.FULL, full)
+                watched.dropped(self, Dropped.REPLACED, dropped - full)
         return True
 
     def stage(self, data: bytes | memoryview, frame: Frame | None = None) -> None:
@@ -395,6 +400,8 @@ class Client:
         if self.state is State.ENDING:
             fresh.close()
         self.dropped += dropped
+        if (watched := self.totals.happenings) is not None:
+            watched.dropped(self, Dropped.MEMORY, dropped)
         old.throw_away(self._count_thrown_away)
         return dropped
 

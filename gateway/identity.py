@@ -1,13 +1,14 @@
 """Who asks, and what that lets them do. Pure: how it is found out is elsewhere.
 
-No pattern matches ``global`` or a user's channel: every client has the one, a client with a user
-its own of the other, and only an administrator publishes to either.
+No pattern reaches ``global`` or a user's channel: every client has the one, a client with a user
+its own of the other, and only an administrator publishes to either. Nor does one reach the channel
+of reports: who may administer has it, and nobody publishes to it.
 """
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
-from gateway.names import Pattern, is_reserved
+from gateway.names import OPS_CHANNEL, Pattern, is_reserved
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -33,9 +34,13 @@ class Identity:
     """The node has no keys: everybody may do everything."""
 
     def may_subscribe(self, name: str) -> bool:
+        if name == OPS_CHANNEL:
+            return self.may_administer()
         return self.is_open or _is_granted(self.subscribe, name)
 
     def may_publish(self, name: str) -> bool:
+        if name == OPS_CHANNEL:
+            return False
         if self.is_open or (self.admin and is_reserved(name)):
             return True
         return _is_granted(self.publish, name)

@@ -7,8 +7,11 @@
 
 from collections.abc import Callable, Collection, Iterable, Sequence
 
+import trio
+
 from gateway.config import ChannelRule
 from gateway.hub_client import Channel, Client
+from gateway.names import OPS_CHANNEL
 from gateway.position import Position
 from gateway.tallies import Tally
 
@@ -29,6 +32,8 @@ class Members:
         self._users: dict[str, dict[Client, None]] = {}
         self.clients: dict[str, Client] = {}
         self.channels: dict[str, Channel] = {}
+        self.watched = trio.Event()
+        """Set when somebody wants the reports, and replaced by whoever has waited for that."""
         self.subscriptions = 0
         """Memberships: of each client as many as it has channels."""
 
@@ -55,6 +60,8 @@ class Members:
         if channel is None:
             rule = self._rule(name)
             channel = self.channels[name] = Channel(name, rule, self._tally(rule))
+            if name == OPS_CHANNEL:
+                self.watched.set()
         if client not in channel.members:
             self.subscriptions += 1
             channel.annotated += client.annotated

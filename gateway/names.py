@@ -6,7 +6,8 @@ Rules:
 
 1. Everything here is about text. Who may use a name or be matched by a pattern is decided
    elsewhere: no grant reaches a reserved name, though a pattern may match one.
-2. ``global`` and ``user:<id>`` are reserved. Different user ids never share a channel.
+2. ``global``, ``user:<id>`` and ``gateway:ops`` are reserved. Different user ids never share a
+   channel.
 3. What is refused is a BadRequest whose sentence shows the text, shortened and escaped.
 """
 
@@ -22,6 +23,9 @@ MAX_CHANNEL_NAME = 200
 
 GLOBAL = "global"
 """The channel of every client: where broadcasts go."""
+
+OPS_CHANNEL = "gateway:ops"
+"""What workers report of themselves while somebody watches: for administrators alone."""
 
 USER_PREFIX = "user:"
 USER_PATTERN = "user:*"
@@ -54,6 +58,12 @@ def check_subscribable(name: str) -> str:
 
 
 def is_reserved(name: str) -> bool:
+    """Whether no grant reaches it, and no event ends it."""
+    return comes_unasked(name) or name == OPS_CHANNEL
+
+
+def comes_unasked(name: str) -> bool:
+    """Whether a stream has the channel without having asked for it, and cannot be without it."""
     return name == GLOBAL or name.startswith(USER_PREFIX)
 
 

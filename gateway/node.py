@@ -32,6 +32,7 @@ from gateway.origins import parse_origins
 from gateway.process import LoopStatistics, Process, ProcessStatistics
 from gateway.rates import ChannelRates
 from gateway.replacements import Replacements
+from gateway.reports import About, Reports
 from gateway.request_id import RequestIds
 from gateway.requests import RequestDurations
 from gateway.revocation import Revocation
@@ -75,6 +76,9 @@ class NodeStatistics:
     """In seconds since 1970; 0 without TLS."""
     workers: int = 1
     worker_restarts: int = 0
+    reports: int = 0
+    """Which its workers have published while somebody watched; ``bus.published`` has none of them.
+    """
 
     @property
     def ready(self) -> bool:
@@ -100,6 +104,7 @@ class Node:
         "_started",
         "admission",
         "ask_supervisor",
+        "ask_to_leave",
         "auth",
         "bus",
         "channel_rates",
@@ -118,6 +123,7 @@ class Node:
         "proxies",
         "refused",
         "replacements",
+        "reports",
         "request_ids",
         "requests",
         "revoked",
@@ -156,6 +162,8 @@ class Node:
         self._process = Process()
         self.ask_supervisor: Callable[[], Awaitable[NodeStatistics]] | None = None
         """Of a worker among several: the statistics of all of them."""
+        self.ask_to_leave: Callable[[], None] | None = None
+        """Has the whole node leave as on SIGTERM, however often; None where nobody can."""
         self.proxies: TrustedProxies | None = None
         if trusted := parse_networks(split_list(config.trusted_proxies)):
             self.proxies = TrustedProxies(trusted)
@@ -218,6 +226,15 @@ class Node:
         """Whether any publisher or channel may have only so many events a second."""
         if config.max_streams_per_user:
             self.hub.parting.append(self._release)
+        self.reports = Reports(
+            config,
+            self.hub,
+            self.bus,
+            self.streams,
+            self.cluster,
+            about=self._about,
+            now_ms=now_ms,
+        )
         self._budget = Budget(charge, self.hub, self.bus)
         self._nursery: trio.Nursery | None = None
         self.ledger.hear.append(self._hear_revoked)
@@ -237,6 +254,7 @@ class Node:
             nursery.start_soon(self.replacements.run)
             nursery.start_soon(self.admission.run)
             nursery.start_soon(self._process.run)
+            nursery.start_soon(self.reports.run)
             task_status.started()
 
     def refuse(self, reason: str) -> None:
@@ -277,8 +295,22 @@ class Node:
         """The bus has not been reached yet, or cannot be kept up with."""
         return not self.bus.ready
 
+    def _about(self) -> About:
+        process = self._process.statistics()
+        return About(
+            node=self.id,
+            uptime_seconds=time.monotonic() - self._started,
+            draining=self.draining,
+            full=self.full,
+            max_clients=self.max_clients,
+            refused=self.refused,
+            resident_bytes=process.resident_bytes,
+            cpu_seconds=process.cpu_seconds,
+        )
+
     def statistics(self) -> NodeStatistics:
         """Those of this worker."""
+        bus, reports = self.bus.statistics(), self.reports.published
         return NodeStatistics(
             id=self.id,
             uptime_seconds=time.monotonic() - self._started,
@@ -287,7 +319,7 @@ class Node:
             cut_off=self.cut_off,
             max_clients=self.max_clients,
             hub=self.hub.statistics(),
-            bus=self.bus.statistics(),
+            bus=replace(bus, published=bus.published - reports),
             cluster=self.cluster.statistics(),
             auth=self.auth.statistics(),
             ledger=replace(self.ledger.statistics(), unreached=self.replacements.unreached),
@@ -301,6 +333,7 @@ class Node:
             processes={str(self._number): self._process.statistics()},
             loop=self._process.loop_statistics(),
             certificate_expires=self._certificate.expires if self._certificate else 0.0,
+            reports=reports,
         )
 
     def _hear_revoked(self, revocations: Sequence[Revocation]) -> None:

@@ -149,8 +149,7 @@ class Replays:
                 client.stage_replayed(given, with_id=name is None)
 
     def stage_gap(self, client: Client, channels: Sequence[str], reason: control.Gap) -> None:
-        self._hub.gaps[reason] += 1
-        client.gaps += 1
+        self._hub.count_gap(client, channels, reason)
         client.stage_control(control.gap(channels, reason))
 
     def _has_reached_live(self, job: Job) -> bool:

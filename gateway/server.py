@@ -1,9 +1,10 @@
 """One worker: its listeners, its tasks, its signals, and how it leaves.
 
-Leaving (SIGTERM or SIGINT): say so on /readyz and go on for ``drain_grace``; empty the accept queue
-and close the listener; end the streams one after another over ``drain_seconds``, each flushed, told
-and closed; cut who has not read by then; exit 0. A second signal exits at once. A worker among
-several leaves in the same way when its supervisor says so, and without the grace when that is gone.
+Leaving (SIGTERM, SIGINT, or a request for it): say so on /readyz and go on for ``drain_grace``;
+empty the accept queue and close the listener; end the streams one after another over
+``drain_seconds``, each flushed, told and closed; cut who has not read by then; exit 0. A second
+signal exits at once; requests count for none. A worker among several leaves in the same way when
+its supervisor says so, and without the grace when that is gone.
 The listener of ``admin_bind`` answers until the very end, so that probes see all this.
 
 SIGHUP has the certificate read again.
@@ -257,6 +258,7 @@ async def _attend(
     config: Config, listener: socket.socket, admin: socket.socket | None, node: Node, leave: Leave
 ) -> None:
     """Of a worker whose master is the service manager, if there is any."""
+    node.ask_to_leave = leave.wanted.set
     announce(config, listener, admin, node.id)
     await notify.report(leave.wanted, stop_seconds(config))
 

@@ -81,11 +81,17 @@ class ParseLimit(GatewayError):
 
 @dataclass(frozen=True, slots=True)
 class ServerSentEvent:
-    """An event as an EventSource dispatches it; ``last_event_id`` may be an earlier block's."""
+    """An event as an EventSource dispatches it; ``last_event_id`` may be an earlier block's.
+
+    The lines ``channel:`` and ``at:``, which the standard has receivers ignore, are those of an
+    annotated stream; without them both are empty.
+    """
 
     event: str
     data: str
     last_event_id: str
+    channel: str = ""
+    at: str = ""
 
 
 class Parser:
@@ -108,7 +114,7 @@ class Parser:
         self._after_cr = False
         self._bom = _BOM
         self._id = ""
-        self._type = ""
+        self._type = self._channel = self._at = ""
         self._data: list[str] = []
         self._data_bytes = 0
 
@@ -165,6 +171,10 @@ class Parser:
                 self._type = value
             case "id" if "\0" not in value:
                 self._id = value
+            case "channel":
+                self._channel = value
+            case "at":
+                self._at = value
             case "retry" if value.isascii() and value.isdigit():
                 self.retry = _bounded_retry(value)
             case _:  # a comment, whose name is empty, or a field to be ignored
@@ -173,9 +183,9 @@ class Parser:
     def _end_block(self, events: list[ServerSentEvent]) -> None:
         self.last_event_id = self._id
         if self._data:
-            data = "\n".join(self._data)
-            events.append(ServerSentEvent(self._type or "message", data, self.last_event_id))
-        self._type = ""
+            event = (self._type or "message", "\n".join(self._data), self.last_event_id)
+            events.append(ServerSentEvent(*event, self._channel, self._at))
+        self._type = self._channel = self._at = ""
         self._data = []
         self._data_bytes = 0
 

@@ -10,7 +10,7 @@ import trio
 
 from gateway import logs
 from gateway.hub_client import Client, Reason
-from gateway.names import is_reserved
+from gateway.names import comes_unasked
 from gateway.position import Position, Resume, Start
 
 MAX_NAMES = 3
@@ -28,7 +28,7 @@ def opened(client: Client, resume: Resume | int) -> None:
     level = logging.DEBUG if client.is_poll else logging.INFO
     if not _is_wanted(sentence, level):
         return
-    names = [channel.name for channel in client.channels if not is_reserved(channel.name)]
+    names = [channel.name for channel in client.channels if not comes_unasked(channel.name)]
     told = _who(client) | {
         "lane": "direct" if client.sock is not None else "response",
         "channels": len(names),

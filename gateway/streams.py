@@ -28,7 +28,7 @@ from gateway.errors import BadRequest, ChannelEnded, NotFound, TooManyRequests, 
 from gateway.hub import Hub, Opening
 from gateway.hub_client import Client, Reason, State
 from gateway.identity import ANYBODY, Identity
-from gateway.names import is_reserved
+from gateway.names import comes_unasked
 from gateway.position import ZERO, Position, Resume, Start
 from gateway.replacements import Replacements
 from gateway.replay import Replay, before_earliest, before_newest
@@ -162,7 +162,7 @@ class Streams:
             self.replays.stage_gap(client, stream.channels, reason)
         self.replays.begin(client, replay, head, began)
         if self._is_revoked(stream.identity):  # while its channels were being subscribed to
-            self._hub.finish(client, Reason.REVOKED, control.closed(after))
+            self._hub.end_for_good(client, Reason.REVOKED, after)
         if user is not None:
             self._replacements.opened(client)
         return client
@@ -324,9 +324,9 @@ class Streams:
         return True
 
     def _check_room(self, client: Client, name: str) -> None:
-        named = sum(not is_reserved(channel.name) for channel in client.channels)
+        named = sum(not comes_unasked(channel.name) for channel in client.channels)
         most = self._config.max_channels_per_client
-        if named >= most and not is_reserved(name):
+        if named >= most and not comes_unasked(name):
             raise BadRequest(
                 f"The stream has {most} channels already, and that is the most"
                 " (max_channels_per_client)."
@@ -346,7 +346,7 @@ class Streams:
         for turn, client in enumerate(tuple(self._hub.members.clients.values()), 1):
             if self._is_revoked(client.identity):
                 ended += 1
-                self._hub.finish(client, Reason.REVOKED, control.closed(self._hub.stands(client)))
+                self._hub.end_for_good(client, Reason.REVOKED)
             if not turn % LOOKS_PER_TURN:
                 await trio.lowlevel.checkpoint()
         return ended

@@ -4,7 +4,8 @@
    and with it the connections that wait there: a death costs no more than those being served.
 2. From the drain on only the workers hold the listeners, so that closing one there closes it.
 3. The first signal drains all workers at once, by a message each; a second one kills them. What is
-   overdue is killed too.
+   overdue is killed too. A worker that is asked to has it drain as well, which no signal is counted
+   for.
 4. A worker that leaves by itself, because it got a signal, is replaced as soon as it accepts no
    more. One that dies is replaced after a pause, and not for ever: then the node ends.
 5. One that hangs would keep its share of the connections for ever: after HUNG_ROUNDS without an
@@ -29,6 +30,7 @@ from gateway.control_socket import (
     ControlError,
     Drain,
     Gone,
+    Leave,
     Left,
     Own,
     Question,
@@ -230,6 +232,8 @@ class Supervisor:
                 case Left():
                     worker.left = True
                     worker.over.set()
+                case Leave():
+                    self._begin_to_drain()
                 case Own():
                     worker.hear(message.statistics)
                 case Question():
@@ -251,8 +255,7 @@ class Supervisor:
 
     async def _obey(self, signals: AsyncIterator[int]) -> None:
         await anext(signals)
-        _log.info("node %(node)s is draining its workers", {"node": self._config.node_id})
-        self._drain()
+        self._begin_to_drain()
         await anext(signals)
         _log.warning("second signal: leaving at once")
         self._fail("A second signal ended the node before it had drained.")
@@ -268,6 +271,10 @@ class Supervisor:
                 for worker in self._census.workers:
                     worker.tell(Reload())
             await notify.ready()
+
+    def _begin_to_drain(self) -> None:
+        _log.info("node %(node)s is draining its workers", {"node": self._config.node_id})
+        self._drain()
 
     def _drain(self) -> None:
         self._census.draining = True

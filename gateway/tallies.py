@@ -3,7 +3,8 @@
 1. A class is a ``[[channel]]`` table of the configuration, named by its pattern; channels of none
    are DEFAULT. So whoever names channels names no class.
 2. MAX_CLASSES tables are counted apart, in their order, and all further ones as OTHER.
-3. What is written together is counted together: whoever writes one batch to a thousand clients
+3. What the gateway reports of itself is not counted: it is of no class.
+4. What is written together is counted together: whoever writes one batch to a thousand clients
    counts once (`Batch`), and never for each delivery.
 """
 
@@ -13,9 +14,10 @@ from enum import StrEnum
 from typing import TypeAlias
 
 from gateway.charge import Charge
-from gateway.config import ChannelRule, Config
+from gateway.config import OPS_RULE, ChannelRule, Config
 from gateway.event import Frame
-from gateway.histogram import LATENCIES, Distribution, Histogram
+from gateway.happenings import Happenings
+from gateway.histogram import LATENCIES, Distribution, Histogram, added
 
 DEFAULT = "default"
 OTHER = "other"
@@ -90,12 +92,23 @@ def batch_of(tally: Tally, frames: Sequence[Frame]) -> Batch:
 class Totals:
     """Counters over all clients of a hub, past ones included, and what is charged for them."""
 
-    __slots__ = ("_config", "_now_ms", "_tallies", "charge", "replayed")
+    __slots__ = (
+        "_config",
+        "_now_ms",
+        "_of_reports",
+        "_tallies",
+        "charge",
+        "happenings",
+        "replayed",
+    )
 
     def __init__(self, charge: Charge, config: Config, now_ms: Callable[[], int]) -> None:
         """``now_ms`` is the clock by which events have their positions."""
         self.charge = charge
         self.replayed = 0
+        self.happenings: Happenings | None = None
+        """Where what happens to clients is noted while somebody watches."""
+        self._of_reports = Tally()
         self._config = config
         self._now_ms = now_ms
         patterns = dict.fromkeys(rule.match for rule in config.channels)
@@ -111,8 +124,18 @@ class Totals:
     def dropped(self) -> int:
         return sum(sum(tally.dropped.values()) for tally in self._tallies.values())
 
+    def dropped_by_reason(self) -> dict[str, int]:
+        tallies = self._tallies.values()
+        return {reason: sum(tally.dropped[reason] for tally in tallies) for reason in Dropped}
+
+    def lag(self) -> Distribution:
+        """Of all classes together."""
+        return added([tally.lag.snapshot() for tally in self._tallies.values()])
+
     def tally(self, rule: ChannelRule) -> Tally:
         """The counters of the channels that have this rule."""
+        if rule is OPS_RULE:
+            return self._of_reports
         if not any(rule is configured for configured in self._config.channels):
             return self._tallies[DEFAULT]
         return self._tallies.get(rule.match) or self._tallies[OTHER]

@@ -31,6 +31,7 @@ from gateway.control_socket import (
     Start,
     ToWorker,
 )
+from gateway.control_socket import Leave as LeaveNode
 from gateway.errors import Unavailable
 from gateway.node import Node, NodeStatistics
 from gateway.server import LAST_WORDS_SECONDS, Leave, hold_hangups, serve, start_logging
@@ -105,11 +106,13 @@ class Link:
         """Unset while a question is open."""
         self._answer: NodeStatistics | None = None
         self._orphan = False
+        self._has_asked_to_leave = False
 
     async def attend(self, node: Node, leave: Leave) -> None:
         """Obey and answer the supervisor, until cancelled or until it is gone."""
         self._node = node
         node.ask_supervisor = self.node_statistics
+        node.ask_to_leave = self._ask_to_leave
         self._control.send_nowait(Ready(node.tag))
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._tell_left, leave)
@@ -144,6 +147,11 @@ class Link:
                 if self._answer is not None:
                     return self._answer
         raise Unavailable("The node's supervisor does not answer.", reason="supervisor")
+
+    def _ask_to_leave(self) -> None:
+        if not self._has_asked_to_leave:
+            self._has_asked_to_leave = True
+            self._control.send_nowait(LeaveNode())
 
     def say_goodbye(self) -> None:
         """Send the last message."""

@@ -140,6 +140,12 @@ class Chromium:
         self._loop = loop
         self.context = context
 
+    @property
+    def version(self) -> str:
+        browser = self.context.browser
+        assert browser is not None
+        return browser.version
+
     async def tab(self, url: str = "") -> Tab:
         async def made() -> Tab:  # where playwright lives, as it is told what to listen to
             return Tab(self._loop, await self.context.new_page())

@@ -11,8 +11,8 @@ STREAM = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream; charset=utf-8\r\n
 
 NO_CONTENT = b"HTTP/1.1 204 No Content\r\n\r\n"
 
-Script = Sequence[bytes | None]
-"""Pieces that are sent one by one; None holds the connection open."""
+Script = Sequence[bytes | trio.Event | None]
+"""Pieces that are sent one by one; an event is waited for, None holds the connection open."""
 
 
 class ScriptedServer:
@@ -36,6 +36,8 @@ class ScriptedServer:
             for piece in next(self._scripts):
                 if piece is None:
                     await trio.sleep_forever()
+                elif isinstance(piece, trio.Event):
+                    await piece.wait()
                 else:
                     await stream.send_all(piece)
 

@@ -577,8 +577,8 @@ async def test_a_stream_ends_with_the_last_of_its_channels(version: str) -> None
         assert (await gateway.ask(as_version(raw, version))).status == 202
         last = await gateway.publish("b", "last of b", "?end=true")
         blocks = await wire.blocks()
-        assert [block.data for block in blocks] == ["last of a", "last of b", None]
-        assert blocks[-1].fields == {"id": f"{last}.closed"}
+        assert [block.data for block in blocks] == ["last of a", "last of b", '{"reason":"ended"}']
+        assert blocks[-1].fields == {"id": f"{last}.closed", "event": "closed"}
         for query in (f"?lastEventId={last}.closed", f"?lastEventId={last}"):
             raw = as_version(get(f"/events/b{query}", ACCEPT), version)
             response = await gateway.ask(raw)
@@ -715,13 +715,16 @@ async def test_what_cannot_be_done_to_a_streams_channels_is_refused() -> None:
             ("DELETE", f"{own}/user:1", 400, "reserved"),
             ("DELETE", f"{own}/c", 404, "does not have"),
             ("GET", f"{own}/a", 405, "use DELETE, OPTIONS, PUT"),
-            ("GET", "/clients/x", 405, "use DELETE"),
+            ("GET", "/clients/x", 404, "no client"),
+            ("POST", "/clients/x", 405, "use DELETE, GET"),
+            ("POST", "/clients", 405, "use GET"),
+            ("GET", "/nodes/x/drain", 405, "use OPTIONS, POST"),
             ("GET", "/users/x", 405, "use DELETE"),
             ("POST", "/channels/a", 405, "use GET"),
             ("GET", "/channels/a%20b", 400, "contains ' '"),
             ("GET", "/channels/%FF", 400, "not UTF-8"),
             ("DELETE", "/users/%FF", 400, "not UTF-8"),
-            ("GET", "/clients", 404, "nothing at"),
+            ("GET", "/users", 404, "nothing at"),
         ):
             assert_is_problem(await gateway.ask(request(method, target)), status, says)
         await gateway.ask(request("DELETE", f"{own}/b"))
@@ -739,8 +742,7 @@ async def test_a_closed_stream_ends_for_good(version: str) -> None:
         answer = await gateway.ask(request("DELETE", f"/clients/{client}"))
         assert (answer.status, answer.json) == (200, {"closed": 1})
         [last] = await wire.blocks()
-        assert list(last.fields) == ["id"]
-        assert last.data is None
+        assert (last.event, last.json) == ("closed", {"reason": "closed"})
         assert str(last.id).endswith(".closed")
         assert is_position(str(last.id).removesuffix(".closed"))
         header = b"Last-Event-ID: %b\r\n" % str(last.id).encode()
@@ -839,7 +841,7 @@ async def test_an_ndjson_body_of_mixed_targets_reaches_each() -> None:
         )
         assert (await gateway.ask(post("/publish", NDJSON, body))).status == 200
         blocks = await wire.blocks()
-        assert [block.data for block in blocks] == ["1", "3", "4", "", None]
+        assert [block.data for block in blocks] == ["1", "3", "4", "", '{"reason":"ended"}']
 
 
 async def test_no_channel_is_added_beyond_what_the_node_can_hold() -> None:

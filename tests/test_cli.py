@@ -14,6 +14,7 @@ import pytest
 import scripted
 import trio
 from click.testing import CliRunner, Result
+from near import Near, near
 from scripted import NO_CONTENT, STREAM
 
 from gateway.cli import main
@@ -153,6 +154,86 @@ async def test_a_refused_publish_is_one_line_on_stderr_and_exit_code_1(
     assert result.stderr == sentence.format(url=server.url, host=host)
 
 
+async def published(n: Near, channel: str) -> list[dict[str, str]]:
+    async with n.client() as client:
+        answer = await client.get(f"{n.url}/poll?channel={channel}&lastEventId=earliest&wait=0")
+    events: list[dict[str, str]] = answer.json()["events"]
+    return events
+
+
+async def test_publish_takes_each_line_of_stdin_for_the_data_of_an_event() -> None:
+    async with near() as n:
+        result = await run_beside(
+            *("publish", "a", "--lines", "--event", "t", "--url", n.url),
+            stdin="one\n\ncaf\u00e9".encode(),
+        )
+        events = await published(n, "a")
+    assert (result.exit_code, result.stderr) == (0, "")
+    assert result.stdout.split() == [event["id"] for event in events]
+    assert [(event["event"], event["data"]) for event in events] == [
+        ("t", "one"),
+        ("t", "caf\u00e9"),
+    ]
+
+
+async def test_publish_tells_of_each_event_that_is_refused_and_ends_with_1() -> None:
+    async with near() as n:
+        result = await run_beside(
+            *("publish", "--ndjson", "--url", n.url),
+            stdin=b'{"channel":"a","data":{"x":1}}\nno json\n[1]\n{"channel":"b","retry":-1}\n',
+        )
+        [event] = await published(n, "a")
+    assert (result.exit_code, result.stdout) == (1, f"{event['id']}\n")
+    assert event["data"] == '{"x": 1}'
+    assert sorted(result.stderr.splitlines()) == [
+        "gateway: Not all events were taken.",
+        "line 2: Expecting value: line 1 column 1 (char 0)",
+        "line 3: an event is a JSON object",
+        "line 4: An event has data; this one has none.",
+    ]
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("a", "x", "--lines"),
+        ("--lines",),
+        ("a", "--ndjson"),
+        ("--ndjson", "--lines"),
+        ("--ndjson", "--event", "t"),
+        (),
+    ],
+)
+def test_publish_refuses_what_contradicts_itself(arguments: tuple[str, ...]) -> None:
+    assert run("publish", *arguments).exit_code == 2
+
+
+async def test_publish_does_not_wait_for_the_end_of_stdin() -> None:
+    """As behind `tail -f`: what comes is published, and its id printed."""
+    async with near() as n:
+        command = (sys.executable, "-m", "gateway", "publish", "a", "--lines", "--url", n.url)
+        pipe = subprocess.PIPE
+        process = await trio.lowlevel.open_process(command, stdin=pipe, stdout=pipe)
+        assert process.stdin
+        assert process.stdout
+        with trio.fail_after(20):
+            for line in (b"one\n", b"two\n"):
+                await process.stdin.send_all(line)
+                assert (await process.stdout.receive_some()).count(b"\n") == 1
+            await process.stdin.aclose()
+            assert await process.wait() == 0
+        await process.stdout.aclose()
+
+
+async def test_subscribe_begins_with_the_newest_and_hears_for_a_user(
+    nursery: trio.Nursery,
+) -> None:
+    server = await scripted.start(nursery, [NO_CONTENT])
+    await run_beside("subscribe", "--user", "7", "--replay", "3", "--url", server.url)
+    assert server.requests[0].startswith(b"GET /events?user=7&replay=3 HTTP/1.1\r\n")
+    assert run("subscribe").exit_code == 2
+
+
 @pytest.mark.parametrize("url", ["", "127.0.0.1:8080", "ftp://x", "http://", "http://x:y"])
 def test_a_url_that_is_none_is_refused_before_anything_is_sent(url: str) -> None:
     result = run("subscribe", "a", "--url", url)
@@ -171,7 +252,9 @@ TALK = (
 async def test_subscribe_prints_events_to_stdout_and_what_the_gateway_tells_to_stderr(
     nursery: trio.Nursery,
 ) -> None:
-    server = await scripted.start(nursery, [STREAM, TALK], [STREAM, b"data: e\n\n"], [NO_CONTENT])
+    server = await scripted.start(
+        nursery, [STREAM, TALK + b"data: e\n\n"], [scripted.answer("204 No Content", "", b"")]
+    )
     result = await run_beside(
         *("subscribe", "a", "b:c", "--last-event-id", "0-9", "--url", server.url)
     )
@@ -179,7 +262,7 @@ async def test_subscribe_prints_events_to_stdout_and_what_the_gateway_tells_to_s
     assert result.stdout == "2-0\ttick\ta\\\\b\\tc\\n\\x1b[2Jd\n3-0\tmessage\te\n"
     assert result.stderr == (
         'connected: {"clientId":"c"}\ndropped: {"count":3}\n'
-        "lost: the stream ended, again in 0.001 s\nlost: the stream ended, again in 0.001 s\n"
+        "lost: the stream ended, again in 0.001 s\n"
     )
     assert server.requests[0].startswith(b"GET /events?channel=a&channel=b%3Ac HTTP/1.1\r\n")
     assert scripted.header(server.requests[0], b"Last-Event-ID") == b"0-9"

@@ -20,7 +20,7 @@ from tokens import SECRET, token
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from gateway import messages
-from gateway.api import admin
+from gateway.api import admin, clients, tokens
 from gateway.api.commands import serve_cluster
 from gateway.api.request import PROBLEM, Answer, Request, parse_target
 from gateway.cluster import (
@@ -650,7 +650,7 @@ def put(target: str) -> Request:
 
 async def add(rig: Rig, peer: Peer, channel: str, query: str = "") -> Answer:
     request = put(f"/clients/{peer.client.id}/channels/{channel}{query}")
-    return await admin.add_channel(rig.node, request, peer.client.id, channel)
+    return await clients.add_channel(rig.node, request, peer.client.id, channel)
 
 
 def document(answer: Answer, status: int) -> dict[str, object]:
@@ -667,9 +667,9 @@ def by_clients(rig: Rig, id: str) -> dict[str, Callable[[], Awaitable[Answer]]]:
     """Everything that is asked about one client."""
     node = rig.node
     return {
-        "add": lambda: admin.add_channel(node, put("/"), id, "b"),
-        "remove": lambda: admin.remove_channel(node, put("/"), id, "b"),
-        "close": lambda: admin.close_client(node, put("/"), id),
+        "add": lambda: clients.add_channel(node, put("/"), id, "b"),
+        "remove": lambda: clients.remove_channel(node, put("/"), id, "b"),
+        "close": lambda: clients.close_client(node, put("/"), id),
     }
 
 
@@ -681,15 +681,15 @@ async def test_a_client_is_changed_and_closed_through_any_worker(autojump_clock:
             assert added["channels"] == ["a", "b"]
             assert peer.client.has("b")
             removed = document(
-                await admin.remove_channel(rig.node, put("/"), peer.client.id, "b"), 200
+                await clients.remove_channel(rig.node, put("/"), peer.client.id, "b"), 200
             )
             assert removed["channels"] == ["a"]
             assert not peer.client.has("b")
-            closed = await admin.close_client(rig.node, put("/"), peer.client.id)
+            closed = await clients.close_client(rig.node, put("/"), peer.client.id)
             assert document(closed, 200) == {"closed": 1}
             await peer.read_all()
             assert peer.ended
-            document(await admin.close_client(rig.node, put("/"), peer.client.id), 404)
+            document(await clients.close_client(rig.node, put("/"), peer.client.id), 404)
         assert network.elapsed == 0
 
 
@@ -733,7 +733,7 @@ async def test_a_refusal_of_another_worker_is_the_answer() -> None:
             ("over", 409, "has ended"),
         ):
             assert says in str(document(await add(here, peer, channel), status)["detail"])
-        removed = await admin.remove_channel(here.node, put("/"), peer.client.id, "b")
+        removed = await clients.remove_channel(here.node, put("/"), peer.client.id, "b")
         assert "does not have" in str(document(removed, 404)["detail"])
 
 
@@ -759,7 +759,7 @@ async def test_own_clients_need_no_link(autojump_clock: MockClock) -> None:
             document(await asking(), 503)
         for read in (admin.stats(here.node, put("/")), admin.channel(here.node, put("/"), "a")):
             document(await read, 503)
-        document(await admin.close_user(here.node, put("/"), "u"), 503)
+        document(await clients.close_user(here.node, put("/"), "u"), 503)
         document(await add(here, own, "b"), 200)
         for asking in by_clients(here, own.client.id).values():
             document(await asking(), 200)
@@ -774,8 +774,8 @@ async def asked_by_admin(rig: Rig, target: str) -> Answer:
     request = Request("DELETE", *parse_target(target.encode()), headers.get, b"", "")
     *_, name = request.path.split("/")
     if "/users/" in target:
-        return await admin.close_user(rig.node, request, name)
-    return await admin.revoke_token(rig.node, request, name)
+        return await clients.close_user(rig.node, request, name)
+    return await tokens.revoke_token(rig.node, request, name)
 
 
 def identity(user: str, token_id: str) -> Identity:
@@ -820,11 +820,11 @@ async def test_a_users_streams_are_closed_on_all_nodes() -> None:
     async with nodes("a", "b", "b") as (_, rigs):
         peers = [await rig.open_live("a", user="u") for rig in rigs for _ in range(2)]
         other = await rigs[1].open_live("a", user="v")
-        assert document(await admin.close_user(rigs[0].node, put("/"), "u"), 200) == {"closed": 6}
+        assert document(await clients.close_user(rigs[0].node, put("/"), "u"), 200) == {"closed": 6}
         for peer in peers:
             await peer.read_all()
             assert peer.ended
-        assert document(await admin.close_user(rigs[0].node, put("/"), "u"), 200) == {"closed": 0}
+        assert document(await clients.close_user(rigs[0].node, put("/"), "u"), 200) == {"closed": 0}
         await other.read_all()
         assert not other.ended
 
@@ -836,7 +836,7 @@ async def test_what_is_known_of_a_users_streams_is_told_if_a_worker_is_silent(
         for rig in rigs:
             await rig.open_live("a", user="u")
         network.deaf = {rigs[2].node.tag}
-        told = document(await admin.close_user(rigs[0].node, put("/"), "u"), 503)
+        told = document(await clients.close_user(rigs[0].node, put("/"), "u"), 503)
         assert (told["closed"], told["missing"], told["outcome"]) == (2, 1, "unknown")
         assert network.elapsed == COMMAND_SECONDS
         assert rigs[0].node.refused == {"cluster": 1}

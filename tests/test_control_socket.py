@@ -27,6 +27,7 @@ from gateway.control_socket import (
     ToSupervisor,
     ToWorker,
 )
+from gateway.control_socket import Leave as LeaveNode
 from gateway.errors import Unavailable
 from gateway.node import Node
 from gateway.policy import Policy
@@ -54,7 +55,7 @@ async def everything(end: ControlSocket[ToWorker]) -> list[ToWorker]:
 async def test_every_message_comes_as_it_was_sent(nursery: trio.Nursery) -> None:
     own = Node(CONFIG, max_clients=1).statistics()
     down: list[ToWorker] = [Start(3, CONFIG), Ask(), Answer(own), Answer(None), Gone("a"), Drain()]
-    up: list[ToSupervisor] = [Ready("a"), Own(own), Question(), Left()]
+    up: list[ToSupervisor] = [Ready("a"), Own(own), Question(), Left(), LeaveNode()]
     with pair() as (supervisor, worker):
         for message in down:
             supervisor.send_nowait(message)
@@ -167,6 +168,26 @@ async def test_questions_are_asked_one_at_a_time_and_each_gets_an_answer_of_its_
             supervisor.send_nowait(Answer(told))
             await wait_all_tasks_blocked(0.01)
             assert uptimes[-1] == told.uptime_seconds
+        nursery.cancel_scope.cancel()
+
+
+async def test_the_supervisor_is_told_once_that_the_node_is_to_leave_and_the_worker_waits_for_it(
+    nursery: trio.Nursery,
+) -> None:
+    node, leave = Node(CONFIG, max_clients=1), Leave()
+    with pair() as (supervisor, worker):
+        link = Link(CONFIG, worker)
+        for task in (worker.write, supervisor.write):
+            nursery.start_soon(task)
+        nursery.start_soon(link.attend, node, leave)
+        assert await anext(supervisor) == Ready(node.tag)
+        assert node.ask_to_leave is not None
+        for _ in range(2 * MAX_WAITING):
+            node.ask_to_leave()
+        assert await anext(supervisor) == LeaveNode()
+        assert not leave.wanted.is_set()
+        supervisor.send_nowait(Drain())
+        await leave.wanted.wait()
         nursery.cancel_scope.cancel()
 
 

@@ -176,6 +176,8 @@ REFUSED = [
     ({"channel": "a..b", "data": "x"}, NAME),
     ({"channel": "x" * 201, "data": "x"}, NAME),
     ({"channel": "global", "data": "x"}, NAME),
+    ({"channel": "gateway:ops", "data": "x"}, NAME),
+    ({"channels": ["a", "gateway:ops"], "data": "x"}, NAME),
     ({"channel": "user:a", "data": "x"}, NAME),
     ({"channel": 5, "data": "x"}, NAME),
     ({"channels": ["a", None], "data": "x"}, NAME),

@@ -1,6 +1,8 @@
 """Imports inside the package point only downwards."""
 
 import ast
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,7 +15,7 @@ ROOT = Path(gateway.__file__).parent
 LAYERS = (
     ("__main__",),
     ("cli",),
-    ("follow", "mint", "supervisor", "worker"),
+    ("client", "mint", "supervisor", "worker"),
     ("census",),
     ("worker_process",),
     ("restarts", "server"),
@@ -25,17 +27,17 @@ LAYERS = (
     ("api", "control_socket", "merged"),
     ("metrics",),
     ("node",),
-    ("poll",),
+    ("poll", "reports"),
     ("streams",),
     ("replacements",),
     ("budget", "clock", "cluster", "fanout", "replays"),
     ("hub",),
     ("admission", "lanes", "members", "pending", "replay", "tracing"),
-    ("stream_log",),
+    ("client_summary", "stream_log"),
     ("hub_client",),
     ("outbox", "bus"),
     ("ledger", "tallies"),
-    ("rates", "revoked"),
+    ("happenings", "rates", "revoked"),
     ("revocation",),
     ("charge",),
     ("control", "event", "http1", "http1_render", "proxy_protocol", "tls"),
@@ -93,5 +95,14 @@ def test_a_module_imports_only_from_below(path: Path) -> None:
         assert name == own or LEVEL[name] > LEVEL[own], f"{own} imports {name}"
 
 
-def test_following_a_stream_needs_nothing_of_the_node() -> None:
-    assert set(imported(ROOT / "follow.py")) == {"errors", "sse"}
+def test_the_client_needs_nothing_of_the_node() -> None:
+    sources = sorted((ROOT / "client").glob("*.py"))
+    assert {name for path in sources for name in imported(path)} == {"client", "errors", "sse"}
+
+
+def test_the_client_loads_httpx_and_anyio_and_nothing_of_the_stack() -> None:
+    program = "import sys, gateway.client; print(*{n.partition('.')[0] for n in sys.modules})"
+    ran = subprocess.run([sys.executable, "-c", program], capture_output=True, check=True)
+    loaded = set(ran.stdout.decode().split())
+    assert {"anyio", "httpx"} <= loaded
+    assert not loaded & {"hiredis", "httptools", "hypercorn", "jwt", "msgspec", "quart", "redis"}

@@ -131,6 +131,15 @@ CASES = [
     ),
     pytest.param(b"id: 1\nid: 2\0\ndata: a\n\n", [message("a", "1")], id="an id with NUL"),
     pytest.param(b"id: 1\n\nid: \ndata: a\n\n", [message("a")], id="an empty id resets"),
+    pytest.param(
+        b"id: 1\nchannel: a,b\ndata: x\n\nat: 0-9\nchannel:c\ndata: y\n\nat: 5\n\ndata: z\n\n",
+        [
+            ServerSentEvent("message", "x", "1", "a,b"),
+            ServerSentEvent("message", "y", "1", "c", "0-9"),
+            message("z", "1"),
+        ],
+        id="what annotates a block is that block's alone",
+    ),
 ]
 
 

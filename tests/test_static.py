@@ -104,7 +104,9 @@ def test_the_package_holds_the_modules_their_types_and_its_page_and_nothing_else
     named = [path for of in exports for path in (of.values() if isinstance(of, dict) else [of])]
     assert {Path(path).name for path in named} <= files
     assert (PACKAGE["type"], PACKAGE["sideEffects"]) == ("module", False)
-    assert not {"dependencies", "peerDependencies", "scripts"} & set(PACKAGE)
+    assert not {"dependencies", "scripts"} & set(PACKAGE)
+    assert set(PACKAGE["peerDependencies"]) == {"react"}
+    assert PACKAGE["peerDependenciesMeta"] == {"react": {"optional": True}}
 
 
 def test_an_application_finds_the_package_by_its_name(tmp_path: Path) -> None:

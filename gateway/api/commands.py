@@ -4,23 +4,25 @@ Each has a name and two shapes. Older and newer workers run side by side during 
 may only grow, by members that have a default.
 """
 
+import logging
 from functools import partial
 from typing import Annotated
 
 import msgspec
 import trio
 
-from gateway import control
 from gateway.auth import patterns
 from gateway.cluster import COMMAND_SECONDS, JOIN_SECONDS, READ_SECONDS
-from gateway.errors import BadRequest, Forbidden, NotFound
+from gateway.errors import BadRequest, Forbidden, NotFound, Unavailable
 from gateway.hub_client import Client, Reason
 from gateway.identity import Identity
 from gateway.messages import Command
-from gateway.names import check_subscribable, is_reserved
+from gateway.names import OPS_CHANNEL, check_subscribable, comes_unasked
 from gateway.node import Node
 from gateway.position import Closed, Position, Start, parse_resume
 from gateway.revocation import Kind, Revocation
+
+_log = logging.getLogger("gateway")
 
 CLOSES_PER_TURN = 64
 """Streams ended between two checkpoints: about a millisecond."""
@@ -70,6 +72,12 @@ class OfAll(msgspec.Struct):
     pass
 
 
+class OfNode(msgspec.Struct):
+    """All workers of the node that has this id."""
+
+    node: str
+
+
 class Channels(msgspec.Struct):
     """A client's channels, and the position from which that holds."""
 
@@ -96,6 +104,12 @@ class Subscribers(msgspec.Struct):
     clients: Number
 
 
+class Leaving(msgspec.Struct):
+    """Whether the worker is one that was to leave, and does."""
+
+    leaves: bool
+
+
 class NodeStatus(msgspec.Struct, rename="camel"):
     """One worker, or the sum of a node's: ``channels`` counts one for each worker that has it."""
 
@@ -118,6 +132,7 @@ RENEW_TOKEN = Command("renew-token", OfToken, Renewed, COMMAND_SECONDS)
 REVOKE = Command("revoke", OfRevocation, ClosedStreams, COMMAND_SECONDS)
 CLOSE_USER = Command("close-user", OfUser, ClosedStreams, COMMAND_SECONDS)
 COUNT_CHANNEL = Command("count-channel", OfChannel, Subscribers, READ_SECONDS)
+DRAIN = Command("drain", OfNode, Leaving, COMMAND_SECONDS)
 STATUS = Command("status", OfAll, NodeStatus, READ_SECONDS)
 
 
@@ -131,10 +146,11 @@ def serve_cluster(node: Node) -> None:
     node.cluster.serve(CLOSE_USER, partial(_close_user, node))
     node.cluster.serve(COUNT_CHANNEL, partial(_count_channel, node))
     node.cluster.serve(STATUS, partial(_status, node))
+    node.cluster.serve(DRAIN, partial(_drain, node))
 
 
 async def _add_channel(node: Node, asked: OfClient) -> Channels:
-    client = _client(node, asked.client, asked.subject)
+    client = held(node, asked.client, asked.subject)
     name = check_subscribable(asked.channel)
     resume = parse_resume(asked.since) if asked.since is not None else None
     if isinstance(resume, Closed):
@@ -151,8 +167,14 @@ async def _add_channel(node: Node, asked: OfClient) -> Channels:
 
 def _check_granted(node: Node, asked: OfClient, client: Client, name: str) -> None:
     """Raises Forbidden unless the stream's own token grants what its user adds: that of his
-    request, which does, may be over or revoked long before the stream is."""
-    if asked.subject is None or is_reserved(name):
+    request, which does, may be over or revoked long before the stream is. What is for
+    administrators goes to no stream of anybody else, whoever asks for it."""
+    if name == OPS_CHANNEL and not client.identity.may_administer():
+        raise Forbidden(
+            f"The channel {name} is for streams whose own token is an administrator's"
+            " (gateway.admin)."
+        )
+    if asked.subject is None or comes_unasked(name):
         return
     if not node.auth.may_subscribe(client.identity, name):
         raise Forbidden(
@@ -162,9 +184,9 @@ def _check_granted(node: Node, asked: OfClient, client: Client, name: str) -> No
 
 
 async def _remove_channel(node: Node, asked: OfClient) -> Channels:
-    client = _client(node, asked.client, asked.subject)
+    client = held(node, asked.client, asked.subject)
     name = check_subscribable(asked.channel)
-    if is_reserved(name):
+    if comes_unasked(name):
         raise BadRequest(f"Every client has the channel {name}.")
     if not node.streams.remove_channel(client, name):
         raise NotFound(f"The client {client.id} does not have the channel {name}.")
@@ -172,13 +194,13 @@ async def _remove_channel(node: Node, asked: OfClient) -> Channels:
 
 
 async def _close_client(node: Node, asked: OfClient) -> ClosedStreams:
-    _close(node, _client(node, asked.client, asked.subject))
+    _close(node, held(node, asked.client, asked.subject))
     return ClosedStreams(1)
 
 
 async def _renew_token(node: Node, asked: OfToken) -> Renewed:
     """Give an open stream a newer token, and take away what that no longer grants."""
-    client = _client(node, asked.client, asked.user)
+    client = held(node, asked.client, asked.user)
     identity = Identity(
         user=asked.user,
         subscribe=patterns(asked.subscribe),
@@ -195,7 +217,7 @@ async def _renew_token(node: Node, asked: OfToken) -> Renewed:
         raise Forbidden("The stream has a newer token (iat) than this one.")
     node.streams.renew(client, identity)
     for name in [channel.name for channel in client.channels]:
-        if not is_reserved(name) and not node.auth.may_subscribe(identity, name):
+        if not comes_unasked(name) and not node.auth.may_subscribe(identity, name):
             node.streams.remove_channel(client, name)
     at = _channels(client, node.bus.head())
     return Renewed(at.id, at.channels, asked.expires_ms / 1000)
@@ -221,6 +243,18 @@ async def _count_channel(node: Node, asked: OfChannel) -> Subscribers:
     return Subscribers(node.id, len(found.members) if found is not None else 0)
 
 
+async def _drain(node: Node, asked: OfNode) -> Leaving:
+    """Leave, as on SIGTERM, with all of the node; once that has begun it is no more than said."""
+    if asked.node != node.id:
+        return Leaving(leaves=False)
+    if node.ask_to_leave is None:
+        raise Unavailable("Nobody can end this node but its own process.", outcome="refused")
+    if not node.draining:
+        _log.info("node %(node)s is asked to drain", {"node": node.id})
+    node.ask_to_leave()
+    return Leaving(leaves=True)
+
+
 async def _status(node: Node, asked: OfAll) -> NodeStatus:
     now = node.statistics()
     return NodeStatus(
@@ -236,8 +270,8 @@ async def _status(node: Node, asked: OfAll) -> NodeStatus:
     )
 
 
-def _client(node: Node, client_id: str, subject: str | None) -> Client:
-    """Raises NotFound, and Forbidden where it is somebody else's."""
+def held(node: Node, client_id: str, subject: str | None) -> Client:
+    """The client of this id. Raises NotFound, and Forbidden where it is somebody else's."""
     client = node.hub.members.clients.get(client_id)
     if client is None:
         raise no_client()
@@ -251,7 +285,7 @@ def no_client() -> NotFound:
 
 
 def _close(node: Node, client: Client) -> None:
-    node.hub.finish(client, Reason.CLOSED, control.closed(node.hub.stands(client)))
+    node.hub.end_for_good(client, Reason.CLOSED)
 
 
 def _channels(client: Client, position: Position) -> Channels:

@@ -8,8 +8,8 @@ from typing import NamedTuple
 
 from gateway.api.csrf import check_page
 from gateway.api.request import Request
-from gateway.auth import API_KEY_PREFIX
-from gateway.errors import Unauthorized, Unavailable
+from gateway.auth import API_KEY_PREFIX, NEEDED, NOBODY
+from gateway.errors import Forbidden, Unauthorized, Unavailable
 from gateway.identity import ANYBODY, Identity
 from gateway.node import Node
 
@@ -41,6 +41,25 @@ async def identify(node: Node, request: Request) -> Identity:
     if node.revoked.has(identity):
         raise Unauthorized("The token has been revoked.")
     return identity
+
+
+def check_admin(identity: Identity) -> None:
+    """Raises Unauthorized, or Forbidden, unless ``identity`` may administer."""
+    if identity.may_administer():
+        return
+    if identity is NOBODY:
+        raise Unauthorized(f"This is for administrators: {NEEDED}.", bad_token=False)
+    raise Forbidden("This is for administrators (gateway.admin).")
+
+
+def check_overseer(node: Node, identity: Identity) -> None:
+    """The same of what shows or stops a whole node, which one without keys does not let everybody
+    do who reaches it."""
+    if identity.is_open and not node.is_local:
+        raise Forbidden(
+            "A node without keys shows itself only on loopback; this one listens wider."
+        )
+    check_admin(identity)
 
 
 def credential_of(request: Request, cookie: str) -> Credential | None:

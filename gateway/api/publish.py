@@ -25,7 +25,7 @@ from gateway.errors import (
 )
 from gateway.event import MAX_LABEL, Event
 from gateway.identity import ANYBODY, Identity
-from gateway.names import GLOBAL, check_channel, is_reserved, user_channel
+from gateway.names import GLOBAL, OPS_CHANNEL, check_channel, is_reserved, user_channel
 from gateway.node import Node
 from gateway.position import Position
 from gateway.sse import MAX_RETRY_MS
@@ -260,6 +260,8 @@ def _check_count(node: Node, channels: list[str]) -> None:
 
 
 def _publishable(name: str) -> str:
+    if name == OPS_CHANNEL:
+        raise Forbidden(f"Nobody publishes to {name}: it is where the gateway tells of itself.")
     if is_reserved(name):
         raise BadRequest(
             f"The channel {name[:MAX_LABEL]} is reserved: publish to a user with "

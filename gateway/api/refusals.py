@@ -1,4 +1,5 @@
-"""What the log has of requests that are refused: a line each, with the id that the answer has.
+"""Requests that are refused: their answers, and what the log has of them: a line each, with the id
+that the answer has.
 
 What its asker has to mend is for debugging; that the node cannot serve, for now, is a warning, but
 for a node that is leaving, as it was told to.
@@ -9,8 +10,8 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from gateway import logs
-from gateway.api.request import Answer
-from gateway.errors import Unavailable
+from gateway.api.request import Answer, problem
+from gateway.errors import GatewayError, Unavailable
 from gateway.hub_client import Reason
 from gateway.node import Node
 from gateway.request_id import HEADER, NAME
@@ -18,6 +19,13 @@ from gateway.request_id import HEADER, NAME
 REFUSED = "request refused"
 
 _log = logging.getLogger("gateway.requests")
+
+
+def refused(node: Node, error: GatewayError, reason: str = "cluster") -> Answer:
+    """The answer of ``error``; ``reason`` counts a 503."""
+    if isinstance(error, Unavailable):
+        node.refuse(reason)
+    return problem(error)
 
 
 def is_refusal(answer: Answer) -> bool:

@@ -13,7 +13,7 @@ from dataclasses import replace
 from gateway import control
 from gateway.admission import STREAMS_SENTENCE, Refusal, Turn
 from gateway.api.asked import Asked, in_body, in_query, is_annotated
-from gateway.api.credentials import identify
+from gateway.api.credentials import check_overseer, identify
 from gateway.api.csrf import check_page
 from gateway.api.request import EVENT_STREAM, NOT_STORED, Answer, Request, problem
 from gateway.auth import NEEDED, NOBODY
@@ -28,7 +28,7 @@ from gateway.errors import (
     Unavailable,
 )
 from gateway.identity import Identity
-from gateway.names import GLOBAL, check_subscribable, is_reserved, user_channel
+from gateway.names import GLOBAL, OPS_CHANNEL, check_subscribable, comes_unasked, user_channel
 from gateway.node import Node
 from gateway.position import Closed, Position, Resume, Start, parse_resume
 from gateway.request_id import NAME, named_id
@@ -159,8 +159,9 @@ def requested(
     for name in channels:
         check_subscribable(name)
     own = (user_channel(user),) if user is not None else ()
-    if not identity.is_open:
-        _check_granted(node, identity, channels)
+    for name in channels:
+        if not identity.is_open or name == OPS_CHANNEL:
+            check_granted(node, identity, name)
     return EventStream(
         (*channels, GLOBAL, *own),
         user,
@@ -182,13 +183,11 @@ def _user(named: str | None, identity: Identity) -> str | None:
     return named
 
 
-def _check_granted(node: Node, identity: Identity, channels: tuple[str, ...]) -> None:
-    for name in channels:
-        check_granted(node, identity, name)
-
-
 def check_granted(node: Node, identity: Identity, name: str) -> None:
     """Raises Forbidden, or Unauthorized where a token might help."""
+    if name == OPS_CHANNEL:
+        check_overseer(node, identity)
+        return
     if node.auth.may_subscribe(identity, name):
         return
     if identity is NOBODY:
@@ -245,7 +244,7 @@ def why_not_now(node: Node, stream: EventStream) -> str | None:
 
 def _asked(stream: EventStream) -> tuple[str, ...]:
     """The channels that were asked for, and not those that come with every client."""
-    return tuple(name for name in stream.channels if not is_reserved(name))
+    return tuple(name for name in stream.channels if not comes_unasked(name))
 
 
 def _resume(request: Request, asked: Asked) -> Resume | int:

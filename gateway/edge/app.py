@@ -16,23 +16,24 @@ from werkzeug.exceptions import HTTPException, InternalServerError
 from werkzeug.routing import BaseConverter
 
 from gateway import openapi
-from gateway.api import admin
+from gateway.api import admin, clients, tokens
 from gateway.api.commands import serve_cluster
 from gateway.api.cors import cors_headers, options
 from gateway.api.csrf import check_page
+from gateway.api.listing import serve_listing
 from gateway.api.poll import poll
 from gateway.api.publish import publish
 from gateway.api.refusals import is_refusal, told
 from gateway.api.request import NOT_STORED, Answer, Request, parse_target, problem
 from gateway.api.subscribe import STREAM_HEADERS, located, subscribe
-from gateway.edge.pages import PUBLIC, add_pages
+from gateway.edge.pages import PUBLIC, add_pages, is_asset
 from gateway.edge.serve import ANSWERED, Connection
 from gateway.errors import GatewayError, MethodNotAllowed, NotFound
 from gateway.http1_render import STRICT_HEADERS
 from gateway.node import Node
 from gateway.request_id import HEADER as REQUEST_ID
 from gateway.request_id import NAME
-from gateway.requests import OTHER, PUBLISH_TO
+from gateway.requests import ASSETS, OTHER, PUBLISH_TO
 
 ROUTES = {
     "/": "/",
@@ -42,12 +43,14 @@ ROUTES = {
     "/poll/<rest:channel>": "/poll",
     "/publish": "/publish",
     "/publish/<rest:channel>": PUBLISH_TO,
+    "/clients": "/clients",
     "/clients/<client>": "/clients/<id>",
     "/clients/<client>/channels/<rest:channel>": "/clients/<id>/channels/<channel>",
     "/clients/<client>/token": "/clients/<id>/token",
     "/tokens/<rest:token_id>": "/tokens/<jti>",
     "/users/<rest:user>": "/users/<id>",
     "/channels/<rest:channel>": "/channels/<channel>",
+    "/nodes/<rest:id>/drain": "/nodes/<id>/drain",
     "/stats": "/stats",
     "/metrics": "/metrics",
     "/healthz": "/healthz",
@@ -93,6 +96,7 @@ def make_app(node: Node) -> QuartTrio:
 
     _add_description(app, node)
     serve_cluster(node)
+    serve_listing(node)
     add_pages(app, node)
     return app
 
@@ -150,7 +154,8 @@ def _bare_app(node: Node) -> QuartTrio:
 
     def count(asked: QuartRequest, status: int, seconds: float) -> None:
         rule = asked.url_rule.rule if asked.url_rule is not None else ""
-        node.requests.observe(ROUTES.get(rule, OTHER), status, seconds)
+        otherwise = ASSETS if is_asset(rule) else OTHER
+        node.requests.observe(ROUTES.get(rule, otherwise), status, seconds)
 
     app.extensions[ANSWERED] = count
     return app
@@ -188,31 +193,43 @@ def _add_hot_routes(app: QuartTrio, node: Node) -> None:
 def _add_admin_routes(app: QuartTrio, node: Node) -> None:
     @app.put("/clients/<client>/channels/<rest:channel>")
     async def add_channel(client: str, channel: str) -> Response:
-        return _response(await admin.add_channel(node, await _request(), client, channel))
+        return _response(await clients.add_channel(node, await _request(), client, channel))
 
     @app.delete("/clients/<client>/channels/<rest:channel>")
     async def remove_channel(client: str, channel: str) -> Response:
-        return _response(await admin.remove_channel(node, await _request(), client, channel))
+        return _response(await clients.remove_channel(node, await _request(), client, channel))
 
     @app.put("/clients/<client>/token")
     async def renew_token(client: str) -> Response:
-        return _response(await admin.renew_token(node, await _request(), client))
+        return _response(await clients.renew_token(node, await _request(), client))
 
     @app.delete("/tokens/<rest:token_id>")
     async def revoke_token(token_id: str) -> Response:
-        return _response(await admin.revoke_token(node, await _request(), token_id))
+        return _response(await tokens.revoke_token(node, await _request(), token_id))
+
+    @app.get("/clients")
+    async def list_clients() -> Response:
+        return _response(await clients.list_clients(node, await _request()))
+
+    @app.get("/clients/<client>")
+    async def show_client(client: str) -> Response:
+        return _response(await clients.show_client(node, await _request(), client))
 
     @app.delete("/clients/<client>")
     async def close_client(client: str) -> Response:
-        return _response(await admin.close_client(node, await _request(), client))
+        return _response(await clients.close_client(node, await _request(), client))
 
     @app.delete("/users/<rest:user>")
     async def close_user(user: str) -> Response:
-        return _response(await admin.close_user(node, await _request(), user))
+        return _response(await clients.close_user(node, await _request(), user))
 
     @app.get("/channels/<rest:channel>")
     async def channel(channel: str) -> Response:
         return _response(await admin.channel(node, await _request(), channel))
+
+    @app.post("/nodes/<rest:id>/drain")
+    async def drain(id: str) -> Response:
+        return _response(await admin.drain(node, await _request(), id))
 
     @app.get("/stats")
     async def stats() -> Response:

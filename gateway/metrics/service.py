@@ -32,6 +32,11 @@ FAMILIES = (
     counter(
         "worker_restarts", "Workers that replaced another one.", lambda now: now.worker_restarts
     ),
+    counter(
+        "reports",
+        "Reports of themselves that workers published, as somebody watched.",
+        lambda now: now.reports,
+    ),
     gauge("uptime_seconds", "Seconds since the start of the node.", lambda now: now.uptime_seconds),
     gauges(
         "tls_certificate_expiry_timestamp_seconds",

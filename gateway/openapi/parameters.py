@@ -1,7 +1,9 @@
 """What an operation takes beside its body."""
 
-from gateway.api.admin import MAX_SECONDS_DIGITS
+from gateway.api.listing import DEFAULT_LIMIT, MAX_LIMIT
 from gateway.api.poll import DEFAULT_WAIT, MAX_WAIT
+from gateway.api.tokens import MAX_SECONDS_DIGITS
+from gateway.client_summary import Standing
 from gateway.config import Config
 from gateway.openapi.schemas import (
     CHANNEL,
@@ -97,6 +99,20 @@ CHANNEL_TO_WRITE = in_path("channel", PUBLISHABLE, "Where the event goes.")
 CHANNEL_TO_COUNT = in_path("channel", CHANNEL, "The channel.")
 CHANNEL_OF_CLIENT = in_path("channel", SUBSCRIBABLE, "The channel to add or to take away.")
 CLIENT = in_path("client", {"type": "string", "minLength": 1}, "`clientId` of `connected`.")
+WHICH_CLIENTS = [
+    in_query("channel", CHANNEL, "Those that have it.", **_EMPTY),
+    in_query("user", {"type": "string"}, "Those of the user.", **_EMPTY),
+    in_query("address", {"type": "string"}, "Those from there.", **_EMPTY),
+    in_query("state", {"type": "string", "enum": list(Standing)}, "Those that stand so.", **_EMPTY),
+    in_query("node", {"type": "string"}, "Those at the node of this id.", **_EMPTY),
+    in_query(
+        "limit",
+        {"type": "integer", "minimum": 1, "maximum": MAX_LIMIT, "default": DEFAULT_LIMIT},
+        "How many to tell of, the slowest first.",
+        **_EMPTY,
+    ),
+]
+NODE = in_path("id", {"type": "string", "minLength": 1}, "`id` of `/stats`.")
 OF_USER = in_path("user", USER, "Whose streams.")
 TOKEN_ID = in_path(
     "token_id",

@@ -49,7 +49,7 @@ class Routes:
             **self._publishing(),
             **self._clients(),
             **self._node(),
-            **({"/": {"get": self._demo()}} if self._config.demo else {}),
+            **self._pages(),
         }
 
     def _operation(
@@ -215,7 +215,25 @@ class Routes:
                     description="What waits for the client may still come.",
                 ),
             },
+            "/clients": {
+                "get": self._operation(
+                    "clients",
+                    ADMINISTRATION,
+                    "Clients, the slowest first",
+                    {200: told("Of all nodes; `matched` counts all that fit.", "Clients")},
+                    parameters=takes.WHICH_CLIENTS,
+                )
+            },
             "/clients/{client}": {
+                "get": self._operation(
+                    "client",
+                    ADMINISTRATION,
+                    "What is known of a stream",
+                    {200: told("As its worker has it.", "ClientDetail")},
+                    NotFound,
+                    parameters=(takes.CLIENT,),
+                    description="For its own user, too.",
+                ),
                 "delete": self._operation(
                     "closeClient",
                     ADMINISTRATION,
@@ -224,7 +242,7 @@ class Routes:
                     Forbidden,
                     NotFound,
                     parameters=(takes.CLIENT,),
-                )
+                ),
             },
             "/clients/{client}/token": {
                 "put": self._operation(
@@ -280,6 +298,17 @@ class Routes:
                     "stats", OPERATION, "Counts", {200: told("Of all nodes.", "Statistics")}
                 )
             },
+            "/nodes/{id}/drain": {
+                "post": self._operation(
+                    "drain",
+                    OPERATION,
+                    "Have a node leave",
+                    {202: told("It leaves, as on SIGTERM, or does so already.", "Leaving")},
+                    Forbidden,
+                    NotFound,
+                    parameters=(takes.NODE,),
+                )
+            },
             "/metrics": {
                 "get": self._operation("metrics", OPERATION, "Metrics", {200: prometheus})
             },
@@ -314,6 +343,14 @@ class Routes:
         told: Schema = {"description": "Yes.", "content": {JSON: {"schema": schema}}}
         return self._operation(name, OPERATION, summary, {200: told}, guard=[])
 
-    def _demo(self) -> Schema:
-        page = text("HTML.", "text/html; charset=utf-8")
-        return self._operation("demo", OPERATION, "The demo page", {200: page}, guard=[])
+    def _pages(self) -> Schema:
+        pages = {
+            "/": ("demo", "The demo page", self._config.demo),
+            "/ops": ("ops", "The page for operators", self._config.ops),
+        }
+        html = text("HTML.", "text/html; charset=utf-8")
+        return {
+            path: {"get": self._operation(name, OPERATION, summary, {200: html}, guard=[])}
+            for path, (name, summary, is_served) in pages.items()
+            if is_served
+        }

@@ -5,10 +5,12 @@ import msgspec
 from gateway import control
 from gateway.api.asked import MAX_REPLAY_DIGITS
 from gateway.api.commands import Channels, ClosedStreams, NodeStatus, Renewed
+from gateway.api.listing import ClientDetail
 from gateway.api.subscribe import REFUSALS
+from gateway.client_summary import ClientSummary, Standing
 from gateway.config import Config
 from gateway.event import MAX_LABEL
-from gateway.names import GLOBAL, MAX_CHANNEL_NAME, USER_PREFIX
+from gateway.names import GLOBAL, MAX_CHANNEL_NAME, OPS_CHANNEL, USER_PREFIX
 from gateway.sse import MAX_RETRY_MS
 
 Schema = dict[str, object]
@@ -25,11 +27,13 @@ CHANNEL: Schema = {
 }
 SUBSCRIBABLE: Schema = CHANNEL | {
     "pattern": f"^(?!{USER_PREFIX}){_SEGMENTS}$",
-    "description": f"Segments divided by `.`; `{USER_PREFIX}` is reserved.",
+    "description": f"Segments divided by `.`; `{USER_PREFIX}` is reserved, and `{OPS_CHANNEL}` for "
+    "administrators.",
 }
 PUBLISHABLE: Schema = CHANNEL | {
-    "pattern": f"^(?!{USER_PREFIX}|{GLOBAL}$){_SEGMENTS}$",
-    "description": f"Segments divided by `.`; `{GLOBAL}` and `{USER_PREFIX}` are reserved.",
+    "pattern": f"^(?!{USER_PREFIX}|{GLOBAL}$|{OPS_CHANNEL}$){_SEGMENTS}$",
+    "description": f"Segments divided by `.`; `{GLOBAL}`, `{OPS_CHANNEL}` and `{USER_PREFIX}` are "
+    "reserved.",
 }
 USER: Schema = {
     "type": "string",
@@ -87,6 +91,16 @@ def schemas(config: Config) -> Schema:
         ),
         "Channels": _told(Channels),
         "Renewed": _told(Renewed),
+        "Client": _client(ClientSummary),
+        "ClientDetail": _client(ClientDetail),
+        "Clients": record(
+            {
+                "clients": {"type": "array", "items": ref("Client")},
+                "matched": COUNT,
+                "missing": COUNT,
+            }
+        ),
+        "Leaving": record({"node": {"type": "string"}, "workers": COUNT}),
         "Closed": _told(ClosedStreams),
         "Revoked": record(
             {
@@ -203,6 +217,17 @@ def _asked(config: Config) -> Schema:
 
 def _is_true(name: str) -> Schema:
     return {"properties": {name: {"const": True}}, "required": [name]}
+
+
+def _client(shape: type[ClientSummary]) -> Schema:
+    told = _told(shape)
+    properties = told["properties"]
+    assert isinstance(properties, dict)
+    properties |= {
+        "state": {"type": "string", "enum": list(Standing)},
+        "lane": {"type": "string", "enum": ["direct", "response"]},
+    }
+    return told
 
 
 def _told(shape: type[msgspec.Struct]) -> Schema:

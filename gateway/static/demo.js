@@ -21,6 +21,7 @@ const CONTROL = {
   gap: ({channels, reason}) => `Events may be missing on ${channels.join(", ")}: ${GAPS[reason] ?? reason}`,
   dropped: ({count}) => `${count} events left out here: this reader was too slow`,
   reconnect: ({reason}) => `The node asks to connect again: ${reason}`,
+  closed: ({reason}) => `The node has ended the stream for good: ${reason}`,
 };
 const clock = new Intl.DateTimeFormat("en-GB", {hour: "2-digit", minute: "2-digit", second: "2-digit", fractionalSecondDigits: 3});
 const STATES = ["reconnecting", "open", "ended"];  // by EventSource.readyState

@@ -236,7 +236,7 @@ class Tab {
   }
 
   #watch() {
-    if (this.#leader) return;
+    if (this.#leader || !this.#away) return;
     this.#join();
     const asked = Date.now();
     this.#watchdog = setTimeout(

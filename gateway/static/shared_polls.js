@@ -43,7 +43,10 @@ export class Polls {
   async #ask(url, signal, again = false) {
     const { token, headers, credentials, fetch = globalThis.fetch } = this.#options;
     if (typeof token === "string") this.#token = token;
-    else if (token && (again || !this.#token)) this.#token = await token();
+    else if (token && (again || !this.#token)) {
+      const aborted = new Promise((_, reject) => signal.addEventListener("abort", reject));
+      this.#token = await Promise.race([token(), aborted]);
+    }
     const response = await fetch(url, {
       cache: "no-store",
       credentials,

@@ -1,6 +1,6 @@
 // Many tabs (gateway/static/shared.js) in one process, with a gateway that is made up.
 import assert from "node:assert/strict";
-import { test } from "node:test";
+import { mock, test } from "node:test";
 
 import { Stream, compare } from "../../gateway/static/client.js";
 import { share } from "../../gateway/static/shared.js";
@@ -430,5 +430,26 @@ shared("a leader that polls opens when it knows its position", async (gateway) =
     assert.deepEqual(tabs[1].heard, [2]);
   } finally {
     Link.prototype.start = tell;
+  }
+});
+
+shared("a token that never comes holds up no other tab", async (gateway) => {
+  const begin = gateway.publish("a");
+  gateway.publish("a");
+  mock.timers.enable({ apis: ["setTimeout"] });
+  try {
+    await gateway.opened(["a"]);
+    const token = () => new Promise(() => {});
+    const stuck = gateway.tab(["a"], { lastEventId: begin, token });
+    await until(() => stuck.state.status === "open");
+    const other = gateway.tab(["a"], { lastEventId: begin });
+    await until(() => other.state.status === "open");
+    await until(() => {
+      mock.timers.tick(1_000);
+      return other.heard.length;
+    });
+    assert.deepEqual([stuck.heard, other.heard], [[], [2]]);
+  } finally {
+    mock.timers.reset();
   }
 });

@@ -75,7 +75,7 @@ local seen = {}
 for _, name in ipairs(names) do
   if type(name) ~= 'string' or #name > MAX_LABEL or not string.find(name, '^[%w_%-%.:/@~%%%+]+$')
     or string.find('.' .. name .. '.', '..', 1, true) or name == 'global'
-    or string.sub(name, 1, 5) == 'user:' then
+    or name == 'gateway:ops' or string.sub(name, 1, 5) == 'user:' then
     return refuse('A channel is 1 to 200 of A-Z a-z 0-9 _ - . : / @ ~ % + and not reserved.')
   end
   if not seen[name] then
