@@ -5,6 +5,7 @@ import { NOTES, POSITION, tabLock } from "./shared_messages.js";
 
 export const TABS = 100; // that a leader serves
 
+const AGAIN = 500; // ms until a channel is asked for again that the gateway has not refused
 const ROLL_CALL = 1_000; // ms that a new one waits for tabs that do not answer
 
 /** What the tab that leads does for all: the one stream, of what any of them wants. */
@@ -115,6 +116,7 @@ export class Leader {
     if (this.#sink) this.#tell({ kind: "state", state: this.#sink.state });
     if (Date.now() >= this.#returns) this.#link.wake();
     this.#arrived();
+    this.#answer();
     this.#adjust();
   }
 
@@ -272,6 +274,10 @@ export class Leader {
       this.#carried.set(channel, joined);
     } catch (error) {
       if (this.#link !== link) return;
+      if (!error.status) {
+        await new Promise((done) => setTimeout(done, AGAIN)); // a module could not be loaded
+        return;
+      }
       for (const { channels, refused } of this.#members.values()) {
         if (channels.delete(channel)) refused.push([channel, error.message, error.status ?? 0]);
       }
@@ -280,7 +286,11 @@ export class Leader {
 
   async #remove(link, channel) {
     this.#carried.delete(channel);
-    await link.unsubscribe(channel);
+    try {
+      await link.unsubscribe(channel);
+    } catch {
+      // it is left out at the next opening, and nobody's meanwhile
+    }
   }
 
   /** Answer the tabs all of whose channels are there, or refused. */

@@ -453,3 +453,20 @@ shared("a token that never comes holds up no other tab", async (gateway) => {
     mock.timers.reset();
   }
 });
+
+shared("what cannot be asked of the gateway is asked again, and holds up nobody", async (gateway) => {
+  const first = await gateway.opened(["a"]);
+  const second = await gateway.opened(["b"]);
+  const [link] = gateway.links;
+  const { subscribe } = link;
+  link.unsubscribe = () => Promise.reject(new TypeError("Failed to fetch"));
+  link.subscribe = () => Promise.reject(new TypeError("Failed to fetch"));
+  second.close();
+  const asked = first.subscribe("c");
+  const third = await gateway.opened(["a"]);
+  link.subscribe = subscribe;
+  assert.equal(await asked, "1000-0");
+  gateway.publish("c");
+  await until(() => first.heard.length);
+  assert.deepEqual([errors(first), errors(third)], [[], []]);
+});
