@@ -8,12 +8,19 @@ import re
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from pathlib import Path
 from shutil import which
 from typing import Any, TypeVar
 
 import trio
-from playwright.async_api import BrowserContext, ConsoleMessage, Page, async_playwright
-from process import PATIENCE, eventually
+from playwright.async_api import (
+    BrowserContext,
+    ConsoleMessage,
+    Page,
+    Playwright,
+    async_playwright,
+)
+from process import PATIENCE, child, eventually
 
 FLAGS = (
     "--no-sandbox",  # Chromium refuses to run as root with it
@@ -116,8 +123,9 @@ class Tab:
             gone = asyncio.Event()
             page.on("crash", lambda _: gone.set())
             asking = asyncio.ensure_future(session.send("Page.crash"))
+            # It is answered or not, as it happens; playwright must not find it cancelled.
+            asking.add_done_callback(lambda asked: asked.cancelled() or asked.exception())
             await gone.wait()
-            asking.cancel()
 
         await self.do(crashed)
 
@@ -133,7 +141,10 @@ class Chromium:
         self.context = context
 
     async def tab(self, url: str = "") -> Tab:
-        tab = Tab(self._loop, await self._loop.do(self.context.new_page()))
+        async def made() -> Tab:  # where playwright lives, as it is told what to listen to
+            return Tab(self._loop, await self.context.new_page())
+
+        tab = await self._loop.do(made())
         if url:
             await tab.open(url)
         return tab
@@ -146,8 +157,7 @@ class Chromium:
 async def chromium(*flags: str, **options: Any) -> AsyncIterator[Chromium]:
     """A headless Chromium; ``options`` are those of playwright's ``Browser.new_context``."""
     with _Loop() as loop:
-        playwright = await loop.do(async_playwright().start())
-        try:
+        async with _playwright(loop) as playwright:
             browser = await loop.do(
                 playwright.chromium.launch(executable_path=which("chromium"), args=[*FLAGS, *flags])
             )
@@ -157,6 +167,28 @@ async def chromium(*flags: str, **options: Any) -> AsyncIterator[Chromium]:
             finally:
                 with trio.CancelScope(shield=True):
                     await loop.do(browser.close())
-        finally:
-            with trio.CancelScope(shield=True):
-                await loop.do(playwright.stop())
+
+
+@asynccontextmanager
+async def chromium_of_a_user(directory: Path) -> AsyncIterator[Chromium]:
+    """One whose tabs can be hidden, frozen, and kept for going back to: playwright sees to it that
+    those which it starts itself cannot. ``directory`` is empty."""
+    own = ("--headless", "--no-first-run", f"--user-data-dir={directory}")
+    async with child("chromium", *FLAGS, *own, "--remote-debugging-port=0") as process:
+        address = (await process.until(r"DevTools listening on (\S+)"))[1]
+        with _Loop() as loop:
+            async with _playwright(loop) as playwright:
+                browser = await loop.do(
+                    playwright.chromium.connect_over_cdp(address, no_defaults=True)
+                )
+                yield Chromium(loop, browser.contexts[0])
+
+
+@asynccontextmanager
+async def _playwright(loop: _Loop) -> AsyncIterator[Playwright]:
+    playwright = await loop.do(async_playwright().start())
+    try:
+        yield playwright
+    finally:
+        with trio.CancelScope(shield=True):
+            await loop.do(playwright.stop())

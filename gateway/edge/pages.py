@@ -27,7 +27,14 @@ POLICY = (
     "require-trusted-types-for 'script'; trusted-types 'none'"
 )
 
-MODULES: tuple[str, ...] = ()
+MODULES: tuple[str, ...] = (
+    "client.js",
+    "client.d.ts",
+    "changes.js",
+    "poll.js",
+    "refused.js",
+    "request.js",
+)
 """For pages of anybody."""
 
 DEMO = ("demo.css", "demo.js")

@@ -1,0 +1,44 @@
+// What it means when the answer to the request for a stream, or to a poll, is none.
+import { Failure } from "./client.js";
+import { find } from "./poll.js";
+
+export async function refused(link, response) {
+  const { status, headers } = response;
+  const type = headers.get("Content-Type") ?? "";
+  const reason = `status ${status}`;
+  const isOfOthers = status < 300; // a page of somebody in between
+  if (status === 204) {
+    link.closed();
+    return;
+  }
+  if (status === 401 && typeof link.options.token === "function" && !link.tokenRefused) {
+    link.tokenRefused = true; // until a stream is open
+    link.token = link.posted = undefined; // a POST was refused, too, and has done nothing
+    link.attempt -= 1;
+    link.drop(reason, true);
+    return;
+  }
+  const isPassing = [408, 425, 429].includes(status) || (status >= 500 && status !== 501);
+  if (!type.includes("problem") && status !== 401 && (!isPassing || link.attempt > 0)) {
+    await find(link);
+    if (link.poll) return;
+  }
+  if (isPassing || (isOfOthers && link.began !== undefined)) {
+    link.why ??= { reason, least: milliseconds(headers.get("Retry-After")) };
+    return;
+  }
+  throw await refusal(response);
+}
+
+export async function refusal(response) {
+  const { status, headers } = response;
+  const { detail } = await response.json().catch(() => ({}));
+  const type = headers.get("Content-Type");
+  const sentence = detail ?? `The answer was ${status}, ${type}, and no event stream.`;
+  return Object.assign(new Failure(sentence), { status });
+}
+
+// Of a Retry-After, which is a number of seconds or a date.
+function milliseconds(after) {
+  return Math.max(0, /^\d+$/.test(after) ? after * 1000 : Date.parse(after) - Date.now() || 0);
+}
