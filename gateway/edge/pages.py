@@ -34,6 +34,7 @@ MODULES: tuple[str, ...] = (
     "poll.js",
     "refused.js",
     "request.js",
+    "shared.js",
 )
 """For pages of anybody."""
 

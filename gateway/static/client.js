@@ -5,7 +5,7 @@ const MAX_TIMER = 2 ** 31 - 1;
 const LIVED = 5_000;
 const PATIENCE = 8_000; // open_wait is 5 s
 
-export const compare = (a, b) => a.localeCompare(b, "en", { numeric: true });
+export const { compare } = new Intl.Collator("en", { numeric: true });
 
 export class Parser {
   lastEventId = "";
