@@ -83,8 +83,12 @@ async def test_a_stalled_reader_is_told_of_each_event_that_found_no_room(tmp_pat
         assert await n.metric("dropped_total") > 0
         await tab.until("#events > .dropped .data", "this reader was too slow")
         await tab.until("#stall-note", "^It reads on")
-        assert tab.errors == []
         await tab.do(lambda page: page.screenshot(path=picture))
+        await tab.click("#stall")
+        await tab.until("#stall", "^Read on$")
+        await tab.click("#disconnect")
+        await tab.until("#stall:disabled", "^Stall the reader$")
+        assert tab.errors == []
     taken = picture.read_bytes()
     assert struct.unpack(">II", taken[16:24]) == (WIDTH, HEIGHT)
     assert len(taken) < MAX_PICTURE_BYTES

@@ -111,6 +111,13 @@ export class Link {
     this.#readOn = null;
   }
 
+  // Nothing is bad any more.
+  mend() {
+    this.#downUntil = 0;
+    this.#expired = false;
+    this.readOn();
+  }
+
   // End what is open as the node does when a token is over, and have the next request refused.
   expire() {
     this.#expired = true;

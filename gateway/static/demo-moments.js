@@ -3,7 +3,7 @@
 import { $, amount, answered, ask, counted, element, sleep } from "./demo-page.js";
 
 const CUT = 2000;  // ms
-const STALL = 20_000;  // ms
+const STALL = 45_000;  // ms: less than the default of max_behind_seconds
 const ASK = 400;  // ms between two questions to the node
 const MIB = 1024 * 1024;
 
@@ -40,7 +40,8 @@ export class Moments {
   stream(stream) {
     this.#stream = stream;
     for (const id of ["cut", "stall", "expire"]) $(id).disabled = stream?.state.status !== "open";
-    if ($("stall").disabled) this.link.readOn();
+    if (!stream) this.link.mend();
+    else if ($("stall").disabled) this.link.readOn();
     this.#askForPolicies();
   }
 
@@ -84,7 +85,10 @@ export class Moments {
 
   // Nothing of what was said before is left.
   #begin() {
-    for (const note of document.querySelectorAll(".moments output")) note.textContent = "";
+    for (const note of document.querySelectorAll(".moments output")) {
+      note.textContent = "";
+      delete note.dataset.outcome;
+    }
     if (this.#stream.state.transport === "shared" && !this.link.bodies.size)
       throw new Error("Another tab holds the stream of this group: it happens there or nowhere.");
   }
@@ -101,6 +105,7 @@ export class Moments {
 
   async #stall() {
     this.#begin();
+    if (!this.link.bodies.size) throw new Error("The client polls: there is no stream to stop reading.");
     const end = this.timeline.deed("stall", "The reader stopped reading");
     this.link.stall();
     const reading = this.link.reading.then(() => clearTimeout(timer));
