@@ -37,7 +37,7 @@ from gateway.sse import ServerSentEvent
 DEFAULT_URL = f"http://{Config().bind}"
 PUBLISH_TIMEOUT = 30.0
 """Seconds of silence: a publish may first wait for room, by default 5 of them."""
-CONTROL_EVENTS = frozenset({"connected", "dropped", "gap", "reconnect"})
+CONTROL_EVENTS = frozenset({"closed", "connected", "dropped", "gap", "reconnect"})
 """What the gateway itself tells a client."""
 
 INTERRUPTED = 128 + 2

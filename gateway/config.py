@@ -208,6 +208,11 @@ class Config:
         "for which browsers remember what a preflight told; Chromium's most",
     ] = 7200.0
     demo: Annotated[bool, "serve the demo page at /; a first try needs nothing else"] = True
+    ops: Annotated[
+        bool,
+        "serve the page for operators at /ops; what it shows and does still needs a token of an"
+        " administrator where there are keys",
+    ] = True
     node_id: Annotated[
         str, "name of the node in /stats and logs; empty: the host name and a random suffix"
     ] = ""

@@ -14,7 +14,7 @@ import msgspec
 from gateway import sse
 from gateway.position import Closed, Position
 
-TYPES = frozenset({"connected", "dropped", "gap", "keepalive", "reconnect"})
+TYPES = frozenset({"closed", "connected", "dropped", "gap", "keepalive", "reconnect"})
 """Event types that only the gateway uses: a publisher's ``gap`` would be believed."""
 
 RETRY_JITTER = 0.5
@@ -67,9 +67,12 @@ def keepalive(position: Position) -> bytes:
     return sse.encode(None, event="keepalive", id=str(position))
 
 
-def closed(position: Position) -> bytes:
-    """The last block of a stream that must not be resumed: its id is answered with 204."""
-    return sse.encode(None, id=str(Closed(position)))
+def closed(position: Position, reason: str) -> bytes:
+    """The last block of a stream that must not be resumed: its id is answered with 204.
+
+    It has data, as clients that are built on eventsource-parser know no other ids.
+    """
+    return _block("closed", {"reason": reason}, id=str(Closed(position)))
 
 
 def _block(event: str, data: object, id: str | None = None) -> bytes:

@@ -195,6 +195,12 @@ class Hub:
             client.writable = None
         self.write_waiting(client)
 
+    def end_for_good(
+        self, client: Client, reason: Reason, position: Position | None = None
+    ) -> None:
+        """End a stream well, which is told not to come back, at ``position`` or where it stands."""
+        self.finish(client, reason, control.closed(position or self.stands(client), reason))
+
     def close(self, client: Client, reason: Reason) -> None:
         """End a stream now; what waits for it is not written."""
         if client.state is State.CLOSED:
@@ -344,7 +350,7 @@ class Hub:
             return
         self.members.leave(client, name)
         if all(comes_unasked(channel.name) for channel in client.channels):
-            self.finish(client, Reason.ENDED, control.closed(self.stands(client)))
+            self.end_for_good(client, Reason.ENDED)
 
     def end_given_channels(self, client: Client) -> None:
         """End the channels whose last event waited, once nothing waits any more."""

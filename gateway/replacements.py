@@ -13,7 +13,6 @@ from collections.abc import Sequence
 import msgspec
 import trio
 
-from gateway import control
 from gateway.cluster import COMMAND_SECONDS, Cluster
 from gateway.errors import GatewayError
 from gateway.hub import Hub
@@ -100,7 +99,7 @@ class Replacements:
             self._opening[client_id] = True
 
     def _end(self, client: Client) -> None:
-        self._hub.finish(client, Reason.REPLACED, control.closed(self._hub.stands(client)))
+        self._hub.end_for_good(client, Reason.REPLACED)
 
     async def _replace_here(self, asked: Replaced) -> Done:
         self._end_here(asked.client)

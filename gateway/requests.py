@@ -3,6 +3,8 @@
 from gateway.histogram import WAITS, Distribution, Histogram
 
 PUBLISH_TO = "/publish/<channel>"
+ASSETS = "assets"
+"""What pages load: their scripts and styles, and the modules for pages of anybody."""
 OTHER = "other"
 """What has no route, and what could not even be read."""
 

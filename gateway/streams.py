@@ -162,7 +162,7 @@ class Streams:
             self.replays.stage_gap(client, stream.channels, reason)
         self.replays.begin(client, replay, head, began)
         if self._is_revoked(stream.identity):  # while its channels were being subscribed to
-            self._hub.finish(client, Reason.REVOKED, control.closed(after))
+            self._hub.end_for_good(client, Reason.REVOKED, after)
         if user is not None:
             self._replacements.opened(client)
         return client
@@ -346,7 +346,7 @@ class Streams:
         for turn, client in enumerate(tuple(self._hub.members.clients.values()), 1):
             if self._is_revoked(client.identity):
                 ended += 1
-                self._hub.finish(client, Reason.REVOKED, control.closed(self._hub.stands(client)))
+                self._hub.end_for_good(client, Reason.REVOKED)
             if not turn % LOOKS_PER_TURN:
                 await trio.lowlevel.checkpoint()
         return ended

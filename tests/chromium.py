@@ -140,11 +140,17 @@ class Chromium:
         self._loop = loop
         self.context = context
 
+    @property
+    def version(self) -> str:
+        browser = self.context.browser
+        assert browser is not None
+        return browser.version
+
     async def tab(self, url: str = "") -> Tab:
-        async def made() -> Tab:  # where playwright lives, as it is told what to listen to
+        async def made() -> Tab:
             return Tab(self._loop, await self.context.new_page())
 
-        tab = await self._loop.do(made())
+        tab = await self._loop.do(made())  # all of it there: a listener is told to the browser
         if url:
             await tab.open(url)
         return tab

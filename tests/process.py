@@ -67,6 +67,18 @@ class Child:
         self._at = found.end()
         return found
 
+    async def lines(self) -> AsyncIterator[str]:
+        """Its output line by line, behind what `until` has returned, to its end."""
+        while True:
+            text, end, _ = self.output[self._at :].partition("\n")
+            if end:
+                self._at += len(text) + 1
+                yield text
+            elif self._ended:
+                return
+            else:
+                await self._more.wait()
+
     def status(self) -> str:
         """What Linux says of it: proc(5), /proc/pid/status."""
         return Path(f"/proc/{self.process.pid}/status").read_text("utf-8")

@@ -29,7 +29,7 @@ from gateway.streams import EventStream
 EPOCH = 1_000_000_000
 """Where the wall clock of a rig begins, in ms: far enough from 0 for all ages."""
 
-CONTROL = {"connected", "gap", "dropped", "reconnect"}
+CONTROL = {"closed", "connected", "gap", "dropped", "reconnect"}
 
 SMALLEST_BUFFER = 1
 """The kernel makes of it the smallest socket buffer that it has."""

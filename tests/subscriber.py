@@ -109,7 +109,7 @@ class Subscriber:
         recording = self.recording
         if event.event == "connected":
             recording.start = recording.start or Position.parse(event.last_event_id)
-        elif event.event != "reconnect":
+        elif event.event not in ("closed", "reconnect"):
             recording.records.append(_record(event))
             self.received.add(event.data)
 

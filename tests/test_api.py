@@ -577,8 +577,8 @@ async def test_a_stream_ends_with_the_last_of_its_channels(version: str) -> None
         assert (await gateway.ask(as_version(raw, version))).status == 202
         last = await gateway.publish("b", "last of b", "?end=true")
         blocks = await wire.blocks()
-        assert [block.data for block in blocks] == ["last of a", "last of b", None]
-        assert blocks[-1].fields == {"id": f"{last}.closed"}
+        assert [block.data for block in blocks] == ["last of a", "last of b", '{"reason":"ended"}']
+        assert blocks[-1].fields == {"id": f"{last}.closed", "event": "closed"}
         for query in (f"?lastEventId={last}.closed", f"?lastEventId={last}"):
             raw = as_version(get(f"/events/b{query}", ACCEPT), version)
             response = await gateway.ask(raw)
@@ -742,8 +742,7 @@ async def test_a_closed_stream_ends_for_good(version: str) -> None:
         answer = await gateway.ask(request("DELETE", f"/clients/{client}"))
         assert (answer.status, answer.json) == (200, {"closed": 1})
         [last] = await wire.blocks()
-        assert list(last.fields) == ["id"]
-        assert last.data is None
+        assert (last.event, last.json) == ("closed", {"reason": "closed"})
         assert str(last.id).endswith(".closed")
         assert is_position(str(last.id).removesuffix(".closed"))
         header = b"Last-Event-ID: %b\r\n" % str(last.id).encode()
@@ -844,7 +843,7 @@ async def test_an_ndjson_body_of_mixed_targets_reaches_each() -> None:
         )
         assert (await gateway.ask(post("/publish", NDJSON, body))).status == 200
         blocks = await wire.blocks()
-        assert [block.data for block in blocks] == ["1", "3", "4", "", None]
+        assert [block.data for block in blocks] == ["1", "3", "4", "", '{"reason":"ended"}']
 
 
 async def test_no_channel_is_added_beyond_what_the_node_can_hold() -> None:

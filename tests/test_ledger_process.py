@@ -25,7 +25,7 @@ async def test_one_stream_too_many_ends_the_oldest_at_whichever_node_it_is() -> 
             second = await b.open_stream("/events/x?user=u")
             third = await b.open_stream("/events/x?user=u")
             await first.until_end()
-            assert first.body.endswith(b".closed\n\n")
+            assert first.body.endswith(b'.closed\nevent: closed\ndata: {"reason":"replaced"}\n\n')
             await a.open_stream("/events/x?user=u")
             await second.until_end()
             await b.publish("x", "still here")

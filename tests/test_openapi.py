@@ -23,7 +23,7 @@ from gateway.api.publish import Document
 from gateway.api.subscribe import PATH as EVENTS
 from gateway.config import Config
 from gateway.edge.app import make_app
-from gateway.edge.pages import MEDIA_TYPES
+from gateway.edge.pages import is_asset
 from gateway.errors import BadRequest, GatewayError, MethodNotAllowed
 from gateway.messages import Refusal
 from gateway.names import check_channel, check_subscribable, is_reserved, user_channel
@@ -37,7 +37,7 @@ KEY = "k" * 32
 
 CONFIGS = {
     "without keys": Config(),
-    "without a demo page": Config(demo=False),
+    "without pages": Config(demo=False, ops=False),
     "with keys": Config(jwt_key=KEY),
     "with keys and anonymous subscribers": Config(jwt_key=KEY, anonymous=True),
     "with keys and no cookie": Config(jwt_key=KEY, token_cookie=""),
@@ -75,7 +75,7 @@ def test_every_route_and_method_of_the_edge_is_described_and_no_other(config: Co
     served = {
         (method, re.sub(r"<(?:\w+:)?(\w+)>", r"{\1}", rule.rule))
         for rule in app.url_map.iter_rules()
-        if Path(rule.rule).suffix not in MEDIA_TYPES  # what pages load is no part of the interface
+        if not is_asset(rule.rule)  # no part of the interface
         for method in (rule.methods or set()) - {"HEAD", "OPTIONS"}
     }
     assert set(operations(config)) == served
@@ -98,7 +98,8 @@ def test_the_readme_lists_the_routes_that_are_described() -> None:
                 methods = [*methods, method] if methods and path else [method]
             if path is not None:
                 listed |= {(name, re.sub("<.*?>", "{}", path)) for name in methods}
-    shapes = {(name, re.sub("{.*?}", "{}", path)) for name, path in operations(Config(demo=False))}
+    bare = Config(demo=False, ops=False)
+    shapes = {(name, re.sub("{.*?}", "{}", path)) for name, path in operations(bare)}
     assert listed == shapes
 
 
@@ -180,7 +181,7 @@ def test_without_keys_nobody_is_asked_who_he_is() -> None:
 def test_with_keys_a_token_is_asked_for_but_where_it_is_not() -> None:
     config = CONFIGS["with keys"]
     for (_, path), operation in operations(config).items():
-        is_open = path in ("/", "/healthz", "/readyz", PATH)
+        is_open = path in ("/", "/ops", "/healthz", "/readyz", PATH)
         schemes = [] if is_open else ["bearer", "cookie", "query"]
         assert operation["security"] == [{name: []} for name in schemes], path
         assert ({"401", "403"} <= set(operation["responses"])) != is_open, path

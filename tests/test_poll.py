@@ -475,7 +475,7 @@ async def test_a_poll_whose_channel_ends_without_a_page_for_it_gets_the_rest_fir
 
 def close(rig: Rig) -> Reason:
     (client,) = rig.hub.members.clients.values()
-    rig.hub.finish(client, Reason.CLOSED, control.closed(rig.hub.stands(client)))
+    rig.hub.end_for_good(client, Reason.CLOSED)
     return Reason.CLOSED
 
 

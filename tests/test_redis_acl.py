@@ -120,7 +120,7 @@ async def live_through_it_all(a: NodeProcess, b: NodeProcess, server: RedisServe
     # streams of a user, over both nodes: the fourth ends the first
     await opened(a, "/events/news")
     await stream.until_end()
-    assert stream.body.endswith(b".closed\n\n")
+    assert stream.body.endswith(b'.closed\nevent: closed\ndata: {"reason":"replaced"}\n\n')
     # rates
     assert [await published(a, "slow", "x", status) for status in (202, 429)]
     # what is left when the links are lost

@@ -763,7 +763,7 @@ async def test_a_client_that_is_closed_for_good_is_told_where_it_stood() -> None
         peer = await opened(rig, "a")
         position = await rig.publish("a", "x")
         await peer.read_all()
-        rig.hub.finish(peer.client, Reason.CLOSED, control.closed(rig.hub.proven(peer.client)))
+        rig.hub.end_for_good(peer.client, Reason.CLOSED, rig.hub.proven(peer.client))
         await peer.read_all()
         told = parse_resume(peer.last_event_id)
         assert isinstance(told, Closed)

@@ -39,7 +39,7 @@ async def opened(gateway: Gateway, count: int, user: str = "u", version: str = "
 async def closed_with(wire: Wire) -> str:
     """The last id of a stream that ends, which says nothing else on the way."""
     blocks = await wire.blocks()
-    assert [(block.event, block.data) for block in blocks] == [("message", None)]
+    assert [(block.event, block.json) for block in blocks] == [("closed", {"reason": "replaced"})]
     assert blocks[0].id is not None
     return blocks[0].id
 

@@ -11,7 +11,6 @@ from typing import Annotated
 import msgspec
 import trio
 
-from gateway import control
 from gateway.auth import patterns
 from gateway.cluster import COMMAND_SECONDS, JOIN_SECONDS, READ_SECONDS
 from gateway.errors import BadRequest, Forbidden, NotFound, Unavailable
@@ -286,7 +285,7 @@ def no_client() -> NotFound:
 
 
 def _close(node: Node, client: Client) -> None:
-    node.hub.finish(client, Reason.CLOSED, control.closed(node.hub.stands(client)))
+    node.hub.end_for_good(client, Reason.CLOSED)
 
 
 def _channels(client: Client, position: Position) -> Channels:

@@ -26,14 +26,14 @@ from gateway.api.publish import publish
 from gateway.api.refusals import is_refusal, told
 from gateway.api.request import NOT_STORED, Answer, Request, parse_target, problem
 from gateway.api.subscribe import STREAM_HEADERS, located, subscribe
-from gateway.edge.pages import PUBLIC, add_pages
+from gateway.edge.pages import PUBLIC, add_pages, is_asset
 from gateway.edge.serve import ANSWERED, Connection
 from gateway.errors import GatewayError, MethodNotAllowed, NotFound
 from gateway.http1_render import STRICT_HEADERS
 from gateway.node import Node
 from gateway.request_id import HEADER as REQUEST_ID
 from gateway.request_id import NAME
-from gateway.requests import OTHER, PUBLISH_TO
+from gateway.requests import ASSETS, OTHER, PUBLISH_TO
 
 ROUTES = {
     "/": "/",
@@ -154,7 +154,8 @@ def _bare_app(node: Node) -> QuartTrio:
 
     def count(asked: QuartRequest, status: int, seconds: float) -> None:
         rule = asked.url_rule.rule if asked.url_rule is not None else ""
-        node.requests.observe(ROUTES.get(rule, OTHER), status, seconds)
+        otherwise = ASSETS if is_asset(rule) else OTHER
+        node.requests.observe(ROUTES.get(rule, otherwise), status, seconds)
 
     app.extensions[ANSWERED] = count
     return app

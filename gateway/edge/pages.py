@@ -51,6 +51,15 @@ DEMO = (
 )
 """What the demo page consists of."""
 
+OPS = (
+    "ops.css",
+    "ops.js",
+    *("ops-ask.js", "ops-channels.js", "ops-clients.js", "ops-cluster.js", "ops-dialogs.js"),
+    *("ops-dom.js", "ops-graph.js", "ops-happenings.js", "ops-nodes.js", "ops-search.js"),
+    *("ops-verdict.js", "ops-words.js"),
+)
+"""What the page for operators consists of, beside ``client.js``."""
+
 MEDIA_TYPES = {
     ".html": "text/html; charset=utf-8",
     ".css": "text/css; charset=utf-8",
@@ -62,11 +71,18 @@ REVALIDATED = "no-cache"
 IMMUTABLE = "public, max-age=31536000, immutable"
 
 
+def is_asset(rule: str) -> bool:
+    """Whether a route is of a file that pages load."""
+    return Path(rule).suffix in MEDIA_TYPES
+
+
 def add_pages(app: QuartTrio, node: Node) -> None:
     for name in MODULES:
         _add_module(app, name)
     if node.config.demo:
         _add_page(app, "/", "demo.html", DEMO)
+    if node.config.ops:
+        _add_page(app, "/ops", "ops.html", OPS)
 
 
 def _add_module(app: QuartTrio, name: str) -> None:

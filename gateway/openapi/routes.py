@@ -49,7 +49,7 @@ class Routes:
             **self._publishing(),
             **self._clients(),
             **self._node(),
-            **({"/": {"get": self._demo()}} if self._config.demo else {}),
+            **self._pages(),
         }
 
     def _operation(
@@ -343,6 +343,14 @@ class Routes:
         told: Schema = {"description": "Yes.", "content": {JSON: {"schema": schema}}}
         return self._operation(name, OPERATION, summary, {200: told}, guard=[])
 
-    def _demo(self) -> Schema:
-        page = text("HTML.", "text/html; charset=utf-8")
-        return self._operation("demo", OPERATION, "The demo page", {200: page}, guard=[])
+    def _pages(self) -> Schema:
+        pages = {
+            "/": ("demo", "The demo page", self._config.demo),
+            "/ops": ("ops", "The page for operators", self._config.ops),
+        }
+        html = text("HTML.", "text/html; charset=utf-8")
+        return {
+            path: {"get": self._operation(name, OPERATION, summary, {200: html}, guard=[])}
+            for path, (name, summary, is_served) in pages.items()
+            if is_served
+        }

@@ -11,6 +11,7 @@ from gateway.openapi.schemas import CHANNEL, COUNT, POSITION, RETRY, Schema, onl
 _CHANNELS: Schema = {"type": "array", "items": CHANNEL}
 
 _TOLD: dict[str, Schema | None] = {
+    "closed": {"reason": {"type": "string"}},
     "connected": {
         "clientId": {"type": "string"},
         "serverTime": COUNT | {"description": "Milliseconds since 1970."},

@@ -121,6 +121,8 @@ class Subscriber(GatewayUser):
                 self._account.gap(frozenset(map(self._channels.__getitem__, mine)), restarted_ns)
             case "reconnect":
                 return f"reconnect: {json.loads(event.data)['reason']}"
+            case "closed":
+                pass  # `receive` raises next
             case _:
                 self._deliver(event)
         return ""
