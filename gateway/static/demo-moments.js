@@ -63,15 +63,14 @@ export class Moments {
     };
   }
 
-  // /channels is for administrators, as /stats is.
+  // /channels is for administrators, as /stats is; what fails is asked again when that is told anew.
   async #askForPolicies() {
     const channels = this.#stream?.channels ?? [];
     for (const name of this.#policies.keys()) if (!channels.includes(name)) this.#policies.delete(name);
     for (const name of this.#stats ? channels : []) {
       if (this.#policies.has(name)) continue;
-      this.#policies.set(name, "");
-      const {policy = ""} = JSON.parse(await ask(`/channels/${encodeURIComponent(name)}`).catch(() => "{}"));
-      if (this.#policies.has(name)) this.#policies.set(name, policy);
+      const told = await ask(`/channels/${encodeURIComponent(name)}`).catch(() => null);
+      if (told && this.#stream?.channels.includes(name)) this.#policies.set(name, JSON.parse(told).policy);
     }
     const known = Object.keys(POLICIES).filter(policy => [...this.#policies.values()].includes(policy));
     $("policies").replaceChildren(...known.map(policy => {
