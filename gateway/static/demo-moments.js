@@ -126,7 +126,7 @@ export class Moments {
     const client = await this.#client();
     if (!client) return null;
     const {state, queuedFrames, queuedBytes, dropped} = client;
-    if (state === "live") return "The node says: live. The buffers between still take everything.";
+    if (state === "live" && !dropped) return "The node says: live. The buffers between still take everything.";
     const waiting = `${counted(queuedFrames, "event")} waiting, ${(queuedBytes / MIB).toFixed(1)} MiB`;
     return `The node says: ${state}, ${waiting}; ${amount(dropped)} dropped.`;
   }
