@@ -34,10 +34,21 @@ MODULES: tuple[str, ...] = (
     "poll.js",
     "refused.js",
     "request.js",
+    "shared.js",
 )
 """For pages of anybody."""
 
-DEMO = ("demo.css", "demo.js")
+DEMO = (
+    "demo.css",
+    "demo.js",
+    "demo-events.js",
+    "demo-link.js",
+    "demo-moments.js",
+    "demo-page.js",
+    "demo-publish.js",
+    "demo-stats.js",
+    "demo-timeline.js",
+)
 """What the demo page consists of."""
 
 OPS = (

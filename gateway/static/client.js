@@ -162,7 +162,7 @@ export class Stream {
   _event({ type, data, id, channels }) {
     const json = () => JSON.parse(data);
     const event = { type, data, id, channel: channels[0] ?? "", channels, json };
-    for (const wanted of [type, "*"]) this._tell(`on ${wanted}`, event);
+    for (const wanted of new Set([type, "*"])) this._tell(`on ${wanted}`, event);
   }
 
   async _end(reason, name, told) {

@@ -1,0 +1,348 @@
+// Many tabs (gateway/static/shared.js) in one process, with a gateway that is made up.
+import assert from "node:assert/strict";
+import { test } from "node:test";
+
+import { Stream, compare } from "../../gateway/static/client.js";
+import { TABS, share } from "../../gateway/static/shared.js";
+
+let groups = 0;
+
+/** A gateway that keeps all events, and the tabs that have a stream of it together. */
+class Gateway {
+  number = 0;
+  events = [];
+  links = [];
+  polls = [];
+  tabs = [];
+  url = `http://gateway.example/${(groups += 1)}/events`;
+  refuse = () => undefined; // why it does: a status, for channels or for a poll
+  polled = () => undefined; // the answer to a poll, instead of what is right
+
+  get head() {
+    return `1000-${this.number}`;
+  }
+
+  publish(...channels) {
+    this.number += 1;
+    const event = { type: "message", data: `${this.number}`, id: this.head, channels };
+    this.events.push(event);
+    for (const link of this.links) link.deliver(event);
+    return event.id;
+  }
+
+  fetch = async (url) => {
+    const asked = url.searchParams.getAll("channel");
+    const from = url.searchParams.get("lastEventId");
+    this.polls.push({ asked, from });
+    const instead = this.polled(asked, from);
+    if (instead) return instead;
+    const events = this.events
+      .filter(({ id, channels }) => compare(id, from) > 0 && channels.some((c) => asked.includes(c)))
+      .map(({ id, data, channels: [channel] }) => ({ id, event: "message", data, channel }));
+    return Response.json({ events, lastEventId: this.head });
+  };
+
+  tab(channels, options = {}) {
+    const given = { url: this.url, channels, share: true, minDelay: 1, fetch: this.fetch, ...options };
+    const stream = new Stream(given);
+    stream.heard = [];
+    stream.told = [];
+    stream.on("*", ({ data }) => stream.heard.push(Number(data)));
+    for (const name of ["open", "gap", "dropped", "end"]) {
+      stream.when(name, (told) => stream.told.push([name, told]));
+    }
+    stream.when("error", ({ message }) => stream.told.push(["error", message]));
+    const open = (...driven) => new Link(this, ...driven);
+    stream._source = Promise.resolve(share(given, open, stream));
+    this.tabs.push(stream);
+    return stream;
+  }
+
+  async opened(...tab) {
+    const stream = this.tab(...tab);
+    await until(() => stream.state.status === "open");
+    return stream;
+  }
+
+  leave() {
+    for (const tab of this.tabs) tab.close();
+  }
+}
+
+/** As that of client.js, to the gateway. */
+class Link {
+  changes = { settle() {} };
+  isOpen = false;
+
+  constructor(gateway, stream, options) {
+    Object.assign(this, { gateway, stream, options });
+    gateway.links.push(this);
+    queueMicrotask(() => this.start());
+  }
+
+  async start() {
+    const { gateway, stream } = this;
+    try {
+      await this.options.token?.();
+    } catch {
+      this.start();
+      return;
+    }
+    try {
+      refuseOr(gateway.refuse(stream.channels));
+    } catch (error) {
+      stream._end(error.message, "error", error);
+      return;
+    }
+    const { lastEventId } = stream;
+    const from = lastEventId && compare(lastEventId, gateway.head) <= 0 ? lastEventId : gateway.head;
+    this.isOpen = true;
+    stream.lastEventId = from;
+    stream.clientId = `client ${gateway.links.length} ${Math.random()}`;
+    stream._set({ status: "open", transport: "stream" });
+    stream._tell("open", { clientId: stream.clientId, channels: [...stream.channels, "global"] });
+    for (const event of gateway.events) if (compare(event.id, from) > 0) this.deliver(event);
+  }
+
+  deliver({ channels: all, ...event }) {
+    const channels = all.filter((name) => this.stream.channels.includes(name));
+    if (!this.isOpen || !channels.length) return;
+    this.stream.lastEventId = event.id;
+    this.stream._event({ ...event, channels });
+  }
+
+  async subscribe(channel) {
+    refuseOr(this.gateway.refuse([channel]));
+    this.stream.channels = [...this.stream.channels, channel];
+    return this.gateway.head;
+  }
+
+  async unsubscribe(channel) {
+    this.stream.channels = this.stream.channels.filter((name) => name !== channel);
+  }
+
+  close() {
+    this.isOpen = false;
+    this.gateway.links = this.gateway.links.filter((link) => link !== this);
+  }
+}
+
+function refuseOr(status) {
+  if (status) throw Object.assign(new Error(`refused: ${status}`), { status });
+}
+
+async function until(holds) {
+  while (!holds()) await new Promise((resolve) => setImmediate(resolve));
+}
+
+function shared(sentence, body) {
+  test(sentence, { timeout: 20_000 }, async () => {
+    const gateway = new Gateway();
+    try {
+      await body(gateway);
+    } finally {
+      gateway.leave();
+      await until(() => !gateway.links.length);
+    }
+  });
+}
+
+const errors = (stream) => stream.told.filter(([name]) => name === "error").map(([, told]) => told);
+
+shared("a leader serves as many tabs as are allowed, and one more is told so", async (gateway) => {
+  const first = await gateway.opened(["a"]);
+  const others = Array.from({ length: TABS - 1 }, () => gateway.tab(["a"]));
+  await until(() => others.every(({ state }) => state.status === "open"));
+  const one = gateway.tab(["a"]);
+  await until(() => one.state.status === "closed");
+  assert.deepEqual(errors(one), [`${TABS} tabs share a stream at most.`]);
+  others[0].close();
+  await gateway.opened(["a"]);
+  gateway.publish("a");
+  await until(() => others.slice(1).every(({ heard }) => heard.length === 1));
+  assert.deepEqual(first.heard, [1]);
+  assert.equal(gateway.links.length, 1);
+});
+
+shared("a channel that is no longer granted is not the end of the other tabs", async (gateway) => {
+  const leader = await gateway.opened(["a"]);
+  const follower = await gateway.opened(["b", "a"]);
+  const other = await gateway.opened(["c", "a"]);
+  gateway.refuse = (channels) => (channels.includes("c") ? 403 : 0);
+  leader.close();
+  await until(() => errors(other).length && follower.told.filter(([n]) => n === "open").length === 2);
+  assert.deepEqual(errors(other), ["refused: 403"]);
+  assert.deepEqual(other.channels, ["a", "global"]);
+  assert.deepEqual(errors(follower), []);
+  gateway.publish("a");
+  await until(() => follower.heard.length && other.heard.length);
+  assert.equal(gateway.links.length, 1);
+});
+
+shared("a leader that is refused says so to all, and another one leads", async (gateway) => {
+  const leader = await gateway.opened(["a"]);
+  const follower = await gateway.opened(["b"]);
+  gateway.refuse = (channels) => (channels.includes("a") ? 401 : 0);
+  gateway.links[0].start();
+  await until(() => leader.state.status === "closed" && errors(follower).length);
+  assert.deepEqual([errors(leader), errors(follower)], [["refused: 401"], ["refused: 401"]]);
+  await until(() => follower.state.transport === "stream");
+  gateway.publish("b");
+  await until(() => follower.heard.length);
+});
+
+shared("a leader whose token cannot be had says so to all, and tries again", async (gateway) => {
+  let left = 0;
+  const token = async () => {
+    if (left-- > 0) throw new Error("no session");
+  };
+  const tabs = [await gateway.opened(["a"], { token }), await gateway.opened(["a"])];
+  left = 2;
+  gateway.links[0].start();
+  await until(() => tabs.every(({ told }) => told.filter(([name]) => name === "open").length === 2));
+  for (const tab of tabs) assert.deepEqual(errors(tab), Array(2).fill("No token: no session"));
+});
+
+shared("reserved channels are everybody's, also where the leader polls", async (gateway) => {
+  const tabs = [await gateway.opened(["a"]), await gateway.opened(["b"])];
+  const [link] = gateway.links;
+  link.stream.clientId = "";
+  link.stream._set({ status: "open", transport: "poll" });
+  link.stream._tell("open", { clientId: "", channels: link.stream.channels });
+  link.stream.channels.push("global", "user:7");
+  gateway.publish("global");
+  gateway.publish("user:7");
+  await until(() => tabs.every(({ heard }) => heard.length === 2));
+  assert.deepEqual([tabs[0].state.transport, tabs[1].state.transport], ["poll", "shared"]);
+});
+
+shared("a tab that is seen has a leader that is late come back, and not sooner", async (gateway) => {
+  globalThis.document = { visibilityState: "visible", addEventListener() {} };
+  try {
+    await gateway.opened(["a"]);
+    const follower = await gateway.opened(["a"]);
+    const [link] = gateway.links;
+    const woken = [];
+    link.wake = () => woken.push(Date.now());
+    const due = Date.now() + 50;
+    link.stream._set({ status: "reconnecting" });
+    link.stream._tell("reconnecting", { attempt: 1, delay: 50, reason: "network" });
+    follower.subscribe("b");
+    await until(() => woken.length);
+    assert.ok(woken[0] >= due);
+  } finally {
+    delete globalThis.document;
+  }
+});
+
+shared("what the stream tells is told in every tab, of its own channels", async (gateway) => {
+  const tabs = [await gateway.opened(["a"]), await gateway.opened(["b"]), await gateway.opened(["c"])];
+  const [{ stream }] = gateway.links;
+  stream._tell("gap", { channels: ["a", "b"], reason: "trimmed" });
+  stream._tell("dropped", { count: 3 });
+  await until(() => tabs.every(({ told }) => told.some(([name]) => name === "dropped")));
+  const gaps = tabs.map(({ told }) => told.filter(([name]) => name === "gap").map(([, gap]) => gap));
+  assert.deepEqual(gaps, [
+    [{ channels: ["a"], reason: "trimmed" }],
+    [{ channels: ["b"], reason: "trimmed" }],
+    [],
+  ]);
+  const told = { attempt: 2, delay: 5, reason: "network" };
+  stream._set({ status: "reconnecting", ...told });
+  await until(() => tabs.every(({ state }) => state.status === "reconnecting"));
+  assert.deepEqual(tabs[2].state, { ...told, status: "reconnecting", transport: "shared" });
+});
+
+shared("positions that begin anew are followed by every tab", async (gateway) => {
+  for (let count = 0; count < 9; count += 1) gateway.publish("a");
+  const tabs = [await gateway.opened(["a"]), await gateway.opened(["a", "b"])];
+  gateway.number = 3;
+  gateway.events = [];
+  gateway.links[0].start();
+  await until(() => tabs.every(({ told }) => told.filter(([name]) => name === "open").length === 2));
+  gateway.publish("a");
+  gateway.publish("b");
+  await until(() => tabs[0].heard.length === 1 && tabs[1].heard.length === 2);
+  assert.deepEqual(tabs[1].heard, [4, 5]);
+});
+
+shared("a poll that is refused for now is made again; for good, it is a gap", async (gateway) => {
+  const begin = gateway.publish("a");
+  gateway.publish("a");
+  await gateway.opened(["a"]);
+  let left = 2;
+  gateway.polled = () => (left-- > 0 ? new Response("", { status: 503 }) : undefined);
+  const patient = await gateway.opened(["a"], { lastEventId: begin });
+  await until(() => patient.heard.length);
+  assert.deepEqual(patient.heard, [2]);
+  gateway.polled = () => Response.json({ detail: "No." }, { status: 403 });
+  const refused = await gateway.opened(["a"], { lastEventId: begin });
+  await until(() => errors(refused).length);
+  const gap = ["gap", { channels: ["a"], reason: "unknown" }];
+  assert.deepEqual(refused.told.slice(1), [["error", "No."], gap]);
+  gateway.publish("a");
+  await until(() => refused.heard.length);
+  assert.deepEqual(refused.heard, [3]);
+});
+
+shared("one tab of a group polls at a time", async (gateway) => {
+  const begin = gateway.publish("a");
+  gateway.publish("a");
+  await gateway.opened(["a"]);
+  let [now, most] = [0, 0];
+  const fetch = async (url) => {
+    most = Math.max(most, (now += 1));
+    await new Promise((resolve) => setTimeout(resolve, 5));
+    now -= 1;
+    return gateway.fetch(url);
+  };
+  const tabs = Array.from({ length: 5 }, () => gateway.tab(["a"], { fetch, lastEventId: begin }));
+  await until(() => tabs.every(({ heard }) => heard.length === 1));
+  assert.equal(most, 1);
+});
+
+shared("what a tab asks of a group that it leaves is refused, and not forgotten", async (gateway) => {
+  const tab = gateway.tab(["a"]);
+  const [twice, again] = [tab.subscribe("b"), tab.subscribe("b")];
+  assert.equal(await twice, await again);
+  const asked = tab.subscribe("c");
+  await tab.unsubscribe("c");
+  await assert.rejects(asked, /c was unsubscribed/);
+  const late = tab.subscribe("d");
+  await null;
+  tab.close();
+  await assert.rejects(late, /closed/);
+  await assert.rejects(tab.subscribe("e"), /closed/);
+});
+
+shared("a tab that returns to its channels gets those of meanwhile by polling", async (gateway) => {
+  const leader = await gateway.opened(["a"]);
+  const follower = await gateway.opened(["a", "b"]);
+  gateway.publish("b");
+  await until(() => follower.heard.length === 1);
+  leader.close();
+  await until(() => follower.state.transport === "stream");
+  const joined = await follower.subscribe("c", { since: "1000-0" });
+  gateway.publish("c");
+  gateway.publish("a");
+  await until(() => follower.heard.length === 3);
+  assert.deepEqual(follower.heard, [1, 2, 3]);
+  assert.equal(joined, "1000-1");
+  assert.equal(follower.lastEventId, "1000-3");
+});
+
+shared("a channel that is just being taken away does not become everybody's", async (gateway) => {
+  const first = await gateway.opened(["a"]);
+  const second = await gateway.opened(["b"]);
+  const [link] = gateway.links;
+  link.unsubscribe = async () => {};
+  second.close();
+  await until(() => link.stream.channels.includes("b"));
+  await first.subscribe("c");
+  link.start();
+  await until(() => first.told.length === 2);
+  gateway.publish("b");
+  gateway.publish("a");
+  await until(() => first.heard.length);
+  assert.deepEqual([first.heard, first.channels], [[2], ["a", "c", "global"]]);
+});
