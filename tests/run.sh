@@ -5,7 +5,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 # shellcheck source=deploy/setup.sh
 . deploy/setup.sh
 export PATH="$PATH:/usr/sbin" # where haproxy and nginx are, and which only root's shell looks into
-require_packages curl=curl cc=gcc redis-server=redis-server openssl=openssl haproxy=haproxy nginx=nginx-light prometheus=prometheus chromium=chromium chromedriver=chromium-driver systemd-analyze=systemd
+require_packages curl=curl cc=gcc redis-server=redis-server openssl=openssl haproxy=haproxy nginx=nginx-light prometheus=prometheus chromium=chromium systemd-analyze=systemd
 setup_venv . test
 for packages in tests/schema tests/javascript; do
     if [ ! "$packages/node_modules/.package-lock.json" -nt "$packages/package-lock.json" ]; then

@@ -771,8 +771,10 @@ async def test_all_streams_of_a_user_are_closed_at_once() -> None:
 
 
 async def test_the_node_tells_of_channels_and_of_itself() -> None:
-    async with running() as gateway:
-        nobody = {"missing": 0, "nodes": []}
+    rule = ChannelRule("newest", Policy.LATEST, 10, 1000, 60.0)
+    async with running(channels=(rule,)) as gateway:
+        assert (await gateway.ask(get("/channels/newest"))).json["policy"] == "latest"
+        nobody = {"policy": "drop", "missing": 0, "nodes": []}
         empty = {"channel": "a/1", "clients": 0, "lastEventId": None, **nobody}
         assert (await gateway.ask(get("/channels/a/1"))).json == empty
         wires = [await gateway.open("/events/a/1?user=u", version=v) for v in VERSIONS]
@@ -782,7 +784,7 @@ async def test_the_node_tells_of_channels_and_of_itself() -> None:
         for wire in wires:
             await wire.event()
         found = (await gateway.ask(get("/channels/a%2F1"))).json
-        there = {"missing": 0, "nodes": [{"id": "test", "clients": 2}]}
+        there = {"policy": "drop", "missing": 0, "nodes": [{"id": "test", "clients": 2}]}
         assert found == {"channel": "a/1", "clients": 2, "lastEventId": last, **there}
         assert (await gateway.ask(get("/channels/user:u"))).json["clients"] == 2
         stats = (await gateway.ask(get("/stats"))).json

@@ -17,11 +17,11 @@ import certificates
 import pytest
 import trio
 from balancers import HAPROXY, NGINX, README, SILENCE, Absent, Backend, Balancer, Start, in_one_file
+from chromium import chromium
 from load import cluster, load_on
 from process import PATIENCE, NodeProcess, child, eventually
 from redis_server import free_port
 from running import ACCEPT, Wire, request, running
-from test_demo_page import browser
 
 from gateway.api.poll import MAX_WAIT
 from gateway.config import Config
@@ -228,14 +228,14 @@ async def test_a_silent_stream_is_cut_without_keepalives(
         assert await stream.wire.ended()
 
 
-OPEN = """
-const opened = window.opened = [];
-window.sources = Array.from({length: 12}, (_, number) => {
-  const source = new EventSource("/events/a" + number);
-  source.onopen = () => opened.push(number);
-  return source;
-});
-"""
+OPEN = """() => {
+  const opened = window.opened = [];
+  window.sources = Array.from({length: 12}, (_, number) => {
+    const source = new EventSource("/events/a" + number);
+    source.onopen = () => opened.push(number);
+    return source;
+  });
+}"""
 
 
 async def test_a_dozen_streams_of_a_page_are_one_connection(
@@ -245,29 +245,26 @@ async def test_a_dozen_streams_of_a_page_are_one_connection(
     async with (
         running(admin_bind="127.0.0.1:0") as gateway,
         both([gateway], certificate) as started,
-        browser("--ignore-certificate-errors") as page,
+        chromium("--ignore-certificate-errors") as browser,
     ):
+        page = await browser.tab()
         for balancer in started:
             before = await balancer.connections()
             await page.open(f"https://127.0.0.1:{balancer.https_port}/")
             await page.run(OPEN)
             await gateway.clients(12)
-
-            async def all_are_open() -> bool:
-                return bool(await page.run("return window.opened.length == 12"))
-
-            await eventually(all_are_open)
+            await page.until_true("() => window.opened.length == 12")
 
             async def is_one(balancer: Balancer = balancer, others: int = before) -> bool:
                 return await balancer.connections() - others == 1
 
             await eventually(is_one)
-            await page.run("window.sources.forEach(source => source.close())")
+            await page.run("() => window.sources.forEach(source => source.close())")
             await gateway.clients(0)
         await page.open(f"http://127.0.0.1:{started[0].port}/")
         await page.run(OPEN)
         await gateway.clients(6)
-        assert await page.run("return window.opened.length") <= 6
+        assert await page.run("() => window.opened.length") <= 6
 
 
 @of_both

@@ -1,27 +1,22 @@
 """The demo page on a node that wants a token, in a real browser."""
 
 import logging
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 
 import pytest
 from running import Gateway, running
-from test_demo_page import Browser, browser
+from test_demo_page import page
 from tokens import SECRET, token
 
 TOKEN = token("u", subscribe=["demo"], publish=["demo"])
 ADMIN = token("root", admin=True)
 
 
-@asynccontextmanager
-async def page(gateway: Gateway) -> AsyncIterator[Browser]:
-    async with browser() as page:
-        await page.open(f"http://127.0.0.1:{gateway.port}/")
-        yield page
+def url_of(gateway: Gateway) -> str:
+    return f"http://127.0.0.1:{gateway.port}"
 
 
 async def test_without_a_token_the_page_says_what_is_missing_and_where_it_goes() -> None:
-    async with running(jwt_key=SECRET) as gateway, page(gateway) as opened:
+    async with running(jwt_key=SECRET) as gateway, page(url_of(gateway)) as opened:
         await opened.click("#connect")
         said = await opened.until("#state[data-state=ended]", "401")
         assert said.startswith("ended: 401: This is not open to everybody: a token is needed")
@@ -39,7 +34,7 @@ async def test_with_a_token_the_page_streams_and_publishes_and_never_shows_it(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     caplog.set_level(logging.DEBUG, "gateway")
-    async with running(jwt_key=SECRET) as gateway, page(gateway) as opened:
+    async with running(jwt_key=SECRET) as gateway, page(url_of(gateway)) as opened:
         await opened.fill("#token", TOKEN)
         await opened.click("#connect")
         await opened.until("#state[data-state=open]", "^open$")
@@ -50,20 +45,20 @@ async def test_with_a_token_the_page_streams_and_publishes_and_never_shows_it(
         await opened.until(".data", "^100 of 100$")
         assert '"Authorization: Bearer $TOKEN"' in await opened.until("#curl-subscribe")
         assert '"Authorization: Bearer $TOKEN"' in await opened.until("#curl-publish")
-        assert TOKEN not in await opened.run("return document.documentElement.outerHTML")
-        assert await opened.run("return location.href + document.title") == (
+        assert TOKEN not in await opened.run("() => document.documentElement.outerHTML")
+        assert await opened.run("() => location.href + document.title") == (
             f"http://127.0.0.1:{gateway.port}/SSE gateway"
         )
-        kept = "return JSON.stringify([{...localStorage}, {...sessionStorage}, document.cookie])"
+        kept = "() => JSON.stringify([{...localStorage}, {...sessionStorage}, document.cookie])"
         assert await opened.run(kept) == '[{},{},""]'
-        assert await opened.run("return getComputedStyle(token).webkitTextSecurity") == "disc"
+        assert await opened.run("() => getComputedStyle(token).webkitTextSecurity") == "disc"
         assert TOKEN not in caplog.text
 
 
 async def test_what_the_token_does_not_grant_is_said_by_name() -> None:
-    async with running(jwt_key=SECRET) as gateway, page(gateway) as opened:
+    async with running(jwt_key=SECRET) as gateway, page(url_of(gateway)) as opened:
         await opened.fill("#token", TOKEN)
-        await opened.fill("#channels", "secret")
+        await opened.fill("#channel", "secret")
         await opened.click("#connect")
         await opened.until("#state[data-state=ended]", "403: The channel secret is not among")
         await opened.fill("#publish-channel", "secret")
@@ -73,7 +68,7 @@ async def test_what_the_token_does_not_grant_is_said_by_name() -> None:
 
 
 async def test_an_administrator_sees_the_counts() -> None:
-    async with running(jwt_key=SECRET) as gateway, page(gateway) as opened:
+    async with running(jwt_key=SECRET) as gateway, page(url_of(gateway)) as opened:
         await opened.until("#stats-note", "/stats wants a token")
         refused = gateway.node.refused["401"]
         await opened.fill("#token", ADMIN)

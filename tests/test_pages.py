@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 import trio
+from chromium import Tab, chromium
 from running import Gateway, running
-from test_demo_page import Browser, browser
 
 from gateway import connection
 from gateway.api.cors import options
@@ -25,23 +25,18 @@ HTML = b"<!doctype html><title>A page</title><link rel=icon href=data:,>"
 
 REBOUND = "rebound.example"
 
-STREAM = """
-const [url, withCredentials] = arguments;
-window.heard = [];
-const source = window.source = new EventSource(url, {withCredentials});
-return new Promise(resolve => {
-  source.onerror = () => resolve([source.readyState, window.heard]);
-  source.onmessage = ({data}) => window.heard.push(data);
-  source.addEventListener("connected", () => resolve([source.readyState, window.heard]));
-});
-"""
-FETCH = """
-const [url, options] = arguments;
-return fetch(url, options).then(
+STREAM = """([url, withCredentials]) => {
+  window.heard = [];
+  const source = window.source = new EventSource(url, {withCredentials});
+  return new Promise(resolve => {
+    source.onerror = () => resolve([source.readyState, window.heard]);
+    source.onmessage = ({data}) => window.heard.push(data);
+    source.addEventListener("connected", () => resolve([source.readyState, window.heard]));
+  });
+}"""
+FETCH = """([url, options]) => fetch(url, options).then(
   async answer => [answer.type, answer.status, await answer.text()],
-  error => [error.name, 0, ""]);
-"""
-HEARD = "return window.heard"
+  error => [error.name, 0, ""])"""
 
 
 @asynccontextmanager
@@ -64,15 +59,15 @@ async def two_sites(origins: str = "http://app.localhost:{port}") -> AsyncIterat
     async with (
         pages() as port,
         running(cors_origins=origins.format(port=port)) as gateway,
-        browser(f"--host-resolver-rules=MAP {REBOUND} 127.0.0.1") as page,
+        chromium(f"--host-resolver-rules=MAP {REBOUND} 127.0.0.1") as browser,
     ):
-        yield Site(port, gateway, page)
+        yield Site(port, gateway, await browser.tab())
 
 
 class Site:
-    """A port with pages, a gateway, and a browser."""
+    """A port with pages, a gateway, and a tab."""
 
-    def __init__(self, port: int, gateway: Gateway, page: Browser) -> None:
+    def __init__(self, port: int, gateway: Gateway, page: Tab) -> None:
         self.port = port
         self.gateway = gateway
         self.page = page
@@ -84,7 +79,7 @@ class Site:
         return f"http://{host}:{self.gateway.port}{target}"
 
     async def fetch(self, url: str, **options: object) -> tuple[str, int, str]:
-        kind, status, text = await self.page.run(FETCH, url, options)
+        kind, status, text = await self.page.run(FETCH, [url, options])
         return kind, status, text
 
     @property
@@ -118,9 +113,9 @@ async def test_a_page_of_an_allowed_origin_streams_with_its_cookie_and_publishes
 ) -> None:
     async with two_sites() as site:
         await site.page.open(site.of_gateway("/"))
-        await site.page.run("document.cookie = 'gateway_token=abc; path=/'")
+        await site.page.run("() => { document.cookie = 'gateway_token=abc; path=/'; }")
         await site.visit("app.localhost")
-        state, _ = await site.page.run(STREAM, site.of_gateway("/events/a"), True)
+        state, _ = await site.page.run(STREAM, [site.of_gateway("/events/a"), True])
         assert state == 1  # open
         assert asked == [("GET", b"gateway_token=abc")]
         kind, status, text = await site.fetch(
@@ -128,11 +123,9 @@ async def test_a_page_of_an_allowed_origin_streams_with_its_cookie_and_publishes
         )
         assert (kind, status) == ("cors", 202)
         assert '"id"' in text
-        with trio.fail_after(10):
-            while await site.page.run(HEARD) != ["hello"]:  # noqa: ASYNC110  # in another process
-                await trio.sleep(0.02)
+        await site.page.until_true("() => window.heard.join() === 'hello'")
         assert asked[1:] == [("POST", b"gateway_token=abc")]  # a simple one, without a preflight
-        assert await site.page.errors() == []
+        assert site.page.errors == []
 
 
 async def test_a_page_of_an_allowed_origin_reads_why_it_is_refused() -> None:
@@ -166,7 +159,7 @@ async def test_a_page_of_another_origin_can_neither_read_nor_publish(gateway_hos
         await site.gateway.publish("a", "before")
         url = site.of_gateway("/events/a?lastEventId=earliest", gateway_host)
         for with_credentials in (True, False):
-            state, heard = await site.page.run(STREAM, url, with_credentials)
+            state, heard = await site.page.run(STREAM, [url, with_credentials])
             assert (state, heard) == (2, [])  # closed for good
         before = site.published
         target = site.of_gateway("/publish/a", gateway_host)
@@ -183,10 +176,13 @@ async def test_a_page_of_another_origin_can_neither_read_nor_publish(gateway_hos
 async def test_a_form_of_another_origin_publishes_nothing() -> None:
     async with two_sites() as site:
         await site.visit("evil.localhost")
-        form = """document.body.innerHTML = `<form method=post enctype=text/plain
-            action="${arguments[0]}"><input name=a value=b></form>`;
-            document.forms[0].submit()"""
+        form = """url => {
+            document.body.innerHTML = `<form method=post enctype=text/plain action="${url}">
+                <input name=a value=b></form>`;
+            document.forms[0].submit();
+        }"""
         await site.page.run(form, site.of_gateway("/publish/a", "127.0.0.1"))
+        await site.page.do(lambda page: page.wait_for_url("**/publish/a"))
         assert "cors_origins does not name" in await site.page.until("body", "Forbidden")
         assert site.published == 0
         assert site.gateway.node.refused == {"403": 1}

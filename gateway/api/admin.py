@@ -45,6 +45,7 @@ async def channel(node: Node, request: Request, name: str) -> Answer:
             "channel": name,
             "clients": sum(clients.values()),
             "lastEventId": str(last) if last is not None else None,
+            "policy": node.config.rule(name).policy,
             "missing": gathered.missing,
             "nodes": [{"id": id, "clients": n} for id, n in sorted(clients.items()) if n],
         },

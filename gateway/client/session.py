@@ -114,7 +114,7 @@ class Session:
         self._parser = Parser()
         self._opened_at: float | None = None
         self._retry: float | None = None
-        self._reason = ""
+        self._reason = self._closed = ""
         self._has_renewed = False
         self.last_event_id = last_event_id
         self.client_id = ""
@@ -194,7 +194,7 @@ class Session:
         if self._parser.retry is not None:
             self._retry = self._parser.retry / 1000
         if self.last_event_id.endswith(CLOSED):
-            self.ended = Ended("the gateway has closed this stream")
+            self.ended = Ended(f"the gateway has closed this stream{self._closed}")
         return items
 
     @property
@@ -242,6 +242,8 @@ class Session:
                 yield Dropped(count if isinstance(count, int) else 1, event.data)
             case "reconnect":
                 self._reason = f"the gateway says: {_members(event.data).get('reason', '')}"
+            case "closed":
+                self._closed = f": {_members(event.data).get('reason', '')}"
             case "keepalive":
                 pass
             case _:

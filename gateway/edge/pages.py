@@ -42,7 +42,17 @@ MODULES: tuple[str, ...] = (
 )
 """For pages of anybody."""
 
-DEMO = ("demo.css", "demo.js")
+DEMO = (
+    "demo.css",
+    "demo.js",
+    "demo-events.js",
+    "demo-link.js",
+    "demo-moments.js",
+    "demo-page.js",
+    "demo-publish.js",
+    "demo-stats.js",
+    "demo-timeline.js",
+)
 """What the demo page consists of."""
 
 OPS = (

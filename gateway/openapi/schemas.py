@@ -11,6 +11,7 @@ from gateway.client_summary import ClientSummary, Standing
 from gateway.config import Config
 from gateway.event import MAX_LABEL
 from gateway.names import GLOBAL, MAX_CHANNEL_NAME, OPS_CHANNEL, USER_PREFIX
+from gateway.policy import Policy
 from gateway.sse import MAX_RETRY_MS
 
 Schema = dict[str, object]
@@ -113,6 +114,7 @@ def schemas(config: Config) -> Schema:
                 "channel": CHANNEL,
                 "clients": COUNT,
                 "lastEventId": optional(POSITION),
+                "policy": {"enum": [str(policy) for policy in Policy]},
                 "missing": COUNT,
                 "nodes": {"type": "array", "items": record(_CLIENTS)},
             }

@@ -162,7 +162,7 @@ export class Stream {
   _event({ type, data, id, channels }) {
     const json = () => JSON.parse(data);
     const event = { type, data, id, channel: channels[0] ?? "", channels, json };
-    for (const wanted of [type, "*"]) this._tell(`on ${wanted}`, event);
+    for (const wanted of new Set([type, "*"])) this._tell(`on ${wanted}`, event);
   }
 
   async _end(reason, name, told) {
@@ -209,8 +209,8 @@ class Link {
     return this.changes[how](...asked);
   }
 
-  closed() {
-    this.stream._end("ended by the gateway", "end", { reason: "closed" });
+  closed(told = { reason: "closed" }) {
+    this.stream._end("ended by the gateway", "end", told);
   }
 
   close() {
@@ -332,7 +332,6 @@ class Link {
       parser.push(read.value);
       if (this.over) break;
       stream.lastEventId = parser.lastEventId;
-      if (stream.lastEventId.endsWith("closed")) this.closed();
     }
     this.drop("end of the response");
   }
@@ -355,6 +354,7 @@ class Link {
         this.change("opened", serverTime).catch(() => this.drop("network"));
       }
     } else if (/^(gap|dropped)$/.test(type)) stream._tell(type, JSON.parse(data));
+    else if (type === "closed") this.closed(JSON.parse(data));
     else if (type === "reconnect") this.why = { ...JSON.parse(data), least: this.parser.retry };
     else stream._event({ type, data, id: at || id, channels });
   }

@@ -1,272 +1,211 @@
-const ROWS = 200;  // enough to read back, few enough to lay out in every animation frame
-const $ = id => document.getElementById(id);
-const value = id => $(id).value.trim();
-const names = id => value(id).split(",").map(name => name.trim()).filter(Boolean);
-const sleep = ms => new Promise(resolve => setTimeout(resolve, ms));
+// The stream of the page: its channels, and what the client does, shown as it happens.
 
-function parse(json) {
-  try { return JSON.parse(json); } catch { return null; }
-}
-
-// ---- the stream
+import { connect } from "/client.js";
+import { addEvent, addNotice, last } from "./demo-events.js";
+import { Link } from "./demo-link.js";
+import { Moments } from "./demo-moments.js";
+import { $, amount, counted, element, help, value } from "./demo-page.js";
+import { publishing } from "./demo-publish.js";
+import { watchStats } from "./demo-stats.js";
+import { Timeline } from "./demo-timeline.js";
 
 const GAPS = {
   trimmed: "history no longer reaches back that far",
   unknown: "this event id is not known here",
   restarted: "the bus was restarted",
 };
-const CONTROL = {
-  __proto__: null,  // publishers choose event types: "constructor" is not one of ours
-  connected: ({clientId, channels}) => `Client ${clientId} on ${channels.join(", ")}`,
-  gap: ({channels, reason}) => `Events may be missing on ${channels.join(", ")}: ${GAPS[reason] ?? reason}`,
-  dropped: ({count}) => `${count} events left out here: this reader was too slow`,
-  reconnect: ({reason}) => `The node asks to connect again: ${reason}`,
-  closed: ({reason}) => `The node has ended the stream for good: ${reason}`,
-};
-const clock = new Intl.DateTimeFormat("en-GB", {hour: "2-digit", minute: "2-digit", second: "2-digit", fractionalSecondDigits: 3});
-const STATES = ["reconnecting", "open", "ended"];  // by EventSource.readyState
 
-let source = null;
-let received = 0;
-let lastEventId = "";
-let arrived = [];  // since the last animation frame, at most ROWS
+const MAX_DELAY = 2000;  // ms between two attempts: somebody is watching
+const HOLES = 1000;  // ms between two holes that are one mark
 
-function authorization() {
-  return value("token") ? {Authorization: `Bearer ${value("token")}`} : {};
+const link = new Link();
+const timeline = new Timeline($("picture"), $("lines"));
+const moments = new Moments(link, timeline, showChips);
+
+let stream = null;
+let chosen = ["demo"];  // the channels, while there is no stream
+
+function open() {
+  if (isLive()) leave();
+  if (value("channel")) add();
+  const options = {
+    url: "/events", channels: chosen, user: value("user") || undefined, share: $("share").checked, ...beginning(),
+    fetch: link.fetch, maxDelay: MAX_DELAY, token: () => { moments.tokenAsked(); return value("token"); },
+  };
+  try {
+    stream = connect(options);
+  } catch (error) {
+    return showEnded(error.message);
+  }
+  follow(stream);
+}
+
+function beginning() {
+  switch (value("from")) {
+    case "earliest": return {lastEventId: "earliest"};
+    case "last": return {replay: Number(value("from-count"))};
+    case "id": return {lastEventId: value("from-id")};
+    default: return {};
+  }
 }
 
 function streamQuery() {
-  const query = new URLSearchParams(names("channels").map(channel => ["channel", channel]));
+  const query = new URLSearchParams(channels().map(channel => ["channel", channel]));
   if (value("user")) query.set("user", value("user"));
-  switch (value("from")) {
-    case "earliest": query.set("lastEventId", "earliest"); break;
-    case "last": query.set("replay", value("from-count")); break;
-    case "id": query.set("lastEventId", value("from-id")); break;
-  }
+  for (const [name, text] of Object.entries(beginning())) query.set(name, text);
   return query;
 }
 
-function connect() {
-  source?.close();
-  const query = streamQuery();
-  if (value("token")) query.set("token", value("token"));
-  source = new EventSource(`/events?${query}`);
-  showState("connecting");
-  listen();
+// Shows what becomes of this stream until there is another one.
+function follow(current) {
+  let opened = 0;
+  let replayed = 0;
+  let resumed = null;
+  let hole = {at: -Infinity};
+  const whenCurrent = show => told => { if (current === stream) show(told); };
+
+  current.on("*", whenCurrent(event => {
+    const late = Number(event.id.split("-")[0]) < link.openedAt;  // by the node's own clock
+    addEvent(event);
+    timeline.event(late);
+    if (!late) return;
+    replayed += 1;
+    const came = counted(replayed, "event");
+    const said = [`+${amount(replayed)}`, opened > 1 ? `Resumed: ${came} came by replay` : `Begun with ${came} of history`];
+    if (resumed) resumed(...said);
+    else resumed = timeline.told("resumed", ...said);
+  }));
+  current.when("open", whenCurrent(({clientId, channels}) => {
+    addNotice("connected", `Client ${clientId} on ${channels.join(", ")}`, current.lastEventId);
+    $("client-id").textContent = clientId;
+    const nothing = current.state.transport === "stream" ? ["+0", "Resumed: nothing came by replay"] : ["resumed", "Resumed"];
+    resumed = opened++ ? timeline.told("resumed", ...nothing) : null;
+    replayed = 0;
+    showChips();
+  }));
+  current.when("gap", whenCurrent(({channels, reason}) => {
+    const sentence = `Events may be missing on ${channels.join(", ")}: ${GAPS[reason] ?? reason}`;
+    addNotice("gap", sentence);
+    timeline.told("gap", "gap", sentence);
+  }));
+  current.when("dropped", whenCurrent(({count}) => {
+    addNotice("dropped", `${counted(count, "event")} left out here: this reader was too slow`);
+    if (performance.now() - hole.at > HOLES) hole = {count: 0, say: null};
+    hole.count += count;
+    hole.at = performance.now();
+    const said = [`−${amount(hole.count)}`, `${counted(hole.count, "event")} left out: this reader was too slow`];
+    if (hole.say) hole.say(...said);
+    else hole.say = timeline.told("dropped", ...said);
+  }));
+  current.when("end", whenCurrent(() => showEnded(current.state.reason)));
+  current.when("error", whenCurrent(({status, message}) =>
+    showEnded(`${status ? `${status}: ` : ""}${message}${help(status)}`)));
+  current.when("state", whenCurrent(showStateOf));
+  showStateOf(current.state);
 }
 
-function disconnect() {
-  source.close();
-  showState("disconnected");
-}
+const showEnded = why => showState("ended", `ended: ${why}`, [], `Ended: ${why}`);
 
-// Adding the same listener twice is a no-op, so this may run whenever a field changes.
-function listen() {
-  if (!source) return;
-  for (const type of ["open", "error", "message", ...Object.keys(CONTROL), value("publish-event"), ...names("types")])
-    if (type) source.addEventListener(type, receive);
-}
-
-// A publisher may call an event "open" or "error" too: only a MessageEvent came from the stream.
-function receive(event) {
-  if (!(event instanceof MessageEvent)) {
-    if (event.target !== source) return;
-    showState(STATES[source.readyState]);
-    if (source.readyState === EventSource.CLOSED) showWhyEnded(source);
-    return;
+// One that is closed tells why as well, and that is shown.
+function showStateOf({status, transport, attempt, delay, reason}) {
+  const wait = `attempt ${attempt} in ${(delay / 1000).toFixed(1)} s`;
+  switch (status) {
+    case "connecting":
+      return showState(status, status, ["connecting"], "Connecting");
+    case "open":
+      if (transport === "poll") return showState("polling", "polling", ["polling", "poll"], "Polling: no stream gets through");
+      return showState(status, transport === "shared" ? "open, by another tab" : "open", ["open"], "Open");
+    case "reconnecting":
+      if (attempt === 1) addNotice("reconnecting", `The client comes back: ${reason}`);
+      return showState(status, `${status}: ${wait}`, [wait, `${attempt}`], `Reconnecting, ${wait}: ${reason}`);
   }
-  lastEventId = event.lastEventId;
-  if (!arrived.length) requestAnimationFrame(showArrived);
-  arrived.push({event, number: ++received, time: new Date()});
-  if (arrived.length > ROWS) arrived.shift();
 }
 
-function showState(state) {
+function showState(state, text, labels, sentence = text) {
   $("state").dataset.state = state;
-  $("state").textContent = state;
-  $("disconnect").disabled = state === "ended" || state === "disconnected";
+  $("state").textContent = text;
+  const over = state === "ended" || state === "disconnected";
+  $("disconnect").disabled = over;
+  timeline.link(over ? "" : state, labels, sentence);
+  moments.stream(over ? null : stream);
 }
 
-// An EventSource tells no status, so the same is asked for as a poll, which does.
-async function showWhyEnded(ended) {
-  const query = streamQuery();
-  query.set("wait", "0");
-  let why = "the node closed it for good";
-  try {
-    const response = await fetch(`/poll?${query}`, {headers: authorization(), cache: "no-store"});
-    if (!response.ok) why = await refusal(response);
-  } catch {
-    why = "the node does not answer";
-  }
-  if (source === ended && $("state").dataset.state === "ended") $("state").textContent = `ended: ${why}`;
+function leave() {
+  chosen = channels();
+  const left = stream;
+  stream = null;
+  left.close();
+  showState("disconnected", "disconnected", [], "Disconnected");
+  showChips();
 }
 
-async function refusal(response) {
-  const problem = parse(await response.text());
-  const help = response.status === 401 ? ` Put ${value("token") ? "another" : "a"} token into the field Token.` : "";
-  return `${response.status}: ${problem?.detail ?? problem?.title ?? response.statusText}${help}`;
+// ---- channels, which an open stream is given and loses as they are added and removed
+
+const isLive = () => !$("disconnect").disabled;
+const channels = () => isLive() ? [...stream.channels] : chosen;
+
+function showChips() {
+  chosen = channels();
+  $("chips").replaceChildren(...channels().map(chip));
+  showCommands();
 }
 
-function showArrived() {
-  const connected = arrived.findLast(({event}) => event.type === "connected");
-  if (connected) $("client-id").textContent = parse(connected.event.data)?.clientId ?? "–";
-  $("last-event-id").textContent = lastEventId || "–";
-  $("received").textContent = received.toLocaleString("en");
-  $("events").prepend(...arrived.map(row).reverse());
-  while ($("events").childElementCount > ROWS) $("events").lastChild.remove();
-  arrived = [];
-}
-
-function row({event, number, time}) {
-  const control = event.type in CONTROL;
-  const item = document.createElement("li");
-  item.className = control ? `control ${event.type}` : "event";
-  item.dataset.type = event.type;
-  item.append(
-    cell("span", "number", `#${number}`),
-    cell("time", "time", clock.format(time)),
-    cell("span", "type", event.type),
-    cell("pre", "data", control ? sentence(event) : event.data),
-    // Of the control events only `connected` has an id of its own; the others repeat the last one.
-    cell("span", "id", control && event.type !== "connected" ? "" : event.lastEventId),
-  );
+function chip(name) {
+  const item = element("li", "", "");
+  const leave = element("button", "", "×");
+  leave.type = "button";
+  leave.ariaLabel = `Leave ${name}`;
+  leave.addEventListener("click", () => remove(name));
+  item.append(element("span", "name", name), element("code", "policy", moments.policy(name)), leave);
   return item;
 }
 
-function cell(tag, name, text) {
-  const element = document.createElement(tag);
-  element.className = name;
-  element.textContent = text;
-  return element;
-}
-
-function sentence({type, data}) {
-  try { return CONTROL[type](JSON.parse(data)); } catch { return data; }
-}
-
-// ---- publishing
-
-async function post(path, type, body) {
-  const response = await fetch(path, {method: "POST", headers: {"Content-Type": type, ...authorization()}, body});
-  if (response.ok) return response.text();
-  throw new Error(await refusal(response));
-}
-
-function publishPath() {
-  const query = value("publish-event") && `?${new URLSearchParams({event: value("publish-event")})}`;
-  return `/publish/${encodeURIComponent(value("publish-channel"))}${query}`;
-}
-
-async function publishOne() {
-  const {id} = JSON.parse(await post(publishPath(), "text/plain", $("publish-data").value));
-  return `Accepted as ${id}`;
-}
-
-async function publishHundred() {
-  const event = value("publish-event") || undefined;
-  const lines = Array.from({length: 100}, (_, i) =>
-    JSON.stringify({channel: value("publish-channel"), event, data: `${i + 1} of 100`}) + "\n");
-  const text = await post("/publish", "application/x-ndjson", lines.join(""));
-  const answers = text.trim().split("\n").map(line => JSON.parse(line));
-  const refused = answers.filter(answer => !answer.id);
-  if (refused.length) throw new Error(`${refused.length} of 100 refused, the first in line ${refused[0].line}: ${refused[0].detail}`);
-  return `100 accepted, the last as ${answers.at(-1).id}`;
-}
-
-async function report(publishing) {
-  const result = $("result");
+async function change(changing, sentence) {
   try {
-    result.textContent = await publishing;
-    result.dataset.outcome = "accepted";
+    await changing;
+    timeline.deed(sentence, sentence)();
+    $("channel-note").textContent = "";
   } catch (error) {
-    result.textContent = error.message;
-    result.dataset.outcome = "refused";
+    $("channel-note").textContent = error.message;
   }
+  showChips();
 }
 
-// ---- live counts
-
-const number = new Intl.NumberFormat("en", {maximumFractionDigits: 0});
-const compact = new Intl.NumberFormat("en", {notation: "compact", maximumFractionDigits: 1});
-const count = n => (n < 100_000 ? number : compact).format(n);
-
-const DENIED = {
-  401: "No counts: /stats wants a token",
-  403: "No counts: /stats is for administrators",
-};
-
-async function watchStats() {
-  let denied = null;  // the token that /stats did not take; it is not asked again with the same
-  for (let before = null; ; await sleep(1000)) {
-    const token = value("token");
-    if (document.visibilityState === "hidden" || token === denied) { before = null; continue; }
-    let note = "No counts: /stats does not answer";
-    try {
-      const signal = AbortSignal.timeout(5000);
-      const response = await fetch("/stats", {headers: authorization(), cache: "no-store", signal});
-      if (response.status in DENIED) [denied, note] = [token, DENIED[response.status]];
-      if (!response.ok) throw new Error(response.status);
-      const now = {...await response.json(), at: performance.now()};
-      showStats(now, before);
-      before = now;
-      note = "Live counts of all nodes";
-    } catch {
-      before = null;
-    }
-    $("stats").classList.toggle("stale", !before);
-    if ($("stats-note").textContent !== note) $("stats-note").textContent = note;  // said aloud once
+function add() {
+  const named = value("channel").split(",").map(name => name.trim()).filter(Boolean);
+  $("channel").value = "";
+  for (const name of named) {
+    if (channels().includes(name)) continue;
+    if (isLive()) change(stream.subscribe(name), `+ ${name}`);
+    else chosen = [...chosen, name];
   }
+  showChips();
 }
 
-function showStats(now, before) {
-  for (const name of ["clients", "channels", "dropped"]) $(`stat-${name}`).textContent = count(now[name]);
-  $("stat-nodes").textContent = count(now.nodes.length);
-  for (const name of ["delivered", "published"]) {
-    const rate = before && (now[name] - before[name]) / (now.at - before.at) * 1000;
-    $(`stat-${name}-rate`).textContent = rate >= 0 && before ? count(rate) : "–";  // a restarted node counts from 0
-  }
-}
-
-// ---- the same from a shell
-
-const quote = text => `'${text.replaceAll("'", `'\\''`)}'`;
-
-// The token itself is never shown: the shell is to know it as TOKEN.
-function showCommands() {
-  const token = value("token") ? ' -H "Authorization: Bearer $TOKEN"' : "";
-  $("curl-subscribe").textContent = `curl -N${token} ${quote(`${location.origin}/events?${streamQuery()}`)}`;
-  $("curl-publish").textContent =
-    `curl${token} -H 'Content-Type: text/plain' --data-raw ${quote($("publish-data").value)} ${quote(location.origin + publishPath())}`;
-}
-
-// The clipboard exists on https and localhost only; elsewhere the selected line is left to Ctrl+C.
-async function copy(button, line) {
-  getSelection().selectAllChildren(line);
-  const copied = await navigator.clipboard?.writeText(line.textContent).then(() => true, () => false);
-  button.textContent = copied ? "Copied" : "Selected";
-  await sleep(1500);
-  button.textContent = "Copy";
+function remove(name) {
+  if (isLive()) change(stream.unsubscribe(name), `− ${name}`);
+  else chosen = chosen.filter(other => other !== name);
+  showChips();
 }
 
 function showFrom() {
   const from = value("from");
   $("from-last").hidden = $("from-count").disabled = from !== "last";
   $("from-event").hidden = $("from-id").disabled = from !== "id";
-  if (from === "id") $("from-id").value ||= lastEventId;
+  if (from === "id") $("from-id").value ||= last();
 }
 
-$("subscribe").addEventListener("submit", event => { event.preventDefault(); connect(); });
-$("disconnect").addEventListener("click", disconnect);
+$("subscribe").addEventListener("submit", event => { event.preventDefault(); open(); });
+$("disconnect").addEventListener("click", leave);
 $("from").addEventListener("input", showFrom);
-$("publish").addEventListener("submit", event => { event.preventDefault(); report(publishOne()); });
-$("publish-hundred").addEventListener("click", () => report(publishHundred()));
-$("publish-data").addEventListener("keydown", event => {
-  if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) $("publish").requestSubmit();
+$("window").addEventListener("input", () => { timeline.window = value("window") * 1000; });
+$("add").addEventListener("click", add);
+$("channel").addEventListener("keydown", event => {
+  if (event.key !== "Enter" || !value("channel")) return;
+  event.preventDefault();
+  add();
 });
-for (const command of ["subscribe", "publish"])
-  $(`copy-${command}`).addEventListener("click", event => copy(event.currentTarget, $(`curl-${command}`)));
-document.addEventListener("input", showCommands);
-document.addEventListener("change", listen);
 showFrom();
-showCommands();
-watchStats();
+const showCommands = publishing(timeline, moments, streamQuery);
+showChips();
+watchStats(told => { moments.stats = told; });

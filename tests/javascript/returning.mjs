@@ -174,13 +174,14 @@ test("204 is the end, and no error", async () => {
   assert.equal(stream.state.status, "closed");
 });
 
-test("an id that ends in .closed is the end, behind the last event", async () => {
-  server.answer(/./, new Answer(() => connected("1-0"), "id: 2-0\ndata: last\n\nid: 2-0.closed\n\n"));
+test("closed is the end, behind the last event", async () => {
+  const closed = 'id: 2-0.closed\nevent: closed\ndata: {"reason":"ended"}\n\n';
+  server.answer(/./, new Answer(() => connected("1-0"), `id: 2-0\ndata: last\n\n${closed}`));
   const { stream, of, data } = begin();
   await pass(60_000);
   assert.equal(server.requests.length, 1);
   assert.deepEqual(data(), ["last"]);
-  assert.deepEqual(of("end"), [{ reason: "closed" }]);
+  assert.deepEqual(of("end"), [{ reason: "ended" }]);
   assert.equal(stream.state.status, "closed");
 });
 
