@@ -127,9 +127,7 @@ def compile_pattern(text: str) -> Pattern:
     if open_ended:
         segments = segments[:-1]
     if "**" in segments:
-        raise BadRequest(
-            f"Pattern {shown(text)} has '**' before its end; only the last may be it."
-        )
+        raise BadRequest(f"Pattern {shown(text)} has '**' before its end; only the last may be it.")
     if text != USER_PATTERN and any("*" in segment and segment != "*" for segment in segments):
         raise BadRequest(
             f"Pattern {shown(text)} has a '*' within a segment; a '*' is a whole segment,"

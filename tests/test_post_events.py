@@ -10,9 +10,11 @@ import pytest
 from certificates import Files
 from hypothesis import given
 from hypothesis import strategies as st
+from process import eventually
 from running import ACCEPT, HOST, Gateway, Response, Wire, request, running, running_over_tls
 from tokens import SECRET, bearer, token
 
+from gateway.admission import Turn
 from gateway.api.asked import Asked, in_query, is_annotated
 from gateway.api.request import Request, parse_target
 from gateway.api.subscribe import PATH
@@ -274,15 +276,32 @@ async def test_a_crowded_node_turns_a_post_away_as_a_stream() -> None:
         assert b'{"reason":"connections"}' in response.body
 
 
-async def test_what_the_body_took_is_free_while_the_stream_is_open() -> None:
+@pytest.mark.parametrize("version", VERSIONS)
+async def test_what_the_body_took_is_free_while_the_stream_is_open(version: str) -> None:
     async with running() as gateway:
         body = {"channels": ["a"], "user": None, "lastEventId": "x" * 500_000}
-        raw = post(body)
+        raw = post(body, version=version)
         wire = await gateway.connect()
         await wire.send(raw[:100_000])
         await wire.send(raw[100_000:])
         assert (await wire.response()).status == 200
         await wire.block()
+        assert gateway.front._service.held_bytes == 0
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+async def test_what_the_body_took_is_free_while_the_stream_waits_for_its_turn(version: str) -> None:
+    async with running(open_rate=1.0, open_wait=60.0) as gateway:
+        door = gateway.node.admission
+        while door.arrive("192.0.2.1") is not Turn.LATER:
+            pass
+        wire = await gateway.connect()
+        await wire.send(post({"channels": ["a"], "lastEventId": "x" * 500_000}, version=version))
+
+        async def waits() -> bool:
+            return door.statistics().waiting == 1
+
+        await eventually(waits)
         assert gateway.front._service.held_bytes == 0
 
 

@@ -67,12 +67,17 @@ def never() -> bool:
 
 
 async def subscribe(
-    node: Node, request: Request, is_gone: Callable[[], bool] = never
+    node: Node,
+    request: Request,
+    is_gone: Callable[[], bool] = never,
+    let_go_of_body: Callable[[], None] = lambda: None,
 ) -> Answer | EventStream:
     """GET and POST /events: a stream to be opened, or why not. ``is_gone`` says whether the peer
-    has ended, while the opening had to wait for its turn."""
+    has ended, while the opening had to wait for its turn, for which no body is kept."""
     try:
         stream = await _asked_for(node, request)
+        request = request._replace(body=b"")
+        let_go_of_body()
         if await where_it_ended(node, stream) is not None:
             return Answer(204, headers=(NOT_STORED,))
         if (refusal := await why_not(node, stream, is_gone)) is None:
