@@ -137,6 +137,7 @@ async def test_a_request_to_leave_is_no_first_signal() -> None:
             b.signal(signal.SIGTERM)
             await b.until("second signal: leaving at once")
             assert await b.wait() == 1
+            assert b.output.count("node b is draining its workers") == 2  # one of them by signal
 
 
 async def stalled_reader(n: NodeProcess) -> trio.SocketStream:
