@@ -307,6 +307,7 @@ async def _drain(
     node.draining = True
     told = {"node": node.id, "clients": len(node.hub.members.clients)}
     _log.info("node %(node)s is draining %(clients)d clients", told)
+    nursery.start_soon(node.reports.report_now)
     with trio.move_on_after(config.drain_grace):
         await leave.hurried.wait()
     node.leaving = True
@@ -320,6 +321,8 @@ async def _drain(
         while node.hub.open_streams or front.serving:
             await trio.sleep(DRAIN_TICK)
             await _tell(config, node, list(node.hub.members.clients.values()))  # let in at the last
+    with trio.move_on_after(LAST_WORDS_SECONDS):
+        await node.reports.report_now()
     with trio.move_on_after(LAST_WORDS_SECONDS):
         await node.bus.leave()
 

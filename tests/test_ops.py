@@ -261,6 +261,21 @@ async def test_a_report_comes_at_once_and_then_each_second(autojump_clock: MockC
         assert set(report) == {field.encode_name for field in msgspec.structs.fields(Report)}
 
 
+async def test_what_is_to_be_known_at_once_is_reported_besides(autojump_clock: MockClock) -> None:
+    async with rig_with() as rig:
+        await rig.node.reports.report_now()
+        assert rig.node.reports.published == 0  # as nobody watches
+        watcher = await rig.open_live(OPS_CHANNEL, "global")
+        await trio.sleep(1.5)
+        rig.node.draining = True
+        await rig.node.reports.report_now()
+        await watcher.read_all()
+        assert [each["draining"] for each in reports_of(watcher)] == [False, False, True]
+        await trio.sleep(1)
+        await watcher.read_all()
+        assert len(reports_of(watcher)) == 4
+
+
 async def test_nobody_watches_and_nothing_is_reported(autojump_clock: MockClock) -> None:
     async with rig_with() as rig:
         reader = await rig.open_live("news", "global")
