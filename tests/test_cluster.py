@@ -645,7 +645,7 @@ async def nodes(*ids: str, jwt_key: str = "") -> AsyncIterator[tuple[Network, Se
 
 
 def put(target: str) -> Request:
-    return Request("PUT", *parse_target(target.encode()), lambda name: None, b"", "")
+    return Request("PUT", *parse_target(target.encode()), lambda name: None, b"", "127.0.0.1")
 
 
 async def add(rig: Rig, peer: Peer, channel: str, query: str = "") -> Answer:

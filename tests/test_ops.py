@@ -750,6 +750,25 @@ async def test_nodes_are_shown_and_stopped_by_administrators_alone(
         assert (refused.status, "only on loopback" in refused.detail) == (403, True)
 
 
+@pytest.mark.parametrize(
+    ("method", "target"),
+    [
+        ("GET", "/clients"),
+        ("POST", "/nodes/test/drain"),
+        ("GET", f"/poll/{OPS_CHANNEL}?wait=0"),
+        ("PUT", f"/clients/00000000.x/channels/{OPS_CHANNEL}"),
+    ],
+    ids=["list", "drain", "poll", "add"],
+)
+async def test_without_keys_nobody_behind_a_proxy_beside_it_oversees_a_node(
+    method: str, target: str
+) -> None:
+    async with running(trusted_proxies="127.0.0.1") as gateway:
+        for origin, refused in ((b"192.0.2.1", True), (b"127.0.0.1", False)):
+            raw = request(method, target, b"X-Forwarded-For: %b\r\n" % origin)
+            assert ((await gateway.ask(raw)).status == 403) is refused
+
+
 # -- over several workers
 
 

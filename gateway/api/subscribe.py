@@ -166,7 +166,7 @@ def requested(
     own = (user_channel(user),) if user is not None else ()
     for name in channels:
         if not identity.is_open or name == OPS_CHANNEL:
-            check_granted(node, identity, name)
+            check_granted(node, request, identity, name)
     return EventStream(
         (*channels, GLOBAL, *own),
         user,
@@ -188,10 +188,10 @@ def _user(named: str | None, identity: Identity) -> str | None:
     return named
 
 
-def check_granted(node: Node, identity: Identity, name: str) -> None:
+def check_granted(node: Node, request: Request, identity: Identity, name: str) -> None:
     """Raises Forbidden, or Unauthorized where a token might help."""
     if name == OPS_CHANNEL:
-        check_overseer(node, identity)
+        check_overseer(node, request, identity)
         return
     if node.auth.may_subscribe(identity, name):
         return
