@@ -63,7 +63,8 @@ class EventStream:
     annotated: bool = False
     """Whether each event is to say through which channels it comes."""
     location: str = ""
-    """The URL at which GET opens the same stream, where that is to be said."""
+    """The URL at which GET opens the same stream, relative to that of the request; empty where that
+    is not to be said."""
 
 
 class Streams:

@@ -102,7 +102,8 @@ async def _asked_for(node: Node, request: Request) -> EventStream:
     identity = await identify(node, request)
     asked = in_body(request)
     stream = requested(node, request, PATH, identity, asked)
-    return replace(stream, location=asked.url(PATH, node.config.max_url_bytes))
+    url = asked.url(PATH, node.config.max_url_bytes)
+    return replace(stream, location=url.removeprefix(PATH))  # a proxy may have moved the path
 
 
 def turn_away(
