@@ -27,9 +27,10 @@ from gateway.config import Config, LogFormat, is_loopback, split_address
 from gateway.connection import Connection
 from gateway.errors import ConfigError
 from gateway.front import Begin, Front
-from gateway.hub_client import Client, Reason
+from gateway.hub_client import Client
 from gateway.node import Node, name_of
 from gateway.reception import Reception
+from gateway.stream_state import Reason
 from gateway.tls import Certificate
 
 RESERVED_DESCRIPTORS = 128

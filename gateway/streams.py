@@ -26,13 +26,14 @@ from gateway.clock import Clock
 from gateway.config import Config
 from gateway.errors import BadRequest, ChannelEnded, NotFound, TooManyRequests, Unavailable
 from gateway.hub import Hub, Opening
-from gateway.hub_client import Client, Reason, State
+from gateway.hub_client import Client
 from gateway.identity import ANYBODY, Identity
 from gateway.names import comes_unasked
 from gateway.position import ZERO, Position, Resume, Start
 from gateway.replacements import Replacements
 from gateway.replay import Replay, before_earliest, before_newest
 from gateway.replays import Replays
+from gateway.stream_state import Reason, State
 
 _log = logging.getLogger(__name__)
 

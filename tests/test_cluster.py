@@ -43,10 +43,10 @@ from gateway.errors import (
     NotFound,
     Unavailable,
 )
-from gateway.hub_client import Reason, State
 from gateway.identity import Identity
 from gateway.messages import MAX_MESSAGE_BYTES, MAX_REQUEST_BYTES, Command
 from gateway.metrics import render
+from gateway.stream_state import Reason, State
 
 Alter = Callable[[bytes], bytes]
 

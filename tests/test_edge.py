@@ -32,10 +32,10 @@ from gateway.bus import Bus
 from gateway.config import Config
 from gateway.edge.app import make_app
 from gateway.event import Event
-from gateway.hub_client import Reason
 from gateway.node import Node
 from gateway.position import Position
 from gateway.server import _end_streams
+from gateway.stream_state import Reason
 
 PROMPT = 2.0
 """Seconds in which a server that closes has closed; hypercorn's keep-alive alone would be 5."""

@@ -27,7 +27,7 @@ from gateway.config import OPS_RULE, Config
 from gateway.happenings import MOST, MOST_DROPPING, Happenings
 from gateway.histogram import Histogram, quantile, since
 from gateway.hub import Opening
-from gateway.hub_client import Channel, Client, Reason
+from gateway.hub_client import Channel, Client
 from gateway.identity import ANYBODY, Identity
 from gateway.names import OPS_CHANNEL, compile_pattern
 from gateway.policy import Policy
@@ -44,6 +44,7 @@ from gateway.reports import (
     fitted,
 )
 from gateway.server import Leave
+from gateway.stream_state import Reason
 
 ADMIN = token("root", subscribe=["**"], admin=True)
 USER = token("u", subscribe=["**"], publish=["**"])
