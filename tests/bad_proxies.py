@@ -21,8 +21,8 @@ class BadProxy:
         self.port = port
         """Of the node."""
         self.treats_streams = "pass"
-        """Or "buffer": what the node sends is held back, also on streams that are open; "forbid": as
-        "buffer" for those, and new ones are refused."""
+        """Or "buffer": what the node sends is held back, also on streams that are open; or
+        "forbid": as "buffer" for those, and new ones are refused."""
         self.streams = 0
 
     async def serve(self, outer: trio.SocketStream) -> None:
