@@ -15,7 +15,6 @@ from contextlib import aclosing
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
-from urllib.parse import quote
 
 import click
 import httpx
@@ -31,9 +30,9 @@ from gateway.client import (
     Publisher,
     Reconnecting,
     Subscription,
+    SyncPublisher,
 )
-from gateway.client.http import authorization, describe, detail
-from gateway.client.outgoing import REQUEST_SECONDS
+from gateway.client.http import describe
 from gateway.config import Config
 from gateway.errors import ConfigError, GatewayError
 from gateway.settings import (
@@ -48,6 +47,8 @@ from gateway.settings import (
     load,
 )
 
+PUBLISH_SECONDS = 10.0
+"""For which one event is tried: a node that restarts is back by then, and somebody waits."""
 DEFAULT_URL = f"http://{Config().bind}"
 READ_BYTES = 64 * 1024
 """Of stdin, at a time."""
@@ -238,7 +239,8 @@ def publish(
 ) -> None:
     """Publish one event to CHANNEL and print its id.
 
-    DATA is sent as it is; without it, or with -, all of stdin is.
+    DATA is sent as it is; without it, or with -, all of stdin is. It is tried again for ten
+    seconds, and delivered once, where it cannot be taken or the answer is lost.
 
     With --lines or --ndjson there are many: as they come, in their order, each again until it is
     taken. Each has its id as a line of stdout, or why it was refused as one of stderr; then the
@@ -256,16 +258,13 @@ def publish(
     if lines:
         _publish_stdin(url, token, partial(_event_of_line, channel, event))
         return
-    answer = httpx.post(
-        f"{url}/publish/{quote(channel, safe='')}",
-        params={"event": event} if event else {},
-        content=sys.stdin.buffer.read() if data in (None, "-") else os.fsencode(data),
-        headers={b"Content-Type": b"text/plain; charset=utf-8"} | authorization(token),
-        timeout=REQUEST_SECONDS,
-    )
-    if answer.status_code != httpx.codes.ACCEPTED:
-        raise GatewayError(detail(answer))
-    click.echo(answer.json()["id"])
+    content = sys.stdin.buffer.read() if data in (None, "-") else os.fsencode(data)
+    try:
+        text = content.decode()
+    except UnicodeDecodeError:
+        raise GatewayError("The data of an event is text in UTF-8, and this is none.") from None
+    with SyncPublisher(url, token=token, give_up_after=PUBLISH_SECONDS) as publisher:
+        click.echo(publisher.publish(channel, text, event=event))
 
 
 def _event_of_line(channel: str, event: str | None, line: bytes) -> Document:

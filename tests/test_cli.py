@@ -21,7 +21,7 @@ from gateway.cli import main
 from gateway.config import Config
 from gateway.settings import SETTINGS, load
 
-ACCEPTED = scripted.answer("202 Accepted", "application/json", b'{"id": "5-0"}')
+TAKEN = scripted.answer("200 OK", "application/x-ndjson", b'{"id":"5-0"}\n')
 
 
 @pytest.fixture(autouse=True)
@@ -104,54 +104,71 @@ def test_what_config_prints_is_a_file_that_gives_the_same_config(tmp_path: Path)
     assert load({}, {}, printed).config == config
 
 
+def document(request: bytes) -> dict[str, str]:
+    """The one event that a request publishes."""
+    assert request.startswith(b"POST /publish HTTP/1.1\r\n")
+    event: dict[str, str] = json.loads(request.partition(b"\r\n\r\n")[2])
+    return event
+
+
 async def test_publish_posts_the_data_and_prints_the_id(nursery: trio.Nursery) -> None:
-    server = await scripted.start(nursery, [ACCEPTED])
+    server = await scripted.start(nursery, [TAKEN])
     result = await run_beside(
         *("publish", "org/7:a%b", "caf\u00e9", "--event", "t&t", "--url", server.url + "/")
     )
     assert (result.exit_code, result.output) == (0, "5-0\n")
     [request] = server.requests
-    assert request.startswith(b"POST /publish/org%2F7%3Aa%25b?event=t%26t HTTP/1.1\r\n")
-    assert scripted.header(request, b"Content-Type") == b"text/plain; charset=utf-8"
-    assert request.endswith(b"\r\n\r\ncaf\xc3\xa9")
+    event = document(request)
+    assert event.pop("id") != ""
+    assert event == {"channel": "org/7:a%b", "data": "caf\u00e9", "event": "t&t"}
 
 
 @pytest.mark.parametrize("arguments", [(), ("-",)])
 async def test_publish_reads_stdin_as_it_is(
     arguments: tuple[str, ...], nursery: trio.Nursery, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    server = await scripted.start(nursery, [ACCEPTED])
+    server = await scripted.start(nursery, [TAKEN])
     monkeypatch.setenv("GATEWAY_URL", server.url)
-    result = await run_beside("publish", "a", *arguments, stdin=b"one\r\ntwo\n\xff")
+    result = await run_beside("publish", "a", *arguments, stdin=b"one\r\ntwo\n\xc3\xa9")
     assert result.exit_code == 0
-    assert server.requests[0].startswith(b"POST /publish/a HTTP/1.1\r\n")
-    assert server.requests[0].endswith(b"\r\n\r\none\r\ntwo\n\xff")
+    assert document(server.requests[0])["data"] == "one\r\ntwo\n\u00e9"
+    result = await run_beside("publish", "a", *arguments, stdin=b"one\xff")
+    assert (result.exit_code, len(server.requests)) == (1, 1)
+    assert result.stderr == "gateway: The data of an event is text in UTF-8, and this is none.\n"
+
+
+async def test_publish_tries_again_with_the_same_id_where_the_answer_is_lost(
+    nursery: trio.Nursery,
+) -> None:
+    server = await scripted.start(nursery, [b""], [TAKEN])
+    result = await run_beside("publish", "a", "x", "--url", server.url)
+    assert (result.exit_code, result.output) == (0, "5-0\n")
+    first, second = map(document, server.requests)
+    assert first == second
+
+
+REFUSED = b'{"line": 1, "status": 409, "detail": "Channel a has ended."}\n'
 
 
 @pytest.mark.parametrize(
     ("answer", "sentence"),
     [
-        (
-            scripted.answer(
-                "409 Conflict", "application/problem+json", b'{"detail": "Channel a has ended."}'
-            ),
-            "gateway: Channel a has ended.\n",
-        ),
-        (
-            scripted.answer("502 Bad Gateway", "text/html", b"<p>"),
-            "gateway: {url}/publish/a answered 502 Bad Gateway.\n",
-        ),
-        (b"", "gateway: {host}: Server disconnected without sending a response.\n"),
+        (scripted.answer("200 OK", "application/x-ndjson", REFUSED), "Channel a has ended"),
+        (scripted.answer("502 Bad Gateway", "text/html", b"<p>"), "502"),
+        (b"", "Server disconnected"),
     ],
+    ids=["an event that is refused", "a balancer that finds no node", "a connection that is lost"],
 )
 async def test_a_refused_publish_is_one_line_on_stderr_and_exit_code_1(
-    answer: bytes, sentence: str, nursery: trio.Nursery
+    answer: bytes, sentence: str, nursery: trio.Nursery, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("gateway.cli.PUBLISH_SECONDS", 0.01)
     server = await scripted.start(nursery, [answer])
     result = await run_beside("publish", "a", "x", "--url", server.url)
     assert (result.exit_code, result.stdout) == (1, "")
-    host = server.url.removeprefix("http://")
-    assert result.stderr == sentence.format(url=server.url, host=host)
+    assert result.stderr.startswith("gateway: ")
+    assert sentence in result.stderr
+    assert result.stderr.count("\n") == 1
 
 
 async def published(n: Near, channel: str) -> list[dict[str, str]]:
