@@ -388,7 +388,7 @@ async def test_tabs_with_other_modules_or_names_or_without_locks_do_not_meet() -
             text = text.replace("FORMAT = 1;", "FORMAT = 2;")
             await route.fulfill(content_type="text/javascript", body=text)
 
-        await tab.do(lambda page: page.route("**/shared.js", serve_another_version))
+        await tab.do(lambda page: page.route("**/shared_messages.js", serve_another_version))
         await tab.run(CONNECT, {"channels": ["a"]})
         await tab.until_true(OPEN)
         insecure = await browser.tab(n.url)
