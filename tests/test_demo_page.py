@@ -213,6 +213,21 @@ async def test_channels_come_and_go_while_the_stream_is_open_and_say_their_polic
         assert tab.errors == []
 
 
+FOCUS = "() => document.activeElement.ariaLabel"
+
+
+async def test_a_channel_keeps_the_focus_until_it_is_left() -> None:
+    async with node() as n, page(n.url) as tab:
+        await tab.until("#chips li")
+        await tab.do(lambda page: page.focus("[aria-label='Leave demo']"))
+        for _ in range(2):  # with each of them the page might draw its channels anew
+            await tab.do(lambda page: page.wait_for_event("requestfinished"))
+        assert await tab.run(FOCUS) == "Leave demo"
+        await tab.do(lambda page: page.keyboard.press("Enter"))
+        assert await tab.run(FOCUS) == "Add a channel"
+        assert tab.errors == []
+
+
 async def test_tabs_that_say_so_have_one_stream_together() -> None:
     async with node() as n, chromium() as browser:
         leader, other = [await browser.tab(f"{n.url}/") for _ in range(2)]

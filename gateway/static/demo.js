@@ -24,6 +24,7 @@ const moments = new Moments(link, timeline, showChips);
 
 let stream = null;
 let chosen = ["demo"];  // the channels, while there is no stream
+let shownChips = "";
 
 function open() {
   if (isLive()) leave();
@@ -144,10 +145,18 @@ function leave() {
 const isLive = () => !$("disconnect").disabled;
 const channels = () => isLive() ? [...stream.channels] : chosen;
 
+// It is asked for often; who has the focus keeps it.
 function showChips() {
   chosen = channels();
-  $("chips").replaceChildren(...channels().map(chip));
   showCommands();
+  const now = JSON.stringify(chosen.map(name => [name, moments.policy(name)]));
+  if (now === shownChips) return;
+  shownChips = now;
+  const held = $("chips").contains(document.activeElement) && document.activeElement.ariaLabel;
+  $("chips").replaceChildren(...chosen.map(chip));
+  if (!held) return;
+  const again = [...$("chips").querySelectorAll("button")].find(button => button.ariaLabel === held);
+  (again ?? $("channel")).focus();
 }
 
 function chip(name) {
