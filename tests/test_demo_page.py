@@ -187,6 +187,10 @@ async def test_the_page_gets_what_it_missed_while_its_connection_was_cut() -> No
         shown = [data for kind, data, _ in await events(tab) if kind == "message"]
         assert shown == ["before", *(f"missed {number}" for number in range(10))]
 
+        proxy.cut()  # again, and soon
+        await tab.until("#state[data-state=reconnecting]", r"^reconnecting in \d\.\d s$")
+        assert [kind for kind, _, _ in await events(tab)].count("reconnecting") == 2
+
 
 async def test_channels_come_and_go_while_the_stream_is_open_and_say_their_policy() -> None:
     async with node() as n, connected_page(n.url) as tab:

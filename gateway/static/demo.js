@@ -25,6 +25,7 @@ const moments = new Moments(link, timeline, showChips);
 let stream = null;
 let chosen = ["demo"];  // the channels, while there is no stream
 let shownChips = "";
+let wasLost = false;
 
 function open() {
   if (isLive()) leave();
@@ -109,16 +110,20 @@ const showEnded = why => showState("ended", `ended: ${why}`, [], `Ended: ${why}`
 
 // One that is closed tells why as well, and that is shown.
 function showStateOf({status, transport, attempt, delay, reason}) {
-  const wait = `attempt ${attempt} in ${(delay / 1000).toFixed(1)} s`;
+  const isLost = status === "reconnecting";
+  if (isLost && !wasLost) addNotice("reconnecting", `The client comes back: ${reason}`);
+  wasLost = isLost;
+  const when = attempt ? `in ${(delay / 1000).toFixed(1)} s` : "at once";  // after a 401
   switch (status) {
     case "connecting":
       return showState(status, status, ["connecting"], "Connecting");
     case "open":
       if (transport === "poll") return showState("polling", "polling", ["polling", "poll"], "Polling: no stream gets through");
       return showState(status, transport === "shared" ? "open, by another tab" : "open", ["open"], "Open");
-    case "reconnecting":
-      if (attempt === 1) addNotice("reconnecting", `The client comes back: ${reason}`);
-      return showState(status, `${status}: ${wait}`, [wait, `${attempt}`], `Reconnecting, ${wait}: ${reason}`);
+    case "reconnecting": {
+      const labels = attempt ? [`attempt ${attempt} ${when}`, `${attempt}`] : [when];
+      return showState(status, `reconnecting ${when}`, labels, `Reconnecting, ${labels[0]}: ${reason}`);
+    }
   }
 }
 
