@@ -189,7 +189,9 @@ async def test_the_page_gets_what_it_missed_while_its_connection_was_cut() -> No
 
         proxy.cut()  # again, and soon
         await tab.until("#state[data-state=reconnecting]", r"^reconnecting in \d\.\d s$")
-        assert [kind for kind, _, _ in await events(tab)].count("reconnecting") == 2
+        await tab.until_true(
+            "() => document.querySelectorAll('#events > .reconnecting').length === 2"
+        )
 
 
 async def test_channels_come_and_go_while_the_stream_is_open_and_say_their_policy() -> None:
