@@ -368,7 +368,7 @@ async def test_the_end_is_the_end_for_all_and_who_is_last_closes_the_connection(
         for member in members[1:]:
             await member.tab.until_true(CLOSED)
             assert await member.heard(1) == ["the last"]
-            assert await member.told("end") == [{"reason": "closed"}]
+            assert await member.told("end") == [{"reason": "ended"}]
         await n.until_clients(0)
         last = [await connected(browser, n.url, "c") for _ in range(2)]
         for member in last:
