@@ -57,7 +57,8 @@ def check_overseer(node: Node, identity: Identity) -> None:
     do who reaches it."""
     if identity.is_open and not node.is_local:
         raise Forbidden(
-            "A node without keys shows itself only on loopback; this one listens wider."
+            "A node without keys shows itself only on loopback; this one listens wider, "
+            "and needs keys (jwt_key_file, for one) for that."
         )
     check_admin(identity)
 
