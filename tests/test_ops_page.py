@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import trio
 from chromium import Tab, chromium
-from playwright.async_api import Page, Route
+from playwright.async_api import Page, Route, ViewportSize
 from process import NodeProcess, node
 from redis_server import redis_server
 from running import Gateway, Wire, request, running
@@ -460,7 +460,7 @@ async def test_long_names_take_no_room_from_what_stands_beside_them() -> None:
         await tab.until("#slow .drawn", "^1 MiB in 1,000 frames$")
         assert await tab.run(CROWDED) == []
         assert await tab.run(TALLEST) < 120
-        await tab.do(lambda page: page.set_viewport_size(PHONE))
+        await tab.do(lambda page: page.set_viewport_size(ViewportSize(width=390, height=844)))
         assert await tab.run(CROWDED) == []
         await no_overflow(tab)
 
