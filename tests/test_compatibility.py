@@ -1,4 +1,4 @@
-"""What README.md says of other people's clients is what they do."""
+"""What README.md says of clients, ours and other people's, is what they do."""
 
 import re
 

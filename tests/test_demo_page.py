@@ -11,6 +11,8 @@ from chromium import Tab, chromium
 from process import child, node
 from proxy import proxy_to
 
+from gateway.edge.pages import STATIC
+
 ROWS = """() => [...document.querySelectorAll("#events > li")].reverse().map(row =>
     [".type", ".data", ".id"].map(part => row.querySelector(part).textContent))"""
 
@@ -187,6 +189,12 @@ async def test_the_page_gets_what_it_missed_while_its_connection_was_cut() -> No
         shown = [data for kind, data, _ in await events(tab) if kind == "message"]
         assert shown == ["before", *(f"missed {number}" for number in range(10))]
 
+        proxy.cut()  # again, and soon
+        await tab.until("#state[data-state=reconnecting]", r"^reconnecting in \d\.\d s$")
+        await tab.until_true(
+            "() => document.querySelectorAll('#events > .reconnecting').length === 2"
+        )
+
 
 async def test_channels_come_and_go_while_the_stream_is_open_and_say_their_policy() -> None:
     async with node() as n, connected_page(n.url) as tab:
@@ -211,6 +219,38 @@ async def test_channels_come_and_go_while_the_stream_is_open_and_say_their_polic
             *("demo", "sports"),
         ]
         assert tab.errors == []
+
+
+FOCUS = "() => document.activeElement.ariaLabel"
+
+
+async def test_a_channel_keeps_the_focus_until_it_is_left() -> None:
+    async with node() as n, page(n.url) as tab:
+        await tab.until("#chips li")
+        await tab.do(lambda page: page.focus("[aria-label='Leave demo']"))
+        for _ in range(2):  # with each of them the page might draw its channels anew
+            await tab.do(lambda page: page.wait_for_event("requestfinished"))
+        assert await tab.run(FOCUS) == "Leave demo"
+        await tab.do(lambda page: page.keyboard.press("Enter"))
+        assert await tab.run(FOCUS) == "Add a channel"
+        assert tab.errors == []
+
+
+def luminance(colour: str) -> float:
+    """Of #rgb or #rrggbb, as WCAG 2.2 has it."""
+    digits = colour[1:] if len(colour) == 7 else "".join(digit * 2 for digit in colour[1:])
+    parts = [int(digits[at : at + 2], 16) / 255 for at in (0, 2, 4)]
+    parts = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
+    return 0.2126 * parts[0] + 0.7152 * parts[1] + 0.0722 * parts[2]
+
+
+def test_what_is_written_on_the_bars_of_the_picture_can_be_read_by_day_and_by_night() -> None:
+    css = (STATIC / "demo.css").read_text("utf-8")
+    schemes = [dict(re.findall(r"--([\w-]+): (#\w+)", root)) for root in css.split(":root")[1:3]]
+    for colours in schemes:
+        for bar in ("open", "wait", "poll", "over"):
+            dark, light = sorted((luminance(colours[bar]), luminance(colours["on-bar"])))
+            assert (light + 0.05) / (dark + 0.05) >= 4.5, bar
 
 
 async def test_tabs_that_say_so_have_one_stream_together() -> None:

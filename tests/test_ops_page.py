@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import trio
 from chromium import Tab, chromium
-from playwright.async_api import Page, Route
+from playwright.async_api import Page, Route, ViewportSize
 from process import NodeProcess, node
 from redis_server import redis_server
 from running import Gateway, Wire, request, running
@@ -433,6 +433,36 @@ async def no_overflow(tab: Tab) -> None:
     widths = "() => [document.documentElement.scrollWidth, innerWidth]"
     whole, window = await tab.run(widths)
     assert whole <= window
+
+
+CROWDED = """() => [...document.querySelectorAll("td, th, .state, .whom")]
+  .filter(each => each.clientWidth && (each.scrollWidth > each.clientWidth + 1
+    || (each.matches(".state") && each.clientHeight > 30)))
+  .map(each => `${each.className}: ${each.textContent}`)"""
+"""What does not fit where it stands, and states that are broken into letters."""
+
+TALLEST = """() => Math.max(
+  ...[...document.querySelectorAll(".client, .whom")].map(each => each.clientHeight))"""
+
+
+async def test_long_names_take_no_room_from_what_stands_beside_them() -> None:
+    name = "x" * 200
+    async with played(viewport=DESK) as tab:
+        for second in range(2):
+            clients = [
+                slow(f"{number}", 2**20 - 1, user=name, names=[name] * 3, queuedFrames=1000)
+                for number in range(3)
+            ]
+            busy = [{"name": name, "clients": 1, "events": second}]
+            told = [happening("closed", "gone", user=name, seconds=1, channels=[name] * 3)]
+            more = {"slow": clients, "busy": busy, "happenings": told}
+            await tell(tab, report("a", "1", second, **more))
+        await tab.until("#slow .drawn", "^1 MiB in 1,000 frames$")
+        assert await tab.run(CROWDED) == []
+        assert await tab.run(TALLEST) < 120
+        await tab.do(lambda page: page.set_viewport_size(ViewportSize(width=390, height=844)))
+        assert await tab.run(CROWDED) == []
+        await no_overflow(tab)
 
 
 async def test_what_stops_being_told_is_stale_and_a_silent_node_is_said_to_be_so() -> None:

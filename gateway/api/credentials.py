@@ -60,7 +60,7 @@ def check_overseer(node: Node, request: Request, identity: Identity) -> None:
     ):
         raise Forbidden(
             "A node without keys shows itself only on loopback; this one listens wider, or the"
-            " request comes from another machine."
+            " request comes from another machine. That needs keys (jwt_key_file, for one)."
         )
     check_admin(identity)
 

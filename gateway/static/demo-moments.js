@@ -118,7 +118,7 @@ export class Moments {
     }
     end();
     $("stall").textContent = "Stall the reader";
-    return `It reads on. ${said}`;
+    return `It reads on. ${said.replace("says", "said")}`;
   }
 
   // Null where it does not tell.

@@ -24,6 +24,8 @@ const moments = new Moments(link, timeline, showChips);
 
 let stream = null;
 let chosen = ["demo"];  // the channels, while there is no stream
+let shownChips = "";
+let wasLost = false;
 
 function open() {
   if (isLive()) leave();
@@ -108,16 +110,20 @@ const showEnded = why => showState("ended", `ended: ${why}`, [], `Ended: ${why}`
 
 // One that is closed tells why as well, and that is shown.
 function showStateOf({status, transport, attempt, delay, reason}) {
-  const wait = `attempt ${attempt} in ${(delay / 1000).toFixed(1)} s`;
+  const isLost = status === "reconnecting";
+  if (isLost && !wasLost) addNotice("reconnecting", `The client comes back: ${reason}`);
+  wasLost = isLost;
+  const when = attempt ? `in ${(delay / 1000).toFixed(1)} s` : "at once";  // after a 401
   switch (status) {
     case "connecting":
       return showState(status, status, ["connecting"], "Connecting");
     case "open":
       if (transport === "poll") return showState("polling", "polling", ["polling", "poll"], "Polling: no stream gets through");
       return showState(status, transport === "shared" ? "open, by another tab" : "open", ["open"], "Open");
-    case "reconnecting":
-      if (attempt === 1) addNotice("reconnecting", `The client comes back: ${reason}`);
-      return showState(status, `${status}: ${wait}`, [wait, `${attempt}`], `Reconnecting, ${wait}: ${reason}`);
+    case "reconnecting": {
+      const labels = attempt ? [`attempt ${attempt} ${when}`, `${attempt}`] : [when];
+      return showState(status, `reconnecting ${when}`, labels, `Reconnecting, ${labels[0]}: ${reason}`);
+    }
   }
 }
 
@@ -144,10 +150,18 @@ function leave() {
 const isLive = () => !$("disconnect").disabled;
 const channels = () => isLive() ? [...stream.channels] : chosen;
 
+// It is asked for often; who has the focus keeps it.
 function showChips() {
   chosen = channels();
-  $("chips").replaceChildren(...channels().map(chip));
   showCommands();
+  const now = JSON.stringify(chosen.map(name => [name, moments.policy(name)]));
+  if (now === shownChips) return;
+  shownChips = now;
+  const held = $("chips").contains(document.activeElement) && document.activeElement.ariaLabel;
+  $("chips").replaceChildren(...chosen.map(chip));
+  if (!held) return;
+  const again = [...$("chips").querySelectorAll("button")].find(button => button.ariaLabel === held);
+  (again ?? $("channel")).focus();
 }
 
 function chip(name) {

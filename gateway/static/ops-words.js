@@ -21,7 +21,7 @@ export function rate(number) {
 
 export function bytes(number) {
   if (number < 1024) return `${whole.format(number)} B`;
-  const step = Math.min(4, Math.floor(Math.log2(number) / 10));
+  const step = Math.min(4, Math.floor(Math.log2(number * 1024 / 1023.5) / 10));  // 1,023.5 KiB are 1 MiB
   const scaled = number / 1024 ** step;
   return `${(scaled < 10 ? tenths : whole).format(scaled)} ${["", "KiB", "MiB", "GiB", "TiB"][step]}`;
 }
