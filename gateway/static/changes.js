@@ -28,7 +28,14 @@ export class Changes {
 
   // -- what the link asks
 
-  leavesOut(name) {
+  // The channels to ask for. No stream begins with none, but one that had some may be left without.
+  named() {
+    const { channels } = this.#link.stream;
+    const named = channels.filter((name) => !this.#leavesOut(name));
+    return named.length ? named : ["global"];
+  }
+
+  #leavesOut(name) {
     const entry = this.#entries.get(name);
     if (entry && this.#isPending(entry)) {
       entry.until = "";
@@ -39,7 +46,8 @@ export class Changes {
   }
 
   opened(serverTime) {
-    this.#skew = serverTime - Date.now();
+    if (this.#link.over) return;
+    this.#skew = serverTime - Date.now() || 0;
     this.#asked = this.#link.abort;
     for (const [name, entry] of this.#entries) {
       if (!entry.until && entry.asked !== this.#asked) this.#add(name, entry);
@@ -83,6 +91,7 @@ export class Changes {
 
   async subscribe(name, since = "") {
     const { stream, poll, nextPoll, abort } = this.#link;
+    this.#checkOpen();
     const known = this.#entries.get(name);
     if (known) return known.promise;
     if (stream.channels.includes(name)) return stream.lastEventId;
@@ -99,6 +108,7 @@ export class Changes {
   async unsubscribe(name) {
     const { stream, poll, nextPoll } = this.#link;
     const { clientId } = stream;
+    this.#checkOpen();
     this.#forget(name, new Failure(`${name} was unsubscribed.`));
     if (poll) nextPoll?.();
     if (!clientId) return;
@@ -142,6 +152,10 @@ export class Changes {
     }
     entry.at = entry.since = lastEventId;
     return events.length > 0;
+  }
+
+  #checkOpen() {
+    if (this.#link.over) throw new Failure("The stream is closed.");
   }
 
   #isPending({ until }) {

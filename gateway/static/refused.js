@@ -2,6 +2,8 @@
 import { Failure } from "./client.js";
 import { find } from "./poll.js";
 
+const LONGEST = 3_600_000; // ms that a Retry-After is kept to
+
 export async function refused(link, response) {
   const { status, headers } = response;
   const type = headers.get("Content-Type") ?? "";
@@ -13,7 +15,8 @@ export async function refused(link, response) {
   }
   if (status === 401 && typeof link.options.token === "function" && !link.tokenRefused) {
     link.tokenRefused = true; // until a stream is open
-    link.token = link.posted = undefined; // a POST was refused, too, and has done nothing
+    link.token = undefined;
+    if (!link.isLocated) link.posted = undefined; // a POST was refused, and has done nothing
     link.attempt -= 1;
     link.drop(reason, true);
     return;
@@ -40,5 +43,6 @@ export async function refusal(response) {
 
 // Of a Retry-After, which is a number of seconds or a date.
 function milliseconds(after) {
-  return Math.max(0, /^\d+$/.test(after) ? after * 1000 : Date.parse(after) - Date.now() || 0);
+  const told = /^\d+$/.test(after) ? after * 1000 : Date.parse(after) - Date.now() || 0;
+  return Math.min(LONGEST, Math.max(0, told));
 }
