@@ -41,21 +41,24 @@ async function poll(link, { began, looked }) {
       link.drop("streaming is tried again", true);
       return;
     }
-    await link.changes?.catchUp();
+    if (link.opened) await link.changes?.catchUp();
     turn = new AbortController();
     const seconds = link.opened ? Math.min(LONGEST, (2 * link.keepalive) / 1000) : 0;
     let response;
+    let answer;
     try {
       response = await link.ask(pollTarget(link, seconds), { signal: turn.signal });
+      if (response.ok) answer = await response.json();
     } catch (error) {
       if (turn.signal.aborted && !abort.signal.aborted) continue;
       throw error;
     }
-    if (!response.ok) {
+    if (link.over || abort.signal.aborted) return;
+    if (!answer) {
       link.poll = undefined;
       return refused(link, response);
     }
-    const { events, lastEventId } = await response.json();
+    const { events, lastEventId } = answer;
     link.heard = Date.now();
     if (!link.opened) opened(link, lastEventId);
     deliver(link, events);
