@@ -280,6 +280,7 @@ test("whoever was taken off, or closed, by a listener before is told nothing mor
 test("a stream that cannot be shared after all, and is closed by then, is closed in silence", async () => {
   const rejections = [];
   const note = (error) => rejections.push(error);
+  mock.property(globalThis, "BroadcastChannel", undefined);
   process.on("unhandledRejection", note);
   follow(server, { share: true }).stream.close();
   await pass(100);
