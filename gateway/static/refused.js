@@ -21,7 +21,7 @@ export async function refused(link, response) {
     link.drop(reason, true);
     return;
   }
-  const isPassing = [408, 425, 429].includes(status) || (status >= 500 && status !== 501);
+  const isPassing = passes(status);
   if (!type.includes("problem") && status !== 401 && (!isPassing || link.attempt > 0)) {
     await find(link);
     if (link.poll) return;
@@ -31,6 +31,16 @@ export async function refused(link, response) {
     return;
   }
   throw await refusal(response);
+}
+
+function passes(status) {
+  return [408, 425, 429].includes(status) || (status >= 500 && status !== 501);
+}
+
+// Whether the gateway says that no other try, and no other token, would mend it.
+export function isFinal({ status, headers }) {
+  const isOfGateway = (headers.get("Content-Type") ?? "").includes("problem");
+  return isOfGateway && status !== 401 && !passes(status);
 }
 
 export async function refusal(response) {

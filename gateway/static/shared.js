@@ -724,8 +724,8 @@ async function answered(response) {
   const { events, lastEventId } = await response.json();
   const isEnd = lastEventId.endsWith(".closed");
   return {
-    events: events.flatMap(({ id, event, data, channel }) => {
-      if (id) return [{ id, type: event, data, channels: channel ? [channel] : [] }];
+    events: events.flatMap(({ id, event, data, channel, channels = channel ? [channel] : [] }) => {
+      if (id) return [{ id, type: event, data, channels }];
       return NOTES.includes(event) ? [{ name: event, detail: JSON.parse(data) }] : [];
     }),
     lastEventId: isEnd ? lastEventId.slice(0, -".closed".length) : lastEventId,

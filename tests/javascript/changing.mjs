@@ -525,6 +525,27 @@ test("a channel that is added before the first poll is answered is live from whe
   assert.equal(await position, "5-0");
 });
 
+for (const [what, answer] of [
+  ["is refused", problem(403, "Not b.")],
+  ["is refused for now", problem(503, "Later.")],
+]) {
+  test(`a channel that ${what} while it polls does not end the stream`, async () => {
+    server.answer(events, page(405)).answer(polls, polled("10-0"), polled("10-0"), silent);
+    const { stream, of } = begin({ minDelay: 10 });
+    await pass(100);
+    server.answer(polls, answer, polled("12-0"), silent);
+    server.answer(events, new Answer(() => connected("10-0"))).answer(added, added_at("10-0"));
+    const subscribed = stream.subscribe("b", { since: "1-0" }).then(
+      () => "added",
+      ({ message }) => message,
+    );
+    await pass(1_000);
+    assert.equal(await subscribed, what === "is refused" ? "Not b." : "added");
+    assert.deepEqual(of("error"), []);
+    assert.equal(stream.state.status, "open");
+  });
+}
+
 // -- a request of its own
 
 const started = (location, answer) => (request) => {
