@@ -22,7 +22,7 @@ from gateway.event import Event, Frame, render
 from gateway.hub_client import Client, State
 from gateway.policy import Policy
 from gateway.position import Position
-from gateway.sse import Parser
+from gateway.sse import Parser, ServerSentEvent
 
 JSON = b"Content-Type: application/json\r\n"
 
@@ -51,6 +51,11 @@ def published(reader: Reader) -> list[tuple[str, str, str]]:
         if fields.get("event") not in control.TYPES:
             found.append((next(iter(fields)), fields.get("channel", ""), fields["data"]))
     return found
+
+
+def as_ever(events: Sequence[ServerSentEvent]) -> list[tuple[str, str, str]]:
+    """What a parser makes of events that knows what the standard has, and nothing else."""
+    return [(event.event, event.data, event.last_event_id) for event in events]
 
 
 def named(reader: Reader) -> list[tuple[str, str]]:
@@ -88,7 +93,8 @@ def test_the_line_stands_behind_the_id_and_the_rest_is_as_it_was() -> None:
     assert frame.chunk == b"%x\r\n%b\r\n" % (len(frame.block), frame.block)
     assert (frame.position, frame.channels) == (plain.position, plain.channels)
     assert (frame.key, frame.end) == ("k", True)
-    assert Parser().receive_data(frame.block) == Parser().receive_data(plain.block)
+    annotated = Parser().receive_data(frame.block)
+    assert as_ever(annotated) == as_ever(Parser().receive_data(plain.block))
 
 
 def test_a_frame_of_none_of_the_channels_names_none() -> None:
@@ -122,7 +128,7 @@ async def test_a_plain_stream_beside_an_annotated_one_stays_plain() -> None:
             assert peer.client.state is State.LIVE
             lines = ["a", "a,b", "b"] if number % 2 else [""] * 3
             assert named(peer) == [(line, "x") for line in lines]
-            assert peer.events[1:] == peers[0].events[1:]
+            assert as_ever(peer.events[1:]) == as_ever(peers[0].events[1:])
         await check_nothing_is_charged(rig)
 
 
@@ -151,7 +157,7 @@ async def test_a_pass_over_several_channels_annotates_each_event_once_for_all() 
         assert named(peers[5]) == [("a", "1"), ("b,c", "2"), ("a,c", "3")]
         assert len(made) == 6
         for peer, other in zip(peers, plain, strict=True):
-            assert peer.events[1:] == other.events[1:]
+            assert as_ever(peer.events[1:]) == as_ever(other.events[1:])
             assert {channel for channel, _ in named(other)} == {""}
         await check_nothing_is_charged(rig)
 
@@ -255,7 +261,7 @@ async def test_a_replay_names_the_channels_of_each_event() -> None:
             for count, (plain, annotated) in zip((40, 20), (peers[:2], peers[2:]), strict=True):
                 numbers = range(40 - count, 40)
                 assert named(annotated) == [(lines[n % 4], str(n)) for n in numbers]
-                assert annotated.events[1:] == plain.events[1:]
+                assert as_ever(annotated.events[1:]) == as_ever(plain.events[1:])
                 assert state_of(annotated.client) is State.LIVE
             await check_nothing_is_charged(rig)
 

@@ -264,7 +264,7 @@ async def test_a_draining_node_is_left_for_another_and_an_end_is_the_end() -> No
             event = {"channel": "a", "data": "the last", "end": True}
             await publisher.post(f"{second.url}/publish", json=event)
         assert await last.heard(1) == ["the last"]
-        assert await last.told("end") == [{"reason": "closed"}]
+        assert await last.told("end") == [{"reason": "ended"}]
         refused = await follow(browser, proxy.url, channels=["no such name"])
         [sentence] = await refused.told("error")
         assert "contains ' '" in sentence

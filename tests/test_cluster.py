@@ -854,6 +854,7 @@ async def test_a_channels_clients_are_counted_on_all_nodes(autojump_clock: MockC
             "lastEventId": str(last),
             "missing": 0,
             "nodes": [{"id": "a", "clients": 1}, {"id": "b", "clients": 2}],
+            "policy": "drop",
         }
         network.deaf = {rigs[1].node.tag}
         told = document(await admin.channel(rigs[3].node, put("/"), "x"), 200)

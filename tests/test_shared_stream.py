@@ -368,7 +368,7 @@ async def test_the_end_is_the_end_for_all_and_who_is_last_closes_the_connection(
         for member in members[1:]:
             await member.tab.until_true(CLOSED)
             assert await member.heard(1) == ["the last"]
-            assert await member.told("end") == [{"reason": "closed"}]
+            assert await member.told("end") == [{"reason": "ended"}]
         await n.until_clients(0)
         last = [await connected(browser, n.url, "c") for _ in range(2)]
         for member in last:
@@ -388,7 +388,7 @@ async def test_tabs_with_other_modules_or_names_or_without_locks_do_not_meet() -
             text = text.replace("FORMAT = 1;", "FORMAT = 2;")
             await route.fulfill(content_type="text/javascript", body=text)
 
-        await tab.do(lambda page: page.route("**/shared.js", serve_another_version))
+        await tab.do(lambda page: page.route("**/shared_messages.js", serve_another_version))
         await tab.run(CONNECT, {"channels": ["a"]})
         await tab.until_true(OPEN)
         insecure = await browser.tab(n.url)

@@ -37,6 +37,7 @@ from gateway.requests import ASSETS, OTHER, PUBLISH_TO
 
 ROUTES = {
     "/": "/",
+    "/ops": "/ops",
     "/events": "/events",
     "/events/<rest:channel>": "/events",
     "/poll": "/poll",

@@ -35,6 +35,10 @@ MODULES: tuple[str, ...] = (
     "refused.js",
     "request.js",
     "shared.js",
+    "shared_cursor.js",
+    "shared_leader.js",
+    "shared_messages.js",
+    "shared_polls.js",
 )
 """For pages of anybody."""
 

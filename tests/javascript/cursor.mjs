@@ -2,7 +2,8 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
 import { compare } from "../../gateway/static/client.js";
-import { Cursor, HELD_CHARS, HELD_EVENTS, groupOf, isMessage } from "../../gateway/static/shared.js";
+import { Cursor, HELD_CHARS, HELD_EVENTS } from "../../gateway/static/shared_cursor.js";
+import { groupOf, isMessage } from "../../gateway/static/shared_messages.js";
 
 const at = (n) => (n === "" ? "" : `1000-${n}`);
 const item = (prev, id, channel = "a", data = `${id}`) => ({
@@ -51,7 +52,8 @@ const cases = {
   "what is live waits while a hole is filled, and a notice with it"() {
     const cursor = cursorAt(1, "a");
     assert.deepEqual(ids(cursor.offer(item(3, 4))), []);
-    assert.deepEqual(ids(cursor.offer({ prev: at(4), id: at(4), name: "dropped", detail: {} })), []);
+    const dropped = { prev: at(4), id: at(4), name: "dropped", detail: {} };
+    assert.deepEqual(ids(cursor.offer(dropped)), []);
     assert.deepEqual(ids(cursor.offer(item(4, 5))), []);
     assert.deepEqual(cursor.next(), ["a"]);
     assert.ok(!cursor.isWhole);
@@ -129,7 +131,8 @@ const cases = {
     assert.deepEqual(ids(cursor.offer(item(3, 4))), [4]);
   },
   "messages are checked for their shape"() {
-    const good = { kind: "event", from: "x", prev: "", id: "1-0", type: "t", data: "", channels: ["a"] };
+    const event = { prev: "", id: "1-0", type: "t", data: "", channels: ["a"] };
+    const good = { kind: "event", from: "x", ...event };
     assert.ok(isMessage(good));
     for (const wrong of [
       { prev: 1 },
@@ -172,7 +175,7 @@ function randomOf(seed) {
   };
 }
 
-/** Events, lost broadcasts, new leaders, polls under way, channels joined meanwhile: all is told once. */
+/** Events, lost broadcasts, new leaders, polls under way, channels joined: all is told once. */
 function simulate(seed) {
   const random = randomOf(seed);
   const names = [..."abcdefgh"];
@@ -190,7 +193,7 @@ function simulate(seed) {
   const since = (position, asked) =>
     published
       .filter(({ id }) => compare(id, position) > 0)
-      .map((event) => ({ ...event, channels: event.channels.filter((name) => asked.includes(name)) }))
+      .map((event) => ({ ...event, channels: event.channels.filter((c) => asked.includes(c)) }))
       .filter(({ channels }) => channels.length)
       .map((event) => ({ ...event, channels: [event.channels[0]] }));
   const finishPoll = () => {
@@ -221,7 +224,8 @@ function simulate(seed) {
     },
     join() {
       const name = names[random(8)];
-      if (!random(3) && !joined.has(name)) joined.set(name, cursor.join(name, at(random(2) ? last : next - 1)));
+      const join = at(random(2) ? last : next - 1);
+      if (!random(3) && !joined.has(name)) joined.set(name, cursor.join(name, join));
     },
     replace() {
       if (random(4)) return;
@@ -231,7 +235,9 @@ function simulate(seed) {
     },
     ask() {
       if (poll) finishPoll();
-      else if (cursor.behind && !cursor.isWhole) poll = { asked: cursor.next(), from: cursor.position };
+      else if (cursor.behind && !cursor.isWhole) {
+        poll = { asked: cursor.next(), from: cursor.position };
+      }
     },
     resume() {
       if (cursor.behind && !poll && cursor.isWhole) take(cursor.resume());

@@ -1,9 +1,10 @@
 // Many tabs (gateway/static/shared.js) in one process, with a gateway that is made up.
 import assert from "node:assert/strict";
-import { test } from "node:test";
+import { mock, test } from "node:test";
 
 import { Stream, compare } from "../../gateway/static/client.js";
-import { TABS, share } from "../../gateway/static/shared.js";
+import { share } from "../../gateway/static/shared.js";
+import { TABS } from "../../gateway/static/shared_leader.js";
 
 let groups = 0;
 
@@ -31,19 +32,21 @@ class Gateway {
   }
 
   fetch = async (url) => {
-    const asked = url.searchParams.getAll("channel");
+    const asked = (url.searchParams.get("channels") ?? "").split(",");
     const from = url.searchParams.get("lastEventId");
     this.polls.push({ asked, from });
     const instead = this.polled(asked, from);
     if (instead) return instead;
     const events = this.events
-      .filter(({ id, channels }) => compare(id, from) > 0 && channels.some((c) => asked.includes(c)))
+      .filter(({ id }) => compare(id, from) > 0)
+      .filter(({ channels }) => channels.some((channel) => asked.includes(channel)))
       .map(({ id, data, channels: [channel] }) => ({ id, event: "message", data, channel }));
     return Response.json({ events, lastEventId: this.head });
   };
 
   tab(channels, options = {}) {
-    const given = { url: this.url, channels, share: true, minDelay: 1, fetch: this.fetch, ...options };
+    const { url, fetch } = this;
+    const given = { url, channels, share: true, minDelay: 1, fetch, ...options };
     const stream = new Stream(given);
     stream.heard = [];
     stream.told = [];
@@ -95,7 +98,8 @@ class Link {
       return;
     }
     const { lastEventId } = stream;
-    const from = lastEventId && compare(lastEventId, gateway.head) <= 0 ? lastEventId : gateway.head;
+    const isKnown = lastEventId && compare(lastEventId, gateway.head) <= 0;
+    const from = isKnown ? lastEventId : gateway.head;
     this.isOpen = true;
     stream.lastEventId = from;
     stream.clientId = `client ${gateway.links.length} ${Math.random()}`;
@@ -147,6 +151,7 @@ function shared(sentence, body) {
   });
 }
 
+const opened = ({ told }) => told.filter(([name]) => name === "open").length;
 const errors = (stream) => stream.told.filter(([name]) => name === "error").map(([, told]) => told);
 
 shared("a leader serves as many tabs as are allowed, and one more is told so", async (gateway) => {
@@ -170,7 +175,7 @@ shared("a channel that is no longer granted is not the end of the other tabs", a
   const other = await gateway.opened(["c", "a"]);
   gateway.refuse = (channels) => (channels.includes("c") ? 403 : 0);
   leader.close();
-  await until(() => errors(other).length && follower.told.filter(([n]) => n === "open").length === 2);
+  await until(() => errors(other).length && opened(follower) === 2);
   assert.deepEqual(errors(other), ["refused: 403"]);
   assert.deepEqual(other.channels, ["a", "global"]);
   assert.deepEqual(errors(follower), []);
@@ -199,7 +204,7 @@ shared("a leader whose token cannot be had says so to all, and tries again", asy
   const tabs = [await gateway.opened(["a"], { token }), await gateway.opened(["a"])];
   left = 2;
   gateway.links[0].start();
-  await until(() => tabs.every(({ told }) => told.filter(([name]) => name === "open").length === 2));
+  await until(() => tabs.every((tab) => opened(tab) === 2));
   for (const tab of tabs) assert.deepEqual(errors(tab), Array(2).fill("No token: no session"));
 });
 
@@ -216,7 +221,7 @@ shared("reserved channels are everybody's, also where the leader polls", async (
   assert.deepEqual([tabs[0].state.transport, tabs[1].state.transport], ["poll", "shared"]);
 });
 
-shared("a tab that is seen has a leader that is late come back, and not sooner", async (gateway) => {
+shared("a tab that is seen has a leader that is late come back", async (gateway) => {
   globalThis.document = { visibilityState: "visible", addEventListener() {} };
   try {
     await gateway.opened(["a"]);
@@ -227,21 +232,25 @@ shared("a tab that is seen has a leader that is late come back, and not sooner",
     const due = Date.now() + 50;
     link.stream._set({ status: "reconnecting" });
     link.stream._tell("reconnecting", { attempt: 1, delay: 50, reason: "network" });
-    follower.subscribe("b");
+    const asked = follower.subscribe("b");
     await until(() => woken.length);
     assert.ok(woken[0] >= due);
+    link.start();
+    assert.equal(await asked, "1000-0");
   } finally {
     delete globalThis.document;
   }
 });
 
 shared("what the stream tells is told in every tab, of its own channels", async (gateway) => {
-  const tabs = [await gateway.opened(["a"]), await gateway.opened(["b"]), await gateway.opened(["c"])];
+  const tabs = [];
+  for (const channel of ["a", "b", "c"]) tabs.push(await gateway.opened([channel]));
   const [{ stream }] = gateway.links;
   stream._tell("gap", { channels: ["a", "b"], reason: "trimmed" });
   stream._tell("dropped", { count: 3 });
   await until(() => tabs.every(({ told }) => told.some(([name]) => name === "dropped")));
-  const gaps = tabs.map(({ told }) => told.filter(([name]) => name === "gap").map(([, gap]) => gap));
+  const gapsOf = ({ told }) => told.filter(([name]) => name === "gap").map(([, gap]) => gap);
+  const gaps = tabs.map(gapsOf);
   assert.deepEqual(gaps, [
     [{ channels: ["a"], reason: "trimmed" }],
     [{ channels: ["b"], reason: "trimmed" }],
@@ -259,7 +268,7 @@ shared("positions that begin anew are followed by every tab", async (gateway) =>
   gateway.number = 3;
   gateway.events = [];
   gateway.links[0].start();
-  await until(() => tabs.every(({ told }) => told.filter(([name]) => name === "open").length === 2));
+  await until(() => tabs.every((tab) => opened(tab) === 2));
   gateway.publish("a");
   gateway.publish("b");
   await until(() => tabs[0].heard.length === 1 && tabs[1].heard.length === 2);
@@ -301,7 +310,7 @@ shared("one tab of a group polls at a time", async (gateway) => {
   assert.equal(most, 1);
 });
 
-shared("what a tab asks of a group that it leaves is refused, and not forgotten", async (gateway) => {
+shared("what a tab asks of a group that it leaves is refused", async (gateway) => {
   const tab = gateway.tab(["a"]);
   const [twice, again] = [tab.subscribe("b"), tab.subscribe("b")];
   assert.equal(await twice, await again);
@@ -345,4 +354,119 @@ shared("a channel that is just being taken away does not become everybody's", as
   gateway.publish("a");
   await until(() => first.heard.length);
   assert.deepEqual([first.heard, first.channels], [[2], ["a", "c", "global"]]);
+});
+
+shared("channels that do not fit into the address are added", async (gateway) => {
+  const leader = await gateway.opened(["a"]);
+  const follower = await gateway.opened(["b", "c"]);
+  gateway.refuse = (channels) => (channels.length > 1 ? 414 : 0);
+  const [link] = gateway.links;
+  link.isOpen = false;
+  gateway.publish("b");
+  gateway.publish("a");
+  link.start();
+  gateway.publish("c");
+  await until(() => follower.heard.length === 2 && leader.heard.length === 1);
+  gateway.publish("b");
+  await until(() => follower.heard.length === 3);
+  assert.deepEqual([leader.heard, follower.heard], [[2], [1, 3, 4]]);
+  assert.deepEqual([errors(leader), errors(follower)], [[], []]);
+});
+
+shared("a tab that comes while there is no stream is told so", async (gateway) => {
+  await gateway.opened(["a"]);
+  const [{ stream }] = gateway.links;
+  stream._set({ status: "reconnecting", attempt: 3, delay: 7_000, reason: "network" });
+  const late = gateway.tab(["a"]);
+  await until(() => late.state.status === "reconnecting");
+  assert.deepEqual([late.state.attempt, late.state.transport], [3, "shared"]);
+});
+
+shared("an event brings its position, and none comes once unsubscribed", async (gateway) => {
+  const begin = gateway.publish("a");
+  await gateway.opened(["a"]);
+  for (let count = 0; count < 3; count += 1) gateway.publish("a");
+  const tab = gateway.tab(["a"], { lastEventId: begin });
+  const seen = [];
+  tab.on("message", ({ id }) => seen.push([id, tab.lastEventId]));
+  await until(() => seen.length === 3);
+  await tab.unsubscribe("a");
+  assert.equal(await tab.subscribe("z"), "1000-4");
+  gateway.publish("a");
+  gateway.publish("z");
+  await until(() => seen.length === 4);
+  assert.deepEqual(seen, ["1000-2", "1000-3", "1000-4", "1000-6"].map((id) => [id, id]));
+});
+
+shared("a channel that had to be added is whole from where the tab begins", async (gateway) => {
+  await gateway.opened(["a"]);
+  gateway.publish("b");
+  gateway.publish("c");
+  const fresh = await gateway.opened(["b", "a"]);
+  assert.equal(fresh.lastEventId, "1000-2");
+  const returning = await gateway.opened(["c", "a"], { lastEventId: "1000-0" });
+  await until(() => returning.heard.length);
+  const last = await gateway.opened(["a", "d"], { lastEventId: "1000-0" });
+  gateway.publish("a");
+  await until(() => [fresh, returning, last].every(({ heard }) => heard.at(-1) === 3));
+  assert.deepEqual([fresh, returning, last].map(({ heard }) => heard), [[3], [2, 3], [3]]);
+});
+
+shared("a leader that polls opens when it knows its position", async (gateway) => {
+  gateway.publish("a");
+  const tell = Link.prototype.start;
+  Link.prototype.start = async function poll() {
+    this.isOpen = true;
+    this.stream._set({ status: "open", transport: "poll" });
+    this.stream._tell("open", { clientId: "", channels: this.stream.channels });
+    await null;
+    this.stream.lastEventId = gateway.head;
+  };
+  try {
+    const tabs = [await gateway.opened(["a"]), await gateway.opened(["a"])];
+    gateway.publish("a");
+    await until(() => tabs.every(({ heard }) => heard.length));
+    assert.deepEqual(tabs.map(opened), [1, 1]);
+    assert.deepEqual(tabs[1].heard, [2]);
+  } finally {
+    Link.prototype.start = tell;
+  }
+});
+
+shared("a token that never comes holds up no other tab", async (gateway) => {
+  const begin = gateway.publish("a");
+  gateway.publish("a");
+  mock.timers.enable({ apis: ["setTimeout"] });
+  try {
+    await gateway.opened(["a"]);
+    const token = () => new Promise(() => {});
+    const stuck = gateway.tab(["a"], { lastEventId: begin, token });
+    await until(() => stuck.state.status === "open");
+    const other = gateway.tab(["a"], { lastEventId: begin });
+    await until(() => other.state.status === "open");
+    await until(() => {
+      mock.timers.tick(1_000);
+      return other.heard.length;
+    });
+    assert.deepEqual([stuck.heard, other.heard], [[], [2]]);
+  } finally {
+    mock.timers.reset();
+  }
+});
+
+shared("what cannot be asked of the gateway is asked again, and holds up nobody", async (gateway) => {
+  const first = await gateway.opened(["a"]);
+  const second = await gateway.opened(["b"]);
+  const [link] = gateway.links;
+  const { subscribe } = link;
+  link.unsubscribe = () => Promise.reject(new TypeError("Failed to fetch"));
+  link.subscribe = () => Promise.reject(new TypeError("Failed to fetch"));
+  second.close();
+  const asked = first.subscribe("c");
+  const third = await gateway.opened(["a"]);
+  link.subscribe = subscribe;
+  assert.equal(await asked, "1000-0");
+  gateway.publish("c");
+  await until(() => first.heard.length);
+  assert.deepEqual([errors(first), errors(third)], [[], []]);
 });

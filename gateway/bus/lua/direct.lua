@@ -2,7 +2,9 @@
 -- From here on: an application's own event, as JSON.
 
 local MAX_LABEL = 200
-local RESERVED = {connected = true, dropped = true, gap = true, keepalive = true, reconnect = true}
+local RESERVED = {
+    closed = true, connected = true, dropped = true, gap = true, keepalive = true, reconnect = true
+}
 
 local function refuse(sentence)
   return redis.error_reply('BADEVENT ' .. sentence)
