@@ -20,5 +20,5 @@ class AdminConnection(Connection):
         self._edge = edge
 
     async def _serve(self, parsed: Parsed) -> bool:
-        await self._edge(parsed, self._hand_over(), self._peer)
+        await self._edge(parsed, self._hand_over(), self._peer, self._let_go_of_body)
         return False

@@ -11,8 +11,9 @@ import msgspec
 import trio
 
 from gateway.happenings import first_names
-from gateway.hub_client import Client, State
+from gateway.hub_client import Client
 from gateway.names import comes_unasked
+from gateway.stream_state import State
 
 
 class Standing(StrEnum):

@@ -15,7 +15,8 @@ from gateway import control
 from gateway.config import Config
 from gateway.http1_render import chunk
 from gateway.hub import Hub
-from gateway.hub_client import Client, Reason, State
+from gateway.hub_client import Client
+from gateway.stream_state import Reason, State
 
 SPREAD = 0.2
 """The last part of the keepalive interval, over which silent clients are spread by chance."""

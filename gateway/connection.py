@@ -63,9 +63,9 @@ STREAM_HEAD = render_stream_head(STREAM_HEADERS)
 _EVENTS, _POLL, _PUBLISH = EVENTS.encode(), POLL.encode(), PUBLISH.encode()
 
 
-ServeCold = Callable[[Parsed, Transport, str], Awaitable[None]]
+ServeCold = Callable[[Parsed, Transport, str, Callable[[], None]], Awaitable[None]]
 """Serves a request that is not hot on its connection, for the peer of that address, and closes
-that."""
+that. What it calls lets go of the request's body, where the answer takes longer than that."""
 
 
 class Service:
@@ -187,6 +187,12 @@ class Connection:
             self._service.released.set()
             self._service.released = trio.Event()
 
+    def _let_go_of_body(self) -> None:
+        """The body of the request that is served is not needed any more, and others have room."""
+        if self._serving is not None:
+            self._serving.body = b""
+        self._release()
+
     def look(self, now: float) -> None:
         """End the connection if its peer has been waited for too long in one phase."""
         config = self._node.config
@@ -211,16 +217,16 @@ class Connection:
         polls = gets and _is_under(target, _POLL)
         publishes = posts and _is_under(target, _PUBLISH)
         opens = _is_under(target, _EVENTS) and (gets or (posts and _is_at(target, _EVENTS)))
+        if gets:
+            self._let_go_of_body()  # it means nothing, and would take the room of others for long
         if parsed.version != "1.1" or not (polls or publishes or opens):
-            await self._service.edge(parsed, self._hand_over(), self._peer)
+            transport = self._hand_over()
+            await self._service.edge(parsed, transport, self._peer, self._let_go_of_body)
             return False
         if publishes:
             self._route = PUBLISH_TO if target.startswith(b"/", len(_PUBLISH)) else PUBLISH
         else:
             self._route = POLL if polls else EVENTS
-        if gets:
-            parsed.body = b""  # it means nothing, and would take the room of others for long
-            self._release()
         try:
             request = Request(
                 parsed.method, *parse_target(target), parsed.header, parsed.body, self._peer
@@ -238,10 +244,10 @@ class Connection:
         elif publishes:
             result = await publish(self._node, request)
         else:
-            result = await subscribe(self._node, request, self._has_ended)
+            opening = subscribe(self._node, request, self._has_ended, self._let_go_of_body)
+            request = request._replace(body=b"")
+            result = await opening
         if isinstance(result, EventStream):
-            parsed.body, request = b"", request._replace(body=b"")
-            self._release()
             location = result.location
             try:
                 await self._stream(result, partial(self._stream_head, parsed, location))

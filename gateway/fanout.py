@@ -21,8 +21,9 @@ from gateway import control
 from gateway.control import Gap
 from gateway.event import Frame
 from gateway.hub import Hub
-from gateway.hub_client import Channel, Client, Reason, State
+from gateway.hub_client import Channel, Client
 from gateway.position import Position
+from gateway.stream_state import Reason, State
 from gateway.tallies import Batch, Tally, batch_of, batch_of_several
 from gateway.tracing import Tracing
 

@@ -18,7 +18,7 @@ from gateway.config import Config
 from gateway.event import Frame
 from gateway.histogram import CROWDS, PAUSES, SIZES, Distribution, Histogram
 from gateway.http1_render import LAST_CHUNK, chunk
-from gateway.hub_client import Client, Reason, State
+from gateway.hub_client import Client
 from gateway.lanes import Poller
 from gateway.members import Members
 from gateway.names import comes_unasked, is_reserved
@@ -26,6 +26,7 @@ from gateway.outbox import Outbox
 from gateway.pending import Pending
 from gateway.policy import Policy
 from gateway.position import ZERO, Position
+from gateway.stream_state import Reason, State
 from gateway.tallies import ClassStatistics, Totals
 
 CLOSES_PER_TICK = 256

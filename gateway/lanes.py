@@ -14,7 +14,8 @@ from collections.abc import Callable
 
 import trio
 
-from gateway.hub_client import Client, Reason, State
+from gateway.hub_client import Client
+from gateway.stream_state import Reason, State
 
 MAX_STRAY_BYTES = 4096
 """What a client may send on its stream (a stray CRLF, a pipelined request) before it is closed."""

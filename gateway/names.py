@@ -52,7 +52,7 @@ def check_subscribable(name: str) -> str:
     """
     if name.startswith(USER_PREFIX):
         raise BadRequest(
-            f"Channel {_shown(name)} is reserved: a client gets its user's channel by who it is."
+            f"Channel {shown(name)} is reserved: a client gets its user's channel by who it is."
         )
     return check_channel(name)
 
@@ -78,14 +78,14 @@ def user_channel(user: str) -> str:
     if not user:
         raise BadRequest("A user id has at least one character.")
     try:
-        encoded = quote(user, safe="_-.:/@~+")
+        encoded = quote(user[:MAX_CHANNEL_NAME], safe="_-.:/@~+")  # more is too long anyway
     except UnicodeEncodeError:
-        raise BadRequest(f"User id {_shown(user)} contains lone surrogates.") from None
+        raise BadRequest(f"User id {shown(user)} contains lone surrogates.") from None
     if _has_empty_segment(user):
         encoded = encoded.replace(".", "%2E")
     if len(USER_PREFIX) + len(encoded) > MAX_CHANNEL_NAME:
         raise BadRequest(
-            f"User id {_shown(user)} is too long: its channel, {USER_PREFIX!r} and the"
+            f"User id {shown(user)} is too long: its channel, {USER_PREFIX!r} and the"
             f" percent-encoded id, is over {MAX_CHANNEL_NAME} characters."
         )
     return USER_PREFIX + encoded
@@ -127,12 +127,10 @@ def compile_pattern(text: str) -> Pattern:
     if open_ended:
         segments = segments[:-1]
     if "**" in segments:
-        raise BadRequest(
-            f"Pattern {_shown(text)} has '**' before its end; only the last may be it."
-        )
+        raise BadRequest(f"Pattern {shown(text)} has '**' before its end; only the last may be it.")
     if text != USER_PATTERN and any("*" in segment and segment != "*" for segment in segments):
         raise BadRequest(
-            f"Pattern {_shown(text)} has a '*' within a segment; a '*' is a whole segment,"
+            f"Pattern {shown(text)} has a '*' within a segment; a '*' is a whole segment,"
             f" but for {USER_PATTERN!r}."
         )
     return Pattern(text, segments, open_ended)
@@ -143,13 +141,13 @@ def _check_text(what: str, text: str, illegal: re.Pattern[str]) -> None:
         raise BadRequest(f"{what} is empty; it has 1 to {MAX_CHANNEL_NAME} characters.")
     if len(text) > MAX_CHANNEL_NAME:
         raise BadRequest(
-            f"{what} {_shown(text)} has {len(text)} characters; the most is {MAX_CHANNEL_NAME}."
+            f"{what} {shown(text)} has {len(text)} characters; the most is {MAX_CHANNEL_NAME}."
         )
     if found := illegal.search(text):
-        raise BadRequest(f"{what} {_shown(text)} contains {found[0]!r}; legal are {_ALPHABET}.")
+        raise BadRequest(f"{what} {shown(text)} contains {found[0]!r}; legal are {_ALPHABET}.")
     if _has_empty_segment(text):
         raise BadRequest(
-            f"{what} {_shown(text)} has an empty segment; dots stand singly, between others."
+            f"{what} {shown(text)} has an empty segment; dots stand singly, between others."
         )
 
 
@@ -157,5 +155,6 @@ def _has_empty_segment(text: str) -> bool:
     return ".." in f".{text}."
 
 
-def _shown(text: str) -> str:
+def shown(text: str) -> str:
+    """What a stranger may have chosen, for a sentence: its beginning, escaped."""
     return repr(text) if len(text) <= _SHOWN else f"{text[:_SHOWN]!r}..."

@@ -19,9 +19,10 @@ import trio
 
 from gateway.event import Frame
 from gateway.hub import Hub
-from gateway.hub_client import Client, Reason, State
+from gateway.hub_client import Client
 from gateway.position import Closed, Position, parse_resume
 from gateway.sse import Parser, ServerSentEvent
+from gateway.stream_state import Reason, State
 from gateway.streams import EventStream, Streams
 
 PAGE_FRAMES = 256

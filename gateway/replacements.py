@@ -16,9 +16,10 @@ import trio
 from gateway.cluster import COMMAND_SECONDS, Cluster
 from gateway.errors import GatewayError
 from gateway.hub import Hub
-from gateway.hub_client import Client, Reason
+from gateway.hub_client import Client
 from gateway.ledger import Ledger
 from gateway.messages import Command
+from gateway.stream_state import Reason
 
 MAX_WAITING = 10_000
 """Streams of other workers that are still to be ended."""

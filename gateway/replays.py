@@ -15,10 +15,11 @@ from gateway.bus import Bus, Source
 from gateway.event import Frame
 from gateway.histogram import WAITS, Distribution, Histogram
 from gateway.hub import Hub
-from gateway.hub_client import Client, State
+from gateway.hub_client import Client
 from gateway.names import is_reserved
 from gateway.position import Position
 from gateway.replay import Replay, furthest
+from gateway.stream_state import State
 
 PAGES_PER_TICK = 4
 """Pages of history staged between two turns of everybody else, about a millisecond: a crowd that

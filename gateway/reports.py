@@ -1,4 +1,5 @@
-"""What a worker reports of itself, once a second, while anybody in the cluster watches.
+"""What a worker reports of itself, once a second and as it begins and ends to drain, while anybody
+in the cluster watches.
 
 1. Nobody watches, nothing is gathered. A worker that has a client of OPS_CHANNEL renews a lease by
    a command to all workers; each of them reports until its lease is over.
@@ -168,6 +169,7 @@ class Reports:
         self._until = -1.0
         """By trio's clock: when the lease is over."""
         self._leased = trio.Event()
+        self._turn = trio.Lock()
         self._lag_before = hub.totals.lag()
         self.published = 0
         cluster.serve(WATCH, self._watch_here)
@@ -202,6 +204,13 @@ class Reports:
 
     # -- reporting
 
+    async def report_now(self) -> None:
+        """One more beside those of each second, if anybody watches: something has changed that
+        they want to know, or there will be no other."""
+        happenings = self._hub.totals.happenings
+        if happenings is not None and trio.current_time() < self._until:
+            await self._report_once(happenings)
+
     async def _report(self) -> None:
         while True:
             await self._leased.wait()
@@ -219,10 +228,11 @@ class Reports:
         if not self._bus.statistics().link.up:
             return
         try:
-            report = await self.gather(happenings)
-            data = fitted(report, self._most_bytes)
-            event = Event((OPS_CHANNEL,), data, REPORT_TYPE, key=self._cluster.tag)
-            [result] = await self._bus.publish((event,))
+            async with self._turn:
+                report = await self.gather(happenings)
+                data = fitted(report, self._most_bytes)
+                event = Event((OPS_CHANNEL,), data, REPORT_TYPE, key=self._cluster.tag)
+                [result] = await self._bus.publish((event,))
         except GatewayError:
             return
         except Exception:  # noqa: BLE001  # a fault of ours here must not end everybody's streams

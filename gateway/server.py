@@ -27,9 +27,10 @@ from gateway.config import Config, LogFormat, is_loopback, split_address
 from gateway.connection import Connection
 from gateway.errors import ConfigError
 from gateway.front import Begin, Front
-from gateway.hub_client import Client, Reason
+from gateway.hub_client import Client
 from gateway.node import Node, name_of
 from gateway.reception import Reception
+from gateway.stream_state import Reason
 from gateway.tls import Certificate
 
 RESERVED_DESCRIPTORS = 128
@@ -307,6 +308,7 @@ async def _drain(
     node.draining = True
     told = {"node": node.id, "clients": len(node.hub.members.clients)}
     _log.info("node %(node)s is draining %(clients)d clients", told)
+    nursery.start_soon(node.reports.report_now)
     with trio.move_on_after(config.drain_grace):
         await leave.hurried.wait()
     node.leaving = True
@@ -320,6 +322,8 @@ async def _drain(
         while node.hub.open_streams or front.serving:
             await trio.sleep(DRAIN_TICK)
             await _tell(config, node, list(node.hub.members.clients.values()))  # let in at the last
+    with trio.move_on_after(LAST_WORDS_SECONDS):
+        await node.reports.report_now()
     with trio.move_on_after(LAST_WORDS_SECONDS):
         await node.bus.leave()
 

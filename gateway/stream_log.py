@@ -9,9 +9,10 @@ import logging
 import trio
 
 from gateway import logs
-from gateway.hub_client import Client, Reason
+from gateway.hub_client import Client
 from gateway.names import comes_unasked
 from gateway.position import Position, Resume, Start
+from gateway.stream_state import Reason
 
 MAX_NAMES = 3
 """Channels of a stream that a line names; it has the number of all."""

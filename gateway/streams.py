@@ -26,13 +26,14 @@ from gateway.clock import Clock
 from gateway.config import Config
 from gateway.errors import BadRequest, ChannelEnded, NotFound, TooManyRequests, Unavailable
 from gateway.hub import Hub, Opening
-from gateway.hub_client import Client, Reason, State
+from gateway.hub_client import Client
 from gateway.identity import ANYBODY, Identity
 from gateway.names import comes_unasked
 from gateway.position import ZERO, Position, Resume, Start
 from gateway.replacements import Replacements
 from gateway.replay import Replay, before_earliest, before_newest
 from gateway.replays import Replays
+from gateway.stream_state import Reason, State
 
 _log = logging.getLogger(__name__)
 
@@ -63,7 +64,8 @@ class EventStream:
     annotated: bool = False
     """Whether each event is to say through which channels it comes."""
     location: str = ""
-    """The URL at which GET opens the same stream, where that is to be said."""
+    """The URL at which GET opens the same stream, relative to that of the request; empty where that
+    is not to be said."""
 
 
 class Streams:

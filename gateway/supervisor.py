@@ -233,7 +233,8 @@ class Supervisor:
                     worker.left = True
                     worker.over.set()
                 case Leave():
-                    self._begin_to_drain()
+                    if not self._draining.is_set():  # each of the workers says so
+                        self._begin_to_drain()
                 case Own():
                     worker.hear(message.statistics)
                 case Question():

@@ -15,8 +15,9 @@ from gateway.addresses import TrustedProxies
 from gateway.arriving import ArrivingConnection
 from gateway.connection import Service
 from gateway.http1_render import LAST_CHUNK, chunk
-from gateway.hub_client import Client, Reason
+from gateway.hub_client import Client
 from gateway.lanes import MAX_STRAY_BYTES
+from gateway.stream_state import Reason
 from gateway.streams import EventStream
 from gateway.tls import Certificate
 from gateway.transport import READ_BYTES, TlsStream, Transport

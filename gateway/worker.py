@@ -150,8 +150,8 @@ class Link:
 
     def _ask_to_leave(self) -> None:
         if not self._has_asked_to_leave:
-            self._has_asked_to_leave = True
             self._control.send_nowait(LeaveNode())
+            self._has_asked_to_leave = True
 
     def say_goodbye(self) -> None:
         """Send the last message."""

@@ -21,8 +21,8 @@ class BadProxy:
         self.port = port
         """Of the node."""
         self.treats_streams = "pass"
-        """Or "buffer": what the node sends is held back; "forbid"; "stall": as "buffer", and for
-        streams that are open, too."""
+        """Or "buffer": what the node sends is held back, also on streams that are open; or
+        "forbid": as "buffer" for those, and new ones are refused."""
         self.streams = 0
 
     async def serve(self, outer: trio.SocketStream) -> None:
@@ -47,7 +47,7 @@ class BadProxy:
     ) -> None:
         try:
             while data := await inner.receive_some(READ_BYTES):
-                if is_stream and self.treats_streams in ("buffer", "stall"):
+                if is_stream and self.treats_streams != "pass":
                     await trio.sleep_forever()
                 await outer.send_all(data)
         except trio.BrokenResourceError:

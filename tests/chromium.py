@@ -8,18 +8,21 @@ import re
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from shutil import which
 from typing import Any, TypeVar
 
 import trio
 from playwright.async_api import (
+    Browser,
     BrowserContext,
     ConsoleMessage,
     Page,
     Playwright,
     async_playwright,
 )
+from playwright.async_api import TimeoutError as PlaywrightTimeout
 from process import PATIENCE, child, eventually
 
 FLAGS = (
@@ -184,10 +187,17 @@ async def chromium_of_a_user(directory: Path) -> AsyncIterator[Chromium]:
         address = (await process.until(r"DevTools listening on (\S+)"))[1]
         with _Loop() as loop:
             async with _playwright(loop) as playwright:
-                browser = await loop.do(
-                    playwright.chromium.connect_over_cdp(address, no_defaults=True)
-                )
+                browser = await loop.do(_connect(playwright, address))
                 yield Chromium(loop, browser.contexts[0])
+
+
+async def _connect(playwright: Playwright, address: str) -> Browser:
+    """Who connects while Chromium opens its first tab may never hear of it: then once more."""
+    connect = partial(playwright.chromium.connect_over_cdp, address, no_defaults=True)
+    try:
+        return await connect(timeout=5_000)
+    except PlaywrightTimeout:
+        return await connect(timeout=10_000)
 
 
 @asynccontextmanager

@@ -18,10 +18,10 @@ import trio
 from certificates import Files
 
 from gateway.config import Config
-from gateway.hub_client import Reason
 from gateway.node import Node
 from gateway.reception import Reception
 from gateway.server import listen, listen_for_admin
+from gateway.stream_state import Reason
 from gateway.tls import Certificate
 
 PATIENCE = 10.0

@@ -29,10 +29,11 @@ from gateway.api.request import Answer, Request
 from gateway.api.subscribe import never, subscribe
 from gateway.config import Config
 from gateway.errors import TooManyRequests, Unavailable
-from gateway.hub_client import Client, Reason
+from gateway.hub_client import Client
 from gateway.limits import MAX_RETRY_SECONDS, network
 from gateway.node import Node
 from gateway.position import ZERO, Position
+from gateway.stream_state import Reason
 from gateway.streams import EventStream
 from gateway.supervisor import share
 

@@ -19,10 +19,11 @@ from trio.testing import wait_all_tasks_blocked
 from gateway import control, replay
 from gateway.config import Config
 from gateway.event import Event, Frame, render
-from gateway.hub_client import Client, State
+from gateway.hub_client import Client
 from gateway.policy import Policy
 from gateway.position import Position
 from gateway.sse import Parser, ServerSentEvent
+from gateway.stream_state import State
 
 JSON = b"Content-Type: application/json\r\n"
 

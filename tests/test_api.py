@@ -225,6 +225,9 @@ REFUSED = {
     "raw data to an illegal channel": Case(post("/publish/a%2Cb", TEXT, b"x"), 400, "contains ','"),
     "raw data to global": Case(post("/publish/global", TEXT, b"x"), 400, "reserved"),
     "raw data to a user": Case(post("/publish/user:1", TEXT, b"x"), 400, "reserved"),
+    "raw data to a user that is no name": Case(
+        post("/publish/user:%0A%1B", TEXT, b"x"), 400, r"'user:\n\x1b' is reserved"
+    ),
     "raw data that is too large": Case(post("/publish/a", TEXT, b"x" * 195), 413, "at most 200"),
     "raw data with a broken type": Case(
         post("/publish/a?event=a%0Ab", TEXT, b"x"), 400, "event must not contain"

@@ -134,7 +134,7 @@ async def test_a_proxy_that_holds_streams_back_or_forbids_them_is_got_around_wit
         await n.publish("a", *numbers(400, 500))
         assert await page.heard(500) == numbers(0, 500)
         # The stream that is open goes silent: the watchdog replaces it.
-        proxy.treats_streams = "stall"
+        proxy.treats_streams = "buffer"
         await n.publish("a", *numbers(500, 510))
         proxy.streams = 0
         await eventually(streams_are_asked_for)

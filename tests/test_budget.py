@@ -20,11 +20,12 @@ from gateway.bus.memory import MemoryBus
 from gateway.charge import KEY_BYTES, PLACE_BYTES, Charge
 from gateway.config import ChannelRule, Config
 from gateway.event import FRAME_OVERHEAD, Event, Frame, render
-from gateway.hub_client import Client, Reason, State
+from gateway.hub_client import Client
 from gateway.outbox import REPLACED
 from gateway.pending import JOIN_FRACTION
 from gateway.policy import Policy
 from gateway.position import Position, Start
+from gateway.stream_state import Reason, State
 
 KB = 1000
 QUIET = 3600.0

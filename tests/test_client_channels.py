@@ -51,7 +51,7 @@ async def test_each_gives_all_from_where_it_is_live_and_nothing_else() -> None:
 
         async def cut() -> None:
             while not done.is_set():
-                for least, most, act in ((0.02, 0.2, proxy.cut), (0, 0.03, proxy.let_through)):
+                for least, most, act in ((0.05, 0.4, proxy.cut), (0, 0.03, proxy.let_through)):
                     with trio.move_on_after(randomly.uniform(least, most)):
                         await done.wait()
                     act()

@@ -43,10 +43,10 @@ from gateway.errors import (
     NotFound,
     Unavailable,
 )
-from gateway.hub_client import Reason, State
 from gateway.identity import Identity
 from gateway.messages import MAX_MESSAGE_BYTES, MAX_REQUEST_BYTES, Command
 from gateway.metrics import render
+from gateway.stream_state import Reason, State
 
 Alter = Callable[[bytes], bytes]
 
@@ -645,7 +645,7 @@ async def nodes(*ids: str, jwt_key: str = "") -> AsyncIterator[tuple[Network, Se
 
 
 def put(target: str) -> Request:
-    return Request("PUT", *parse_target(target.encode()), lambda name: None, b"", "")
+    return Request("PUT", *parse_target(target.encode()), lambda name: None, b"", "127.0.0.1")
 
 
 async def add(rig: Rig, peer: Peer, channel: str, query: str = "") -> Answer:

@@ -32,10 +32,10 @@ from gateway.bus import Bus
 from gateway.config import Config
 from gateway.edge.app import make_app
 from gateway.event import Event
-from gateway.hub_client import Reason
 from gateway.node import Node
 from gateway.position import Position
 from gateway.server import _end_streams
+from gateway.stream_state import Reason
 
 PROMPT = 2.0
 """Seconds in which a server that closes has closed; hypercorn's keep-alive alone would be 5."""
@@ -326,7 +326,7 @@ async def test_defect_g_a_stream_lasts_longer_than_quarts_response_timeout(
         "client": ("127.0.0.1", 1),
         "server": ("127.0.0.1", 2),
         "extensions": {},
-        "state": {"peer": "127.0.0.1", "asked_at": 0.0},
+        "state": {"peer": "127.0.0.1", "asked_at": 0.0, "let_go_of_body": lambda: None},
     }
     nursery.start_soon(cast(Any, app), scope, receive, send)
     await trio.sleep(200)

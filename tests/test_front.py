@@ -28,8 +28,8 @@ from gateway import connection
 from gateway.connection import CROWD
 from gateway.front import BEGUN_PER_TURN
 from gateway.http1_render import CONTINUE
-from gateway.hub_client import Reason
 from gateway.server import listen
+from gateway.stream_state import Reason
 
 PUBLISH = request("POST", "/publish/a", body=b"x")
 STATS = request("GET", "/stats")

@@ -15,10 +15,10 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 
 from gateway import control, fanout
 from gateway.config import Config
-from gateway.hub_client import Reason, State
 from gateway.lanes import MAX_STRAY_BYTES
 from gateway.policy import Policy
 from gateway.position import Position
+from gateway.stream_state import Reason, State
 
 BIG = "x" * 3000
 """Data of which two events fill the smallest socket buffer."""

@@ -12,10 +12,11 @@ from gateway.charge import Charge
 from gateway.config import Config
 from gateway.event import Event, Frame, render
 from gateway.http1_render import chunk
-from gateway.hub_client import FLUSH_BYTES, Client, State
+from gateway.hub_client import FLUSH_BYTES, Client
 from gateway.outbox import Outbox
 from gateway.policy import Policy
 from gateway.position import ZERO, Position
+from gateway.stream_state import State
 from gateway.tallies import Totals
 
 

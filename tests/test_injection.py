@@ -29,10 +29,10 @@ from gateway.control import Gap
 from gateway.edge.app import ROUTES
 from gateway.histogram import CROWDS, PAUSES, WAITS
 from gateway.hub import Opening
-from gateway.hub_client import Reason
 from gateway.log_lines import JsonFormatter, LogfmtFormatter
 from gateway.names import user_channel
 from gateway.requests import OTHER
+from gateway.stream_state import Reason
 from gateway.tallies import DEFAULT, Dropped
 
 # --- frames ---------------------------------------------------------------------------------------

@@ -48,7 +48,7 @@ LAYERS = (
     ("keys",),
     ("config",),
     ("identity",),
-    ("addresses", "limits", "names", "origins", "policy"),
+    ("addresses", "limits", "names", "origins", "policy", "stream_state"),
     ("errors", "logs", "notify", "request_id"),
     ("log_lines", "threads"),
     ("trace_context",),

@@ -23,9 +23,9 @@ from gateway.control import Gap
 from gateway.edge.app import ROUTES, make_admin_app, make_app
 from gateway.edge.pages import is_asset
 from gateway.hub import Opening
-from gateway.hub_client import Reason
 from gateway.metrics import FAMILIES, MEDIA_TYPE, parts, render
 from gateway.node import Node
+from gateway.stream_state import Reason
 from gateway.tallies import Dropped
 from gateway.tls import Certificate
 

@@ -27,7 +27,7 @@ from gateway.config import OPS_RULE, Config
 from gateway.happenings import MOST, MOST_DROPPING, Happenings
 from gateway.histogram import Histogram, quantile, since
 from gateway.hub import Opening
-from gateway.hub_client import Channel, Client, Reason
+from gateway.hub_client import Channel, Client
 from gateway.identity import ANYBODY, Identity
 from gateway.names import OPS_CHANNEL, compile_pattern
 from gateway.policy import Policy
@@ -44,6 +44,7 @@ from gateway.reports import (
     fitted,
 )
 from gateway.server import Leave
+from gateway.stream_state import Reason
 
 ADMIN = token("root", subscribe=["**"], admin=True)
 USER = token("u", subscribe=["**"], publish=["**"])
@@ -259,6 +260,21 @@ async def test_a_report_comes_at_once_and_then_each_second(autojump_clock: MockC
         assert (report["node"], report["worker"]) == ("n", rig.node.tag)
         assert (report["clients"], report["channels"], report["subscriptions"]) == (1, 2, 2)
         assert set(report) == {field.encode_name for field in msgspec.structs.fields(Report)}
+
+
+async def test_what_is_to_be_known_at_once_is_reported_besides(autojump_clock: MockClock) -> None:
+    async with rig_with() as rig:
+        await rig.node.reports.report_now()
+        assert rig.node.reports.published == 0  # as nobody watches
+        watcher = await rig.open_live(OPS_CHANNEL, "global")
+        await trio.sleep(1.5)
+        rig.node.draining = True
+        await rig.node.reports.report_now()
+        await watcher.read_all()
+        assert [each["draining"] for each in reports_of(watcher)] == [False, False, True]
+        await trio.sleep(1)
+        await watcher.read_all()
+        assert len(reports_of(watcher)) == 4
 
 
 async def test_nobody_watches_and_nothing_is_reported(autojump_clock: MockClock) -> None:
@@ -733,6 +749,25 @@ async def test_nodes_are_shown_and_stopped_by_administrators_alone(
     async with running(bind="0.0.0.0:0") as gateway:
         refused = await ask(gateway, method, target)
         assert (refused.status, "only on loopback" in refused.detail) == (403, True)
+
+
+@pytest.mark.parametrize(
+    ("method", "target"),
+    [
+        ("GET", "/clients"),
+        ("POST", "/nodes/test/drain"),
+        ("GET", f"/poll/{OPS_CHANNEL}?wait=0"),
+        ("PUT", f"/clients/00000000.x/channels/{OPS_CHANNEL}"),
+    ],
+    ids=["list", "drain", "poll", "add"],
+)
+async def test_without_keys_nobody_behind_a_proxy_beside_it_oversees_a_node(
+    method: str, target: str
+) -> None:
+    async with running(trusted_proxies="127.0.0.1") as gateway:
+        for origin, refused in ((b"192.0.2.1", True), (b"127.0.0.1", False)):
+            raw = request(method, target, b"X-Forwarded-For: %b\r\n" % origin)
+            assert ((await gateway.ask(raw)).status == 403) is refused
 
 
 # -- over several workers

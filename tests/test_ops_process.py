@@ -116,6 +116,33 @@ async def test_a_node_leaves_through_another_and_nobody_loses_anything() -> None
         assert (await ask(a, "POST", "/nodes/b/drain")).status_code == 404
 
 
+async def test_who_watches_is_told_that_a_node_leaves_and_that_it_has_left() -> None:
+    async with two_nodes("--drain-grace", "0", "--drain-seconds", "0") as (a, b):
+        for _ in range(6):
+            await b.open_stream("/events/news")
+        watcher = await a.open_stream(WATCH)
+        first: dict[str, dict[str, Any]] = {}
+
+        def are_both_seen(report: dict[str, Any]) -> bool:
+            if report["node"] == "b":
+                first[report["worker"]] = report
+            return len(first) == 2
+
+        await until_report(watcher, are_both_seen)
+        assert (await ask(a, "POST", "/nodes/b/drain")).status_code == 202
+        assert await b.wait() == 0
+        left: dict[str, dict[str, Any]] = {}
+
+        def have_both_left(report: dict[str, Any]) -> bool:
+            if report["draining"] and not report["clients"]:
+                left[report["worker"]] = report
+            return len(left) == 2
+
+        await until_report(watcher, have_both_left)
+        assert left.keys() == first.keys()
+        assert sum(report["closed"]["draining"] for report in left.values()) == 6
+
+
 async def test_a_node_of_one_process_leaves_when_it_is_asked_itself() -> None:
     async with node("--node-id", "a", *LEAVING) as n:
         stream = await n.open_stream("/events/news")
@@ -137,6 +164,7 @@ async def test_a_request_to_leave_is_no_first_signal() -> None:
             b.signal(signal.SIGTERM)
             await b.until("second signal: leaving at once")
             assert await b.wait() == 1
+            assert b.output.count("node b is draining its workers") == 2  # one of them by signal
 
 
 async def stalled_reader(n: NodeProcess) -> trio.SocketStream:

@@ -28,9 +28,9 @@ from gateway.bus.memory import MemoryBus
 from gateway.config import Config
 from gateway.errors import Unavailable
 from gateway.event import Frame
-from gateway.hub_client import Reason
 from gateway.policy import Policy
 from gateway.position import ZERO, Closed, Position, Resume, Start, parse_resume
+from gateway.stream_state import Reason
 from gateway.streams import EventStream
 
 BUSES = pytest.mark.parametrize("bus", [MemoryBus, AwaitingBus])

@@ -10,9 +10,11 @@ import pytest
 from certificates import Files
 from hypothesis import given
 from hypothesis import strategies as st
+from process import eventually
 from running import ACCEPT, HOST, Gateway, Response, Wire, request, running, running_over_tls
 from tokens import SECRET, bearer, token
 
+from gateway.admission import Turn
 from gateway.api.asked import Asked, in_query, is_annotated
 from gateway.api.request import Request, parse_target
 from gateway.api.subscribe import PATH
@@ -92,7 +94,7 @@ async def test_a_stream_is_opened_and_its_url_opens_the_same(version: str) -> No
             wire, response = await opened(gateway, post(body, version=version))
             assert response.header("content-type") == "text/event-stream"
             assert response.header("cache-control") == "no-cache"
-            assert response.header("content-location") == f"/events?{query}", name
+            assert response.header("content-location") == f"?{query}", name
             assert await channels_of(wire) == channels, name
             back = await gateway.open(f"/events?{query}", version=version)
             assert (await back.opened())["channels"] == channels, name
@@ -106,7 +108,7 @@ async def test_events_come_as_they_do_by_get(version: str) -> None:
     async with running() as gateway:
         body = {"channels": ["a", "b"], "annotate": True}
         wire, response = await opened(gateway, post(body, version=version))
-        target = str(response.header("content-location"))
+        target = f"{PATH}{response.header('content-location')}"
         await wire.block()
         first = await gateway.publish("b", "1")
         block = await wire.event()
@@ -254,7 +256,7 @@ async def test_whoever_is_turned_away_for_now_is_told_where_to_come_back(version
         response = await gateway.ask(post({"channels": ["a"]}, ACCEPT, version=version))
         assert (response.status, response.header("content-type")) == (200, "text/event-stream")
         assert b'event: reconnect\ndata: {"reason":"draining"}\n\n' in response.body
-        assert response.header("content-location") == "/events?channels=a"
+        assert response.header("content-location") == "?channels=a"
         response = await gateway.ask(post({"channels": ["a"]}, version=version))
         assert (response.status, response.json["reason"]) == (503, "draining")
 
@@ -274,15 +276,32 @@ async def test_a_crowded_node_turns_a_post_away_as_a_stream() -> None:
         assert b'{"reason":"connections"}' in response.body
 
 
-async def test_what_the_body_took_is_free_while_the_stream_is_open() -> None:
+@pytest.mark.parametrize("version", VERSIONS)
+async def test_what_the_body_took_is_free_while_the_stream_is_open(version: str) -> None:
     async with running() as gateway:
         body = {"channels": ["a"], "user": None, "lastEventId": "x" * 500_000}
-        raw = post(body)
+        raw = post(body, version=version)
         wire = await gateway.connect()
         await wire.send(raw[:100_000])
         await wire.send(raw[100_000:])
         assert (await wire.response()).status == 200
         await wire.block()
+        assert gateway.front._service.held_bytes == 0
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+async def test_what_the_body_took_is_free_while_the_stream_waits_for_its_turn(version: str) -> None:
+    async with running(open_rate=1.0, open_wait=60.0) as gateway:
+        door = gateway.node.admission
+        while door.arrive("192.0.2.1") is not Turn.LATER:
+            pass
+        wire = await gateway.connect()
+        await wire.send(post({"channels": ["a"], "lastEventId": "x" * 500_000}, version=version))
+
+        async def waits() -> bool:
+            return door.statistics().waiting == 1
+
+        await eventually(waits)
         assert gateway.front._service.held_bytes == 0
 
 
@@ -321,8 +340,8 @@ async def test_a_url_that_would_be_too_long_is_not_named(version: str) -> None:
             location = response.header("content-location")
             assert (location is not None) is is_named
             if location is not None:
-                assert len(location) == limit
-                again, _ = await opened(gateway, request("GET", location, version=version))
+                assert len(PATH + location) == limit
+                again, _ = await opened(gateway, request("GET", PATH + location, version=version))
                 assert await channels_of(again) == [*names, named, "global"]
 
 
@@ -347,11 +366,11 @@ async def test_a_token_grants_what_it_grants_by_get(version: str) -> None:
             response = await wire.response()
             assert response.status == status, response
         assert await channels_of(wire) == ["a", "global", "user:u"]
-        assert response.header("content-location") == "/events?channels=a&user=u"
+        assert response.header("content-location") == "?channels=a&user=u"
         wire, response = await opened(
             gateway, post({"channels": ["a"]}, target=f"/events?token={granted}", version=version)
         )
-        assert response.header("content-location") == "/events?channels=a"
+        assert response.header("content-location") == "?channels=a"
 
 
 @pytest.mark.parametrize("version", VERSIONS)
@@ -387,7 +406,7 @@ async def test_a_stream_over_tls_is_opened_likewise(certificate: Files) -> None:
     async with running_over_tls(certificate) as gateway:
         body = {"channels": ["a"], "annotate": True}
         wire, response = await opened(gateway, post(body))
-        assert response.header("content-location") == "/events?channels=a&annotate=true"
+        assert response.header("content-location") == "?channels=a&annotate=true"
         await wire.block()
         position = await gateway.publish("a", "x")
         assert (await wire.event()).fields == {"id": position, "channel": "a"}

@@ -26,10 +26,11 @@ from gateway.config import Config
 from gateway.control import Gap
 from gateway.errors import GatewayError, Unavailable
 from gateway.event import Event
-from gateway.hub_client import Client, State
+from gateway.hub_client import Client
 from gateway.node import Node as WholeNode
 from gateway.policy import Policy
 from gateway.position import ZERO, Position, Resume, Start
+from gateway.stream_state import State
 from gateway.streams import EventStream
 
 FAR_AHEAD = ("400000000000000-0", "9999999999999-0", f"{10**30}-0")

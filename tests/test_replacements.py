@@ -11,8 +11,8 @@ from gateway import messages, replacements
 from gateway.cluster import COMMAND_SECONDS
 from gateway.config import Config
 from gateway.errors import Unavailable
-from gateway.hub_client import Reason
 from gateway.replacements import AGAIN_SECONDS, TRIES
+from gateway.stream_state import Reason
 
 THERE = "0000beef"
 """Another worker's tag."""

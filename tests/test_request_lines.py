@@ -15,9 +15,10 @@ from running import ACCEPT, Wire, request, running, running_over_tls, until
 from gateway import logs, stream_log
 from gateway.api.refusals import REFUSED
 from gateway.config import Config
-from gateway.hub_client import REQUEST_ID_LENGTH, Reason
+from gateway.hub_client import REQUEST_ID_LENGTH
 from gateway.log_lines import LogfmtFormatter, fields_of
 from gateway.request_id import MAX_LENGTH, RequestIds, named_id
+from gateway.stream_state import Reason
 
 VERSIONS = ["1.1", "1.0"]
 

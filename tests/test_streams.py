@@ -22,10 +22,11 @@ from gateway.config import Config
 from gateway.errors import BadRequest, ChannelEnded, NotFound
 from gateway.event import Event, Frame
 from gateway.hub import Hub
-from gateway.hub_client import Client, Reason, State
+from gateway.hub_client import Client
 from gateway.names import is_reserved
 from gateway.policy import Policy
 from gateway.position import ZERO, Closed, Position, Resume, Start, parse_resume
+from gateway.stream_state import Reason, State
 from gateway.streams import EventStream
 from gateway.tallies import Totals
 

@@ -13,9 +13,9 @@ from trio.testing import wait_all_tasks_blocked
 from gateway.config import Config
 from gateway.control import Gap
 from gateway.event import Event
-from gateway.hub_client import Reason, State
 from gateway.policy import Policy
 from gateway.position import Position, Start
+from gateway.stream_state import Reason, State
 from gateway.tallies import DEFAULT, MAX_CLASSES, OTHER, ClassStatistics, Dropped
 
 BIG = "x" * 3000

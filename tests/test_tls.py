@@ -32,8 +32,8 @@ from tokens import FAR, SECRET, bearer, token
 
 from gateway.config import Config
 from gateway.errors import ConfigError, Unavailable
-from gateway.hub_client import Reason
 from gateway.server import _end_streams
+from gateway.stream_state import Reason
 from gateway.tls import Certificate
 
 PUBLISH = request("POST", "/publish/a", body=b"x")

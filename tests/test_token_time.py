@@ -9,9 +9,9 @@ from rig import EPOCH, Peer, Rig, running
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from gateway.config import DAY, Config
-from gateway.hub_client import Reason, State
 from gateway.identity import Identity
 from gateway.position import Start
+from gateway.stream_state import Reason, State
 from gateway.streams import EventStream
 
 LATE = 1.0

@@ -17,11 +17,11 @@ from gateway.api.request import Request
 from gateway.bus.memory import MemoryBus
 from gateway.config import ChannelRule, Config, UserLimit
 from gateway.errors import Unavailable
-from gateway.hub_client import Reason
 from gateway.identity import ANYBODY, Identity
 from gateway.node import Node
 from gateway.policy import Policy
 from gateway.position import ZERO, Position, Start
+from gateway.stream_state import Reason
 from gateway.streams import EventStream
 
 JSON = b"Content-Type: application/json\r\n"

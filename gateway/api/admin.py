@@ -128,7 +128,7 @@ async def readiness(node: Node) -> Answer:
 async def drain(node: Node, request: Request, node_id: str) -> Answer:
     """POST /nodes/<id>/drain: have a node leave as on SIGTERM; one that is leaving goes on."""
     try:
-        check_overseer(node, await identify(node, request))
+        check_overseer(node, request, await identify(node, request))
         gathered = await node.cluster.ask_all(DRAIN, OfNode(node_id))
         workers = sum(told.leaves for told in gathered.told)
         if not workers and gathered.missing:

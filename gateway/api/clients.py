@@ -49,7 +49,7 @@ _LIMIT = re.compile(r"[0-9]{1,9}")
 async def list_clients(node: Node, request: Request) -> Answer:
     """GET /clients: those for which the most waits, of all that fit what the query asks for."""
     try:
-        check_overseer(node, await identify(node, request))
+        check_overseer(node, request, await identify(node, request))
         asked = _filter(request)
         gathered = await node.cluster.ask_all(LIST_CLIENTS, asked)
     except GatewayError as error:
@@ -98,7 +98,7 @@ async def add_channel(node: Node, request: Request, client_id: str, channel: str
         subject = _subject(identity)
         name = check_subscribable(channel)
         if name == OPS_CHANNEL or (subject is not None and not comes_unasked(name)):
-            check_granted(node, identity, name)
+            check_granted(node, request, identity, name)
     except GatewayError as error:
         return refused(node, error)
     asked = OfClient(client_id, name, request.first("since"), subject)

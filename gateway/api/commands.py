@@ -14,13 +14,14 @@ import trio
 from gateway.auth import patterns
 from gateway.cluster import COMMAND_SECONDS, JOIN_SECONDS, READ_SECONDS
 from gateway.errors import BadRequest, Forbidden, NotFound, Unavailable
-from gateway.hub_client import Client, Reason
+from gateway.hub_client import Client
 from gateway.identity import Identity
 from gateway.messages import Command
 from gateway.names import OPS_CHANNEL, check_subscribable, comes_unasked
 from gateway.node import Node
 from gateway.position import Closed, Position, Start, parse_resume
 from gateway.revocation import Kind, Revocation
+from gateway.stream_state import Reason
 
 _log = logging.getLogger("gateway")
 

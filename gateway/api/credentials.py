@@ -52,12 +52,15 @@ def check_admin(identity: Identity) -> None:
     raise Forbidden("This is for administrators (gateway.admin).")
 
 
-def check_overseer(node: Node, identity: Identity) -> None:
+def check_overseer(node: Node, request: Request, identity: Identity) -> None:
     """The same of what shows or stops a whole node, which one without keys does not let everybody
-    do who reaches it."""
-    if identity.is_open and not node.is_local:
+    do who reaches it, be it through a proxy beside it."""
+    if identity.is_open and not (
+        node.is_local and node.is_exempt(node.address_of(request.peer, request.header))
+    ):
         raise Forbidden(
-            "A node without keys shows itself only on loopback; this one listens wider."
+            "A node without keys shows itself only on loopback; this one listens wider, or the"
+            " request comes from another machine."
         )
     check_admin(identity)
 

@@ -21,9 +21,10 @@ from gateway.client_summary import (
     summary,
 )
 from gateway.cluster import READ_SECONDS
-from gateway.hub_client import Client, State
+from gateway.hub_client import Client
 from gateway.messages import Command
 from gateway.node import Node
+from gateway.stream_state import State
 
 DEFAULT_LIMIT = 50
 MAX_LIMIT = 200

@@ -25,7 +25,14 @@ from gateway.errors import (
 )
 from gateway.event import MAX_LABEL, Event
 from gateway.identity import ANYBODY, Identity
-from gateway.names import GLOBAL, OPS_CHANNEL, check_channel, is_reserved, user_channel
+from gateway.names import (
+    GLOBAL,
+    OPS_CHANNEL,
+    check_channel,
+    is_reserved,
+    shown,
+    user_channel,
+)
 from gateway.node import Node
 from gateway.position import Position
 from gateway.sse import MAX_RETRY_MS
@@ -264,7 +271,7 @@ def _publishable(name: str) -> str:
         raise Forbidden(f"Nobody publishes to {name}: it is where the gateway tells of itself.")
     if is_reserved(name):
         raise BadRequest(
-            f"The channel {name[:MAX_LABEL]} is reserved: publish to a user with "
+            f"The channel {shown(name)} is reserved: publish to a user with "
             '{"user": ...}, to everybody with {"broadcast": true}.'
         )
     return check_channel(name)

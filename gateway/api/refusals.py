@@ -12,9 +12,9 @@ from dataclasses import replace
 from gateway import logs
 from gateway.api.request import Answer, problem
 from gateway.errors import GatewayError, Unavailable
-from gateway.hub_client import Reason
 from gateway.node import Node
 from gateway.request_id import HEADER, NAME
+from gateway.stream_state import Reason
 
 REFUSED = "request refused"
 

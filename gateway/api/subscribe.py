@@ -67,12 +67,17 @@ def never() -> bool:
 
 
 async def subscribe(
-    node: Node, request: Request, is_gone: Callable[[], bool] = never
+    node: Node,
+    request: Request,
+    is_gone: Callable[[], bool] = never,
+    let_go_of_body: Callable[[], None] = lambda: None,
 ) -> Answer | EventStream:
     """GET and POST /events: a stream to be opened, or why not. ``is_gone`` says whether the peer
-    has ended, while the opening had to wait for its turn."""
+    has ended, while the opening had to wait for its turn, for which no body is kept."""
     try:
         stream = await _asked_for(node, request)
+        request = request._replace(body=b"")
+        let_go_of_body()
         if await where_it_ended(node, stream) is not None:
             return Answer(204, headers=(NOT_STORED,))
         if (refusal := await why_not(node, stream, is_gone)) is None:
@@ -97,7 +102,8 @@ async def _asked_for(node: Node, request: Request) -> EventStream:
     identity = await identify(node, request)
     asked = in_body(request)
     stream = requested(node, request, PATH, identity, asked)
-    return replace(stream, location=asked.url(PATH, node.config.max_url_bytes))
+    url = asked.url(PATH, node.config.max_url_bytes)
+    return replace(stream, location=url.removeprefix(PATH))  # a proxy may have moved the path
 
 
 def turn_away(
@@ -161,7 +167,7 @@ def requested(
     own = (user_channel(user),) if user is not None else ()
     for name in channels:
         if not identity.is_open or name == OPS_CHANNEL:
-            check_granted(node, identity, name)
+            check_granted(node, request, identity, name)
     return EventStream(
         (*channels, GLOBAL, *own),
         user,
@@ -183,10 +189,10 @@ def _user(named: str | None, identity: Identity) -> str | None:
     return named
 
 
-def check_granted(node: Node, identity: Identity, name: str) -> None:
+def check_granted(node: Node, request: Request, identity: Identity, name: str) -> None:
     """Raises Forbidden, or Unauthorized where a token might help."""
     if name == OPS_CHANNEL:
-        check_overseer(node, identity)
+        check_overseer(node, request, identity)
         return
     if node.auth.may_subscribe(identity, name):
         return

@@ -169,7 +169,8 @@ def _add_hot_routes(app: QuartTrio, node: Node) -> None:
     @app.post("/events")
     @app.get("/events/<rest:channel>")
     async def events(channel: str = "") -> Response:
-        result = await subscribe(node, await _request())
+        let_go_of_body = request.scope["state"]["let_go_of_body"]
+        result = await subscribe(node, await _request(), let_go_of_body=let_go_of_body)
         if isinstance(result, Answer):
             return _response(result)
         request_id = node.request_ids.of(_header(NAME))
@@ -261,7 +262,9 @@ def _add_description(app: QuartTrio, node: Node) -> None:
 
 async def _request() -> Request:
     target = request.scope["raw_path"] + b"?" + request.query_string
-    body: bytes = await request.get_data(as_text=False)  # type: ignore[assignment]  # not text
+    body: bytes = await request.get_data(  # type: ignore[assignment]  # not text
+        cache=False, as_text=False
+    )
     peer: str = request.scope["state"]["peer"]
     return Request(request.method, *parse_target(target), _header, body, peer)
 

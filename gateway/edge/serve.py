@@ -15,6 +15,7 @@ Delete each with the release that mends it; the tests of each say when.
 
 import logging
 import time
+from collections.abc import Callable
 from typing import Any, cast
 
 import trio
@@ -86,8 +87,10 @@ class OneRequest:
         """The request, then nothing until the peer ends, breaks or sends too much."""
         if self._request:
             await trio.lowlevel.checkpoint()
-            part, self._request = self._request[:max_bytes], self._request[max_bytes:]
-            return bytes(part)
+            part, self._request = bytes(self._request[:max_bytes]), self._request[max_bytes:]
+            if not self._request:
+                self._request = memoryview(b"")  # the old one would keep all of it
+            return part
         while data := await self._stream.receive_some(READ_BYTES):
             self._stray_bytes += len(data)
             if self._stray_bytes > MAX_STRAY_BYTES:
@@ -153,16 +156,21 @@ class Edge:
             await self._lifespan.wait_for_startup()
             task_status.started()
 
-    async def serve(self, parsed: Parsed, transport: Transport, peer: str) -> None:
+    async def serve(
+        self, parsed: Parsed, transport: Transport, peer: str, let_go_of_body: Callable[[], None]
+    ) -> None:
         """Answer one request of ``peer`` on its connection, and close that.
 
         The app finds the peer in its scope's ``state``: a PROXY header may have named another than
-        the socket has.
+        the socket has; and there ``let_go_of_body``, which frees the room that the body has taken.
         """
         kind = OneRequestOverTls if isinstance(transport, TlsStream) else OneRequest
         stream = kind(render_request(parsed), transport, self._write_timeout)
         self._open.add(stream)
-        state = ConnectionState({"peer": peer, "asked_at": time.perf_counter()})
+        asked_at = time.perf_counter()
+        state = ConnectionState(
+            {"peer": peer, "asked_at": asked_at, "let_go_of_body": let_go_of_body}
+        )
         try:
             await TCPServer(self._app, self._config, self._context, state, cast(Any, stream))
         finally:

@@ -112,8 +112,8 @@ class Routes:
         location: Schema = {
             "Content-Location": {
                 "schema": {"type": "string", "format": "uri-reference"},
-                "description": "Where GET opens the same stream, unless that is longer than a URL "
-                f"may be: {self._config.max_url_bytes} bytes.",
+                "description": "Where GET opens the same stream, relative to the URL of the "
+                f"request, unless that is longer than may be: {self._config.max_url_bytes} bytes.",
             }
         }
         return self._operation(
