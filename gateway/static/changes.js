@@ -124,7 +124,8 @@ export class Changes {
     const { stream } = this.#link;
     for (const [name, entry] of this.#entries) {
       const { lastEventId: until } = stream;
-      if (!this.#isPending(entry)) continue;
+      const isAhead = compare(entry.at, until) > 0; // the polls get there
+      if (!this.#isPending(entry) || isAhead) continue;
       for (let n = 0; n < MAX_TRIES && entry.since && compare(entry.at, until) < 0; n += 1) {
         const response = await this.#askFor(name, entry);
         if (this.#entries.get(name) !== entry) break;
