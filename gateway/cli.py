@@ -295,7 +295,7 @@ async def _publish_many(url: str, token: str, read: Callable[[bytes], Document])
         async for number, line in _lines():
             try:
                 event = read(line)
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 refused = True
                 _note(f"line {number}: {error}")
             else:

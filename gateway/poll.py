@@ -135,7 +135,7 @@ class Page:
         parser = Parser()
         for event in parser.receive_data(block):
             if event.event in _NOTICES:
-                self._notices.append(_json(event, None))
+                self._notices.append(_json(event, ()))
         if isinstance(parse_resume(parser.last_event_id), Closed):
             self.farewell = parser.last_event_id
 
@@ -145,8 +145,8 @@ class Page:
         through = [name for name in frame.channels if name in self._channels]
         more = list(self._notices)
         for event in parser.receive_data(block):  # one, unless somebody else writes into Redis
-            channel = through[0] if event.event not in _NOTICES else None  # a gap came as a frame
-            more.append(_json(event, channel))
+            # A gap that came as a frame is of no channel.
+            more.append(_json(event, through if event.event not in _NOTICES else ()))
         size = self._bytes + sum(len(text) + 1 for text in more)
         if self._frames and (self._frames == PAGE_FRAMES or size > PAGE_BYTES):
             self.full = True
@@ -159,12 +159,13 @@ class Page:
         return True
 
 
-def _json(event: ServerSentEvent, channel: str | None) -> bytes:
+def _json(event: ServerSentEvent, channels: Sequence[str]) -> bytes:
     return msgspec.json.encode(
         {
             "id": event.last_event_id or None,
             "event": event.event,
             "data": event.data,
-            "channel": channel,
+            "channel": channels[0] if channels else None,
+            "channels": channels,
         }
     )

@@ -31,6 +31,7 @@ from gateway.client import (
     Unknown,
     subscribe,
 )
+from gateway.client.http import MAX_ANSWER_BYTES
 from gateway.client.outgoing import MAX_BATCH_BYTES, REQUEST_SECONDS
 from gateway.errors import BadRequest
 
@@ -186,6 +187,39 @@ async def test_what_is_not_known_to_be_taken_is_sent_again_under_its_id(
     first, second = gateway.requests
     assert first == second
     assert publisher.statistics.repeated == 1
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        (200, b'{"id": ""}'),
+        (200, b'{"id": 5}'),
+        (200, b'{"status": [503], "detail": "x"}'),
+        (200, b"[" * 100_000),
+        (503, b"[" * 100_000),
+        (200, bytes(MAX_ANSWER_BYTES + 1)),
+        (503, bytes(MAX_ANSWER_BYTES + 1)),
+    ],
+    ids=["empty", "number", "list", "nested", "nested refusal", "too much", "too much refusal"],
+)
+@pytest.mark.parametrize("awaits", [True, False])
+async def test_no_answer_breaks_a_publisher_whatever_it_is(
+    answer: tuple[int, bytes], awaits: bool, autojump_clock: MockClock
+) -> None:
+    status, content = answer
+    strange = httpx.Response(status, content=content)
+    if awaits:
+        gateway = Gateway(strange)
+        async with publishing(gateway) as publisher:
+            [result] = [
+                each async for each in publisher.publish_many([{"channel": "a", "data": "x"}])
+            ]
+        assert result.position == "1-0"
+        return
+    answers = [strange, httpx.Response(200, text='{"id": "1-0"}')]
+    transport = httpx.MockTransport(lambda _: answers.pop(0))
+    with httpx.Client(transport=transport) as client:
+        assert SyncPublisher(URL, client=client).publish("a", "x") == "1-0"
 
 
 async def test_order_is_kept_over_repeats(autojump_clock: MockClock) -> None:

@@ -36,6 +36,7 @@ from gateway.client import (
     subscribe,
     subscribe_sync,
 )
+from gateway.client.http import MAX_ANSWER_BYTES
 from gateway.client.returning import LONGEST_TOLD, Backoff, retry_after
 from gateway.client.session import LIVED_SECONDS, SILENT_KEEPALIVES, Session
 from gateway.client.tokens import expires_at
@@ -439,6 +440,38 @@ async def test_a_stream_that_has_lived_makes_the_next_attempt_the_first(
                     told.append(item)
     assert [item.attempt for item in told] == [1, 1, 1, 1, 1, 2]
     assert [item.delay for item in told[:5]] == [1.0] * 5, "as `retry:` has it"
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        httpx.TooManyRedirects("round and round"),
+        httpx.Response(503, content=bytes(MAX_ANSWER_BYTES + 1)),
+        httpx.Response(503, text="[" * 100_000),
+        stream(CONNECTED.replace(b'"c"', b'"c","keepalive":1' + b"0" * 400)),
+    ],
+    ids=["redirects", "too much", "nested", "no keepalive"],
+)
+async def test_no_answer_ends_a_subscription_that_may_come_back(
+    answer: Any, autojump_clock: MockClock
+) -> None:
+    again = stream(CONNECTED, b"id: 2-0\ndata: x\n\n", 1.0)
+    if isinstance(answer, Exception):
+        assert isinstance(answer, httpx.TooManyRedirects)
+        answer.request = httpx.Request("GET", URL)
+    async with scripted(answer, again) as (subscription, _):
+        assert (await anext(subscription)).data == "x"
+
+
+async def test_who_is_answered_by_somebody_in_between_asks_again_for_a_channel() -> None:
+    at_work = session()
+    connect(at_work, "1-0")
+    added = at_work.add("b", None)
+    command = at_work.next_command()
+    assert command is not None
+    page = httpx.Response(200, text="<html>", request=httpx.Request("PUT", URL))
+    assert not at_work.done(command, page)
+    assert (added.until, added.is_joined) == ("", False)
 
 
 async def test_one_that_dies_at_once_does_not(autojump_clock: MockClock) -> None:

@@ -51,6 +51,7 @@ class Given(msgspec.Struct):
     event: str
     data: str
     channel: str | None
+    channels: list[str]
 
     @property
     def position(self) -> Position:
@@ -166,7 +167,7 @@ async def test_a_poll_returns_with_the_first_event(bus: type[MemoryBus]) -> None
         waiting = await asking(rig, "a", "global")
         position = await rig.publish("a", "x\ny")
         answer = await waiting.answered()
-        assert answer.events == [Given(str(position), "message", "x\ny", "a")]
+        assert answer.events == [Given(str(position), "message", "x\ny", "a", ["a"])]
         assert answer.last_event_id == str(position)
 
 
@@ -255,10 +256,10 @@ async def test_events_have_their_type_and_the_channel_that_was_asked_for() -> No
         await rig.publish("global", "all")
         await rig.publish("user:7", "mine")
         answer = await ask(rig, "a", "b", "global", "user:7", resume=start, user="7")
-        assert [(e.channel, e.data) for e in answer.events] == [
-            ("b", "three"),
-            ("global", "all"),
-            ("user:7", "mine"),
+        assert [(e.channel, e.channels, e.data) for e in answer.events] == [
+            ("b", ["b", "a"], "three"),
+            ("global", ["global"], "all"),
+            ("user:7", ["user:7"], "mine"),
         ]
 
 
@@ -302,7 +303,7 @@ async def test_a_gap_that_is_told_meanwhile_ends_a_poll() -> None:
         await rig.node._fanout.tell_gap(("b", "c"), rig.bus.head(), control.Gap.TRIMMED)
         answer = await waiting.answered()
         data = '{"channels":["b"],"reason":"trimmed"}'
-        assert answer.events == [Given(None, "gap", data, None)]
+        assert answer.events == [Given(None, "gap", data, None, [])]
         later = await rig.publish("a", "x")
         assert (await ask(rig, "a", "b", resume=answer.resume)).resume == later
 
@@ -403,7 +404,7 @@ async def test_dropped_events_are_told_where_they_are_missing() -> None:
         answer = await waiting.answered()
         assert (client.offered, client.written, client.dropped) == (5, 2, 3)
         assert answer.types == ["message", "message", "dropped"]
-        assert answer.events[-1] == Given(None, "dropped", '{"count":3}', None)
+        assert answer.events[-1] == Given(None, "dropped", '{"count":3}', None, [])
         rig.wall += 1
         last = await rig.publish("a", "after")
         second = await ask(rig, "a", resume=answer.resume)
@@ -718,7 +719,7 @@ async def test_polls_name_channels_and_positions_as_streams_do(version: str) -> 
             ("/poll/%61?replay=2&wait=0.5", b""),
         ):
             answer = whole(await gateway.ask(get(target, header, version=version)))
-            assert answer.events == [Given(ids[n], "t", str(n), "a") for n in (1, 2)], target
+            assert answer.events == [Given(ids[n], "t", str(n), "a", ["a"]) for n in (1, 2)], target
             assert answer.last_event_id == ids[2]
         await gateway.quiet()
 
@@ -731,7 +732,7 @@ async def test_a_poll_over_http_waits_for_an_event(version: str) -> None:
         await gateway.clients(1)
         position = await gateway.publish("a", "é€😀\n\x01")
         answer = whole(await wire.response())
-        assert answer.events == [Given(position, "message", "é€😀\n\x01", "a")]
+        assert answer.events == [Given(position, "message", "é€😀\n\x01", "a", ["a"])]
         await wire.aclose()
         await gateway.quiet()
 

@@ -1,12 +1,16 @@
 """What both halves of the client say and hear over HTTP."""
 
 from collections.abc import AsyncIterator, Mapping
-from contextlib import suppress
+from contextlib import asynccontextmanager, suppress
 from typing import Self
 
+import anyio
 import httpx
 
 CONNECT_SECONDS = 10.0
+
+MAX_ANSWER_BYTES = 4 * 1024 * 1024
+"""Of an answer that is no stream: many times what a gateway says about a request's events."""
 
 NOT_SENT = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout, httpx.ProxyError)
 """After these nobody has seen the request."""
@@ -44,7 +48,7 @@ def describe(error: httpx.RequestError) -> str:
 
 def detail(response: httpx.Response) -> str:
     """Why a request failed: the detail of its problem document, or else the bare status."""
-    with suppress(ValueError, KeyError, TypeError):
+    with suppress(ValueError, KeyError, TypeError, RecursionError):
         return str(response.json()["detail"])
     return f"{response.url} answered {response.status_code} {response.reason_phrase}."
 
@@ -65,6 +69,60 @@ def prepare(
     return httpx.Request(
         method, made.url, headers=made.headers, stream=_Body(content), extensions=made.extensions
     )
+
+
+async def whole(response: httpx.Response, chunks: AsyncIterator[bytes]) -> httpx.Response:
+    """The response with all of its body. Raises httpx.ReadError where that is too much."""
+    content = bytearray()
+    async for chunk in chunks:
+        _add(content, chunk, response)
+    return _with_content(response, content)
+
+
+def whole_now(response: httpx.Response) -> httpx.Response:
+    """The same for programs that do not await."""
+    content = bytearray()
+    for chunk in response.iter_bytes():
+        _add(content, chunk, response)
+    return _with_content(response, content)
+
+
+def _add(content: bytearray, chunk: bytes, response: httpx.Response) -> None:
+    content += chunk
+    if len(content) > MAX_ANSWER_BYTES:
+        why = f"the answer is over {MAX_ANSWER_BYTES} bytes"
+        raise httpx.ReadError(why, request=response.request)
+
+
+def _with_content(response: httpx.Response, content: bytearray) -> httpx.Response:
+    packed = ("content-encoding", "content-length", "transfer-encoding")
+    return httpx.Response(
+        response.status_code,
+        headers=[(name, value) for name, value in response.headers.items() if name not in packed],
+        content=bytes(content),
+        request=response.request,
+        extensions=response.extensions,
+    )
+
+
+@asynccontextmanager
+async def chunks_of(response: httpx.Response) -> AsyncIterator[AsyncIterator[bytes]]:
+    """The chunks of the body; the connection is closed when they are left early.
+
+    httpx nests async generators, and trio warns of each that is left suspended. Reading on ends
+    them all: after the close, or by being cancelled.
+    """
+    chunks = response.aiter_bytes()
+    try:
+        yield chunks
+    finally:
+        try:
+            await response.aclose()
+        finally:
+            with suppress(httpx.StreamError, httpx.TransportError), anyio.CancelScope() as scope:
+                scope.cancel()
+                async for _ in chunks:
+                    pass
 
 
 class _Body(httpx.AsyncByteStream):

@@ -364,16 +364,23 @@ def _answers(response: httpx.Response) -> list[dict[str, Any]]:
         answers = [json.loads(line) for line in response.content.splitlines()]
     except (ValueError, RecursionError):
         return []
-    for said in answers:
-        if not isinstance(said, dict) or not ("id" in said or {"status", "detail"} <= said.keys()):
-            return []
-    return answers
+    return answers if all(map(_is_answer, answers)) else []
+
+
+def _is_answer(said: object) -> bool:
+    match said:
+        case {"id": position}:
+            return isinstance(position, str) and position != ""
+        case {"status": int(), "detail": str()}:
+            return True
+        case _:
+            return False
 
 
 def _outcome(response: httpx.Response) -> str:
     try:
         return str(response.json()["outcome"])
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         return ""
 
 

@@ -22,7 +22,15 @@ import anyio.lowlevel
 import httpx
 
 from gateway.client.errors import Closed, PublishError, Refused, TokenUnavailable
-from gateway.client.http import CONNECT_SECONDS, authorization, base_url, prepare, route
+from gateway.client.http import (
+    CONNECT_SECONDS,
+    authorization,
+    base_url,
+    chunks_of,
+    prepare,
+    route,
+    whole,
+)
 from gateway.client.outgoing import (
     GIVE_UP_AFTER,
     LONGEST_DELAY,
@@ -282,7 +290,9 @@ class Publisher:
                     content=content,
                     timeout=TIMEOUT,
                 )
-                response = await self._client.send(request)
+                response = await self._client.send(request, stream=True)
+                async with chunks_of(response) as chunks:
+                    response = await whole(response, chunks)
         except httpx.RequestError as error:
             self._outgoing.lost(error, anyio.current_time())
         except TokenUnavailable as error:

@@ -27,6 +27,9 @@ from gateway.sse import Parser, ServerSentEvent
 KEEPALIVE_SECONDS = 15.0
 """Of a gateway that does not say it in ``connected``: its default."""
 
+LONGEST_KEEPALIVE = 3600.0
+"""Seconds; no gateway is set to more."""
+
 SILENT_KEEPALIVES = 3
 """Missing in a row, a link is dead: one may be late, and one lost by a slow balancer."""
 
@@ -231,7 +234,7 @@ class Session:
                 self._has_renewed = False
                 keepalive = told.get("keepalive")
                 if isinstance(keepalive, int | float) and keepalive > 0:
-                    self._keepalive = keepalive / 1000
+                    self._keepalive = min(keepalive, LONGEST_KEEPALIVE * 1000) / 1000
                 channels = _names(told)
                 yield Connected(self.client_id, channels, event.last_event_id, event.data)
             case "gap":
@@ -330,6 +333,8 @@ class Session:
             return True  # removed meanwhile, and `remove` sees to the rest
         if response.status_code == httpx.codes.OK:
             added.until = str(_members(response.text).get("id", ""))
+            if not added.until:
+                return False  # of somebody in between
             if added.since is None:
                 added.since = added.until
             added.is_joined = command.client_id == self.client_id

@@ -16,7 +16,6 @@ import logging
 import math
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
-from contextlib import asynccontextmanager, suppress
 from types import TracebackType
 from typing import Self
 
@@ -26,7 +25,15 @@ import anyio.lowlevel
 import httpx
 
 from gateway.client.errors import Closed, EventsMissing, StreamRefused, TokenUnavailable
-from gateway.client.http import CONNECT_SECONDS, authorization, describe, detail, prepare
+from gateway.client.http import (
+    CONNECT_SECONDS,
+    authorization,
+    chunks_of,
+    describe,
+    detail,
+    prepare,
+    whole,
+)
 from gateway.client.items import Dropped, Event, Gap, Item
 from gateway.client.returning import Backoff, retry_after
 from gateway.client.session import LONGEST_DELAY, SHORTEST_DELAY, Command, Session
@@ -309,11 +316,11 @@ class Subscription:
             if not isinstance(error.__cause__, OSError | httpx.TransportError):
                 raise
             return str(error), None
-        except httpx.TransportError as error:
+        except httpx.RequestError as error:
             return describe(error), None
         except TimeoutError:
             return f"no answer in {OPEN_SECONDS:g} s", None
-        async with _body(response) as chunks:
+        async with chunks_of(response) as chunks:
             return await self._receive(response, chunks)
 
     async def _receive(
@@ -323,7 +330,7 @@ class Subscription:
         try:
             if response.status_code != httpx.codes.OK:
                 with anyio.fail_after(OPEN_SECONDS):
-                    await response.aread()
+                    response = await whole(response, chunks)
                 if response.status_code == httpx.codes.UNAUTHORIZED:
                     self._tokens.forget()
             if not session.answered(response, anyio.current_time()):
@@ -339,7 +346,7 @@ class Subscription:
                     return "", None
         except StopAsyncIteration:
             return "the stream ended", None
-        except httpx.TransportError as error:
+        except httpx.RequestError as error:
             return describe(error), None
         except TimeoutError:
             return f"nothing has come for {session.silence:g} s", None
@@ -375,7 +382,9 @@ class Subscription:
                     headers=authorization(await self._tokens.get()),
                     timeout=TIMEOUT,
                 )
-                response = await self._client.send(request)
+                response = await self._client.send(request, stream=True)
+                async with chunks_of(response) as chunks:
+                    response = await whole(response, chunks)
         except (httpx.RequestError, TokenUnavailable, TimeoutError) as error:
             _log.info("%s %s: %r", command.method, command.url.path, error)
             return False, 0.0
@@ -406,23 +415,3 @@ class _Items:
 
     async def __anext__(self) -> Item:
         return await self._next()
-
-
-@asynccontextmanager
-async def _body(response: httpx.Response) -> AsyncIterator[AsyncIterator[bytes]]:
-    """The chunks of the body; the connection is closed when they are left early.
-
-    httpx nests async generators, and trio warns of each that is left suspended. Reading on ends
-    them all: after the close, or by being cancelled.
-    """
-    chunks = response.aiter_bytes()
-    try:
-        yield chunks
-    finally:
-        try:
-            await response.aclose()
-        finally:
-            with suppress(httpx.StreamError, httpx.TransportError), anyio.CancelScope() as scope:
-                scope.cancel()
-                async for _ in chunks:
-                    pass

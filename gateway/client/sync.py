@@ -21,7 +21,15 @@ from typing import Self
 import httpx
 
 from gateway.client.errors import TokenUnavailable
-from gateway.client.http import CONNECT_SECONDS, authorization, base_url, describe, detail, route
+from gateway.client.http import (
+    CONNECT_SECONDS,
+    authorization,
+    base_url,
+    describe,
+    detail,
+    route,
+    whole_now,
+)
 from gateway.client.items import Item
 from gateway.client.outgoing import (
     GIVE_UP_AFTER,
@@ -151,12 +159,14 @@ class SyncPublisher:
 
     def _post(self, batch: list[Draft]) -> None:
         try:
-            response = self._client.post(
+            with self._client.stream(
+                "POST",
                 self._url,
                 content=b"".join([draft.line for draft in batch]),
                 headers=NDJSON | authorization(self._tokens.get_now()),
                 timeout=TIMEOUT,
-            )
+            ) as answer:
+                response = whole_now(answer)
         except httpx.RequestError as error:
             self._outgoing.lost(error, time.monotonic())
         except TokenUnavailable as error:
@@ -251,7 +261,7 @@ def _connection(
             follow_redirects=True,
         ) as response:
             if response.status_code != httpx.codes.OK:
-                response.read()
+                response = whole_now(response)
                 if response.status_code == httpx.codes.UNAUTHORIZED:
                     tokens.forget()
             if not session.answered(response, time.monotonic()):
@@ -267,7 +277,7 @@ def _connection(
         return str(error), None
     except httpx.ReadTimeout:
         return f"nothing has come for {session.silence:g} s", None
-    except httpx.TransportError as error:
+    except httpx.RequestError as error:
         return describe(error), None
 
 

@@ -84,6 +84,7 @@ def schemas(config: Config) -> Schema:
                             "event": {"type": "string"},
                             "data": {"type": "string"},
                             "channel": optional(CHANNEL),
+                            "channels": {"type": "array", "items": CHANNEL},
                         }
                     ),
                 },

@@ -4,8 +4,8 @@
 // the answer named: only then all that came of it before has been given, and its place is that of
 // the stream. Whoever returns sooner leaves it out, and adds it again from its own place.
 import { compare, Failure } from "./client.js";
-import { pollTarget } from "./poll.js";
-import { refusal } from "./refused.js";
+import { channelsOf, pollTarget } from "./poll.js";
+import { isFinal, refusal } from "./refused.js";
 
 const MAX_TRIES = 5; // polls that bring nothing of what was missed
 const MAX_SEEN = 1_000; // ids of a channel that come before the answer does
@@ -28,7 +28,14 @@ export class Changes {
 
   // -- what the link asks
 
-  leavesOut(name) {
+  // The channels to ask for. No stream begins with none, but one that had some may be left without.
+  named() {
+    const { channels } = this.#link.stream;
+    const named = channels.filter((name) => !this.#leavesOut(name));
+    return named.length ? named : ["global"];
+  }
+
+  #leavesOut(name) {
     const entry = this.#entries.get(name);
     if (entry && this.#isPending(entry)) {
       entry.until = "";
@@ -39,7 +46,8 @@ export class Changes {
   }
 
   opened(serverTime) {
-    this.#skew = serverTime - Date.now();
+    if (this.#link.over) return;
+    this.#skew = serverTime - Date.now() || 0;
     this.#asked = this.#link.abort;
     for (const [name, entry] of this.#entries) {
       if (!entry.until && entry.asked !== this.#asked) this.#add(name, entry);
@@ -83,6 +91,7 @@ export class Changes {
 
   async subscribe(name, since = "") {
     const { stream, poll, nextPoll, abort } = this.#link;
+    this.#checkOpen();
     const known = this.#entries.get(name);
     if (known) return known.promise;
     if (stream.channels.includes(name)) return stream.lastEventId;
@@ -99,6 +108,7 @@ export class Changes {
   async unsubscribe(name) {
     const { stream, poll, nextPoll } = this.#link;
     const { clientId } = stream;
+    this.#checkOpen();
     this.#forget(name, new Failure(`${name} was unsubscribed.`));
     if (poll) nextPoll?.();
     if (!clientId) return;
@@ -108,40 +118,65 @@ export class Changes {
     }).catch(() => this.#comeBack(clientId));
   }
 
-  // While polling: what was missed of pending channels, up to where the polls stand.
+  // While polling: what was missed of pending channels, up to where the polls stand. Returns an answer
+  // that refuses that for now.
   async catchUp() {
     const { stream } = this.#link;
     for (const [name, entry] of this.#entries) {
       const { lastEventId: until } = stream;
-      if (!this.#isPending(entry)) continue;
+      const isAhead = compare(entry.at, until) > 0; // the polls get there
+      if (!this.#isPending(entry) || isAhead) continue;
       for (let n = 0; n < MAX_TRIES && entry.since && compare(entry.at, until) < 0; n += 1) {
-        if (await this.#catchUp(name, entry, until)) n = 0;
+        const response = await this.#askFor(name, entry);
+        if (this.#entries.get(name) !== entry) break;
+        if (response.ok) {
+          if (this.#take(name, entry, until, await response.json())) n = 0;
+        } else if (isFinal(response)) {
+          this.#failed(name, entry, await refusal(response));
+          break;
+        } else {
+          return response;
+        }
       }
+      if (this.#entries.get(name) !== entry) continue;
+      if (this.#link.over) return undefined;
       entry.from ||= until;
       entry.at = entry.since = until;
       entry.until = "0-0";
+      entry.isDone = true;
       entry.resolve(until);
     }
+    return undefined;
   }
 
-  async #catchUp(name, entry, until) {
+  #askFor(name, entry) {
     const link = this.#link;
     const url = pollTarget(link, 1, entry.since); // other nodes may know a little less
     const { searchParams } = url;
     searchParams.set("channels", [searchParams.get("channels"), name].filter(Boolean).join());
-    const response = await link.ask(url, {});
-    if (!response.ok) throw await refusal(response);
-    const { events, lastEventId } = await response.json();
-    for (const { id, event: type, data, channel } of events) {
-      if (link.over) return;
+    return link.ask(url, {});
+  }
+
+  // Give what of the answer has not come yet; whether there was anything.
+  #take(name, entry, until, { events, lastEventId }) {
+    const link = this.#link;
+    for (const polled of events) {
+      const { id, event: type, data } = polled;
+      const channels = channelsOf(polled);
+      if (link.over || this.#entries.get(name) !== entry) return false;
       if (id !== null && compare(id, until) > 0) break;
       if (id === null && type === "gap") link.stream._tell(type, JSON.parse(data));
-      if (channel !== name) continue;
+      if (!channels.includes(name)) continue;
+      const isKnown = channels.some((each) => this.#covers(this.#entries.get(each), id));
       entry.at = entry.since = id;
-      link.stream._event({ type, data, id, channels: [name] });
+      if (!isKnown) link.stream._event({ type, data, id, channels });
     }
     entry.at = entry.since = lastEventId;
     return events.length > 0;
+  }
+
+  #checkOpen() {
+    if (this.#link.over) throw new Failure("The stream is closed.");
   }
 
   #isPending({ until }) {

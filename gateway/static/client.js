@@ -3,7 +3,7 @@ export const VERSION = "0.1.0";
 const MAX_EVENT = 2 ** 20;
 const MAX_TIMER = 2 ** 31 - 1;
 const LIVED = 5_000;
-const PATIENCE = 8_000; // open_wait is 5 s
+const PATIENCE = 8_000;
 
 export const { compare } = new Intl.Collator("en", { numeric: true });
 
@@ -89,12 +89,12 @@ export function connect(options) {
   check([...(channels ?? [])].every(isName), "channels are an array of names.");
   check(!share || !request, "share allows no request.");
   const stream = new Stream(options);
+  signal?.addEventListener("abort", stream.close);
   const open = (...driven) => new Link(...driven);
   const alone = () => open(stream, options);
   stream._source = share
     ? import("./shared.js").then((shared) => shared.share(options, open, stream)).catch(alone)
     : alone();
-  signal?.addEventListener("abort", stream.close);
   if (signal?.aborted) stream.close();
   return stream;
 }
@@ -150,9 +150,9 @@ export class Stream {
   }
 
   _tell(name, told) {
-    for (const [wanted, listener] of [...this.#listeners]) {
+    for (const entry of [...this.#listeners]) {
       try {
-        if (wanted === name) listener(told);
+        if (entry[0] === name && this.#listeners.has(entry)) entry[1](told);
       } catch (error) {
         (globalThis.reportError ?? console.error)(error);
       }
@@ -223,7 +223,7 @@ class Link {
 
   drop(reason, now) {
     this.why ??= { reason, now };
-    this.abort.abort();
+    this.abort?.abort();
     clearTimeout(this.timer);
     clearTimeout(this.impatience);
   }
@@ -237,7 +237,9 @@ class Link {
   }
 
   #left() {
-    return this.heard + 3 * this.keepalive - Date.now();
+    const now = Date.now();
+    this.heard = Math.min(this.heard, now); // clocks go back
+    return this.heard + 3 * this.keepalive - now;
   }
 
   #watch() {
@@ -287,7 +289,7 @@ class Link {
     const url = new URL(this.url);
     const { searchParams } = url;
     url.pathname = url.pathname.replace(/\/events(?=\/|$)/, route);
-    const channels = this.stream.channels.filter((name) => !this.changes?.leavesOut(name)).join();
+    const channels = (this.changes?.named() ?? this.stream.channels).join();
     for (const [name, value] of Object.entries({ channels, user, replay, annotate: true })) {
       if (value || value === 0) searchParams.set(name, value);
     }
@@ -323,8 +325,8 @@ class Link {
       : this.ask(this.target("/events"), { headers }));
     const isStream = /^text\/event-stream/.test(response.headers.get("Content-Type"));
     if (!isStream || !response.ok) return (await import("./refused.js")).refused(this, response);
-    const take = (event) => this.over || this.#take(event);
-    const parser = (this.parser = new Parser(take, { ...this.parser, lastEventId }));
+    const parser = new Parser((event) => this.over || this.#take(event), this.parser);
+    this.parser = Object.assign(parser, { lastEventId });
     const reader = response.body.getReader();
     for (let read; !(read = await reader.read()).done; ) {
       clearTimeout(this.impatience);

@@ -41,23 +41,31 @@ async function poll(link, { began, looked }) {
       link.drop("streaming is tried again", true);
       return;
     }
-    await link.changes?.catchUp();
+    const refusal = link.opened && (await link.changes?.catchUp());
+    if (refusal) {
+      link.poll = undefined;
+      return refused(link, refusal);
+    }
+    if (link.over || abort.signal.aborted) return;
     turn = new AbortController();
     const seconds = link.opened ? Math.min(LONGEST, (2 * link.keepalive) / 1000) : 0;
     let response;
+    let answer;
     try {
       response = await link.ask(pollTarget(link, seconds), { signal: turn.signal });
+      if (response.ok) answer = await response.json();
     } catch (error) {
       if (turn.signal.aborted && !abort.signal.aborted) continue;
       throw error;
     }
-    if (!response.ok) {
+    if (link.over || abort.signal.aborted) return;
+    if (!answer) {
       link.poll = undefined;
       return refused(link, response);
     }
-    const { events, lastEventId } = await response.json();
+    const { events, lastEventId } = answer;
     link.heard = Date.now();
-    if (!link.opened) opened(link, lastEventId);
+    if (!link.opened) opened(link, events, lastEventId);
     deliver(link, events);
     if (link.over) return;
     stream.lastEventId = lastEventId;
@@ -65,23 +73,35 @@ async function poll(link, { began, looked }) {
   }
 }
 
-function opened(link, position) {
+function opened(link, events, position) {
   const { stream } = link;
   link.opened = Date.now();
-  link.began ??= position;
+  link.began ??= before(stream.lastEventId, events) ?? position;
   stream._set({ status: "open", transport: "poll" });
   stream._tell("open", { clientId: "", channels: stream.channels });
 }
 
+// The position behind which the first answer begins, where it is not empty.
+function before(asked, events) {
+  if (asked) return asked === "earliest" ? "0-0" : asked;
+  return events.find(({ id }) => id)?.id.split("-")[0]; // which is before all of that millisecond
+}
+
+// Those of the stream through which a polled event comes; older gateways name but the first.
+export function channelsOf({ channel, channels }) {
+  return channels ?? (channel ? [channel] : []);
+}
+
 function deliver(link, events) {
   const { stream } = link;
-  for (const { id, event, data, channel } of events) {
+  for (const polled of events) {
+    const { id, event, data } = polled;
     if (link.over) return;
     if (id === null) {
       stream._tell(event, JSON.parse(data));
     } else {
       stream.lastEventId = id;
-      stream._event({ type: event, data, id, channels: channel ? [channel] : [] });
+      stream._event({ type: event, data, id, channels: channelsOf(polled) });
     }
   }
 }

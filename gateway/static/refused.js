@@ -2,6 +2,8 @@
 import { Failure } from "./client.js";
 import { find } from "./poll.js";
 
+const LONGEST = 3_600_000; // ms that a Retry-After is kept to
+
 export async function refused(link, response) {
   const { status, headers } = response;
   const type = headers.get("Content-Type") ?? "";
@@ -13,12 +15,13 @@ export async function refused(link, response) {
   }
   if (status === 401 && typeof link.options.token === "function" && !link.tokenRefused) {
     link.tokenRefused = true; // until a stream is open
-    link.token = link.posted = undefined; // a POST was refused, too, and has done nothing
+    link.token = undefined;
+    if (!link.isLocated) link.posted = undefined; // a POST was refused, and has done nothing
     link.attempt -= 1;
     link.drop(reason, true);
     return;
   }
-  const isPassing = [408, 425, 429].includes(status) || (status >= 500 && status !== 501);
+  const isPassing = passes(status);
   if (!type.includes("problem") && status !== 401 && (!isPassing || link.attempt > 0)) {
     await find(link);
     if (link.poll) return;
@@ -28,6 +31,16 @@ export async function refused(link, response) {
     return;
   }
   throw await refusal(response);
+}
+
+function passes(status) {
+  return [408, 425, 429].includes(status) || (status >= 500 && status !== 501);
+}
+
+// Whether the gateway says that no other try, and no other token, would mend it.
+export function isFinal({ status, headers }) {
+  const isOfGateway = (headers.get("Content-Type") ?? "").includes("problem");
+  return isOfGateway && status !== 401 && !passes(status);
 }
 
 export async function refusal(response) {
@@ -40,5 +53,6 @@ export async function refusal(response) {
 
 // Of a Retry-After, which is a number of seconds or a date.
 function milliseconds(after) {
-  return Math.max(0, /^\d+$/.test(after) ? after * 1000 : Date.parse(after) - Date.now() || 0);
+  const told = /^\d+$/.test(after) ? after * 1000 : Date.parse(after) - Date.now() || 0;
+  return Math.min(LONGEST, Math.max(0, told));
 }

@@ -12,6 +12,7 @@ export async function post(link, headers) {
   } catch (error) {
     throw new Failure(`The request has failed, and is not sent twice: ${error.message}`);
   }
+  if (response.status === 401) return response; // nothing has come of it
   const { headers: told } = response;
   const location = told.get("Content-Location") ?? told.get("Location");
   if (location === null) {
@@ -21,12 +22,14 @@ export async function post(link, headers) {
     const url = new URL(location, response.url || link.url);
     const { searchParams } = url;
     const named = searchParams.getAll("channels").flatMap((names) => names.split(","));
-    stream.channels = [...searchParams.getAll("channel"), ...named];
+    const added = stream.channels.filter((name) => !options.channels?.includes(name));
+    stream.channels = [...searchParams.getAll("channel"), ...named, ...added];
     for (const name of ["channel", "channels"]) searchParams.delete(name);
     link.url = url.href;
   }
   const forget = stream.when("open", ({ channels }) => {
-    stream.channels = channels.filter((name) => !/^(global$|user:)/.test(name));
+    const own = channels.filter((name) => !/^(global$|user:)/.test(name));
+    stream.channels = [...new Set([...own, ...stream.channels])]; // some are still to be added
     forget();
   });
   return response;

@@ -364,7 +364,9 @@ class Tab {
       if (!waiting) continue;
       this.#waiting.delete(channel);
       if (waiting.since && !fromBefore) {
-        this.#added.push({ channel, since: waiting.since, until: cursor.joins.get(channel) });
+        const { since } = waiting;
+        const from = since === "earliest" ? "0-0" : since;
+        this.#added.push({ channel, since, from, until: cursor.joins.get(channel) });
         cursor.behind = true;
       }
       waiting.resolve(cursor.joins.get(channel) || join);
@@ -451,7 +453,10 @@ class Tab {
   /** The next poll, or nothing. */
   #missing() {
     const [added] = this.#added;
-    if (added) return { added, channels: [added.channel], query: { lastEventId: added.since } };
+    if (added) {
+      const names = [added.channel, ...this.#cursor.joins.keys()]; // for what came through others
+      return { added, channels: [...new Set(names)], query: { lastEventId: added.since } };
+    }
     if (this.#begin) return { begin: true, channels: [...this.#own], query: this.#begin };
     if (this.#cursor.isWhole) return undefined;
     return { channels: this.#cursor.next(), query: { lastEventId: this.#cursor.position } };
@@ -463,12 +468,26 @@ class Tab {
     const { events, lastEventId, isEnd } = answer;
     if (added) {
       if (!this.#added.includes(added)) return true;
-      const isMissed = ({ name: note, id, channels }) =>
-        note || (channels.includes(added.channel) && compare(id, added.until) <= 0);
+      const { channel } = added;
+      const isHad = (name, id) => name !== channel && compare(cursor.joins.get(name) ?? id, id) < 0;
+      const isMissed = ({ name: note, detail, id, channels }) =>
+        note
+          ? detail.channels?.includes(channel) ?? true
+          : channels.includes(channel) &&
+            compare(id, added.until) <= 0 &&
+            !channels.some((name) => isHad(name, id));
+      const only = ({ detail, ...item }) => ({
+        ...item,
+        detail: detail?.channels ? { ...detail, channels: [channel] } : detail,
+        isMissed: true,
+      });
       const isOver = isEnd || compare(lastEventId, added.until) >= 0;
       added.since = lastEventId;
-      if (isOver) this.#added.shift();
-      this.#tell(events.filter(isMissed).map((item) => ({ ...item, isMissed: true })));
+      if (isOver) {
+        this.#added.shift();
+        cursor.joins.set(channel, added.from);
+      }
+      this.#tell(events.filter(isMissed).map(only));
       return isOver || events.length > 0;
     }
     const { position: before } = cursor;
@@ -486,7 +505,7 @@ class Tab {
 
   #giveUp({ added, channels }, error) {
     this.#stream._tell("error", error);
-    this.#note("gap", { channels, reason: "unknown" });
+    this.#note("gap", { channels: added ? [added.channel] : channels, reason: "unknown" });
     if (added) this.#added = this.#added.filter((other) => other !== added);
     else {
       this.#begin = undefined;

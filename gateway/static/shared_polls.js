@@ -2,6 +2,7 @@
 import { NOTES, failure } from "./shared_messages.js";
 
 const POLL = 30_000; // ms for an answer, which waits for nothing, and for the turn
+const LONGEST = 3_600_000; // ms that a Retry-After is kept to
 
 /** GET /poll, for one tab of the group at a time: a user's polls count as streams of his. */
 export class Polls {
@@ -79,14 +80,14 @@ async function answered(response) {
     const { detail } = await response.json().catch(() => ({}));
     const error = failure(detail ?? `The answer was ${status}.`, status);
     error.isFinal = status < 500 && status !== 429 && status !== 408;
-    error.least = response.headers.get("Retry-After") * 1000 || 0;
+    error.least = Math.min(LONGEST, response.headers.get("Retry-After") * 1000 || 0);
     throw error;
   }
   const { events, lastEventId } = await response.json();
   const isEnd = lastEventId.endsWith(".closed");
   return {
-    events: events.flatMap(({ id, event, data, channel }) => {
-      if (id) return [{ id, type: event, data, channels: channel ? [channel] : [] }];
+    events: events.flatMap(({ id, event, data, channel, channels = channel ? [channel] : [] }) => {
+      if (id) return [{ id, type: event, data, channels }];
       return NOTES.includes(event) ? [{ name: event, detail: JSON.parse(data) }] : [];
     }),
     lastEventId: isEnd ? lastEventId.slice(0, -".closed".length) : lastEventId,

@@ -1,7 +1,7 @@
 // Channels and tokens of an open stream, falling back to polls, POST, and wrong use of client.js:
 // against an injected fetch, in no time.
 import assert from "node:assert/strict";
-import { afterEach, beforeEach, test } from "node:test";
+import { afterEach, beforeEach, mock, test } from "node:test";
 
 import { compare, connect } from "../../gateway/static/client.js";
 import {
@@ -16,6 +16,7 @@ import {
   pass,
   polled,
   problem,
+  settle,
   silent,
   unreachable,
 } from "./harness.mjs";
@@ -225,6 +226,38 @@ test("where that cannot be said, the stream is opened anew without the channel",
   stream.unsubscribe("b");
   await pass(100);
   assert.deepEqual(server.like(events).map(wanted), [["a", "b"], ["a"]]);
+});
+
+test("a stream without a channel is not refused when it returns", async () => {
+  const first = new Answer(() => connected("10-0"));
+  server.answer(events, first, new Answer(() => connected("10-0"))).answer(/^DELETE/, added_at("10-0"));
+  const { stream } = begin({ minDelay: 10 });
+  await pass(10);
+  await stream.unsubscribe("a");
+  first.cut();
+  await pass(100);
+  assert.deepEqual(wanted(server.like(events).at(-1)), ["global"]);
+});
+
+test("a stream that is closed by who hears that it is open leaves no timer behind", async () => {
+  server.answer(events, new Answer(() => connected("1-0")));
+  const token = `x.${btoa(JSON.stringify({ exp: START / 1000 + 3600 }))}.x`;
+  const set = mock.method(globalThis, "setTimeout");
+  begin({ token: () => token, onOpen: () => followed.stream.close() });
+  await pass(10);
+  const waits = set.mock.calls.map((call) => call.arguments[1]);
+  assert.deepEqual(waits.filter((ms) => ms > 60_000), []);
+});
+
+test("subscribing to a stream that is closed meanwhile rejects", async () => {
+  server.answer(events, new Answer(() => connected("1-0")));
+  const { stream } = begin();
+  await pass(10);
+  const subscribed = stream.subscribe("b");
+  await null; // the module for it is being loaded
+  await null;
+  stream.close();
+  await assert.rejects(subscribed, /closed/);
 });
 
 test("closing rejects what still waits", async () => {
@@ -468,6 +501,51 @@ test("channels come and go while it polls, with what they missed", async () => {
   assert.deepEqual(wanted(server.like(polls).at(-1)), ["a"]);
 });
 
+test("an answer to a poll that comes after close() opens nothing", async () => {
+  server.answer(events, page(405));
+  let answer;
+  const late = () => ({ ok: true, json: () => new Promise((resolve) => (answer = resolve)) });
+  server.answer(polls, polled("1-0"), late);
+  const { stream, told } = begin();
+  await pass(10);
+  stream.close();
+  const count = told.length;
+  answer({ events: [], lastEventId: "1-0" });
+  await pass(60_000);
+  assert.equal(stream.state.status, "closed");
+  assert.equal(told.length, count);
+  assert.equal(server.requests.length, 3);
+});
+
+test("a channel that is added before the first poll is answered is live from where that is", async () => {
+  server.answer(events, page(405)).answer(polls, polled("1-0"), polled("5-0"), silent);
+  const { stream } = begin();
+  const position = stream.subscribe("b");
+  await pass(10);
+  assert.equal(await position, "5-0");
+});
+
+for (const [what, answer] of [
+  ["is refused", problem(403, "Not b.")],
+  ["is refused for now", problem(503, "Later.")],
+]) {
+  test(`a channel that ${what} while it polls does not end the stream`, async () => {
+    server.answer(events, page(405)).answer(polls, polled("10-0"), polled("10-0"), silent);
+    const { stream, of } = begin({ minDelay: 10 });
+    await pass(100);
+    server.answer(polls, answer, polled("12-0"), silent);
+    server.answer(events, new Answer(() => connected("10-0"))).answer(added, added_at("10-0"));
+    const subscribed = stream.subscribe("b", { since: "1-0" }).then(
+      () => "added",
+      ({ message }) => message,
+    );
+    await pass(1_000);
+    assert.equal(await subscribed, what === "is refused" ? "Not b." : "added");
+    assert.deepEqual(of("error"), []);
+    assert.equal(stream.state.status, "open");
+  });
+}
+
 // -- a request of its own
 
 const started = (location, answer) => (request) => {
@@ -528,6 +606,41 @@ test("a POST whose answer names no address is not resumed", async () => {
   assert.deepEqual(data(), ["11-0"]);
 });
 
+test("a stream that was opened by POST is asked for by GET, also after a 401", async () => {
+  const [first, second] = [1, 2].map(() => new Answer(() => connected("10-0")));
+  const location = ["Location", "/events?channel=a"];
+  server.answer(/^POST/, problem(401, "No."), started(location, first));
+  server.answer(/^GET/, problem(401, "Expired."), second);
+  const { stream } = begin({
+    channels: undefined,
+    request: { body: "go" },
+    token: () => "token",
+    minDelay: 10,
+  });
+  await pass(10);
+  first.cut();
+  await pass(100);
+  const methods = server.requests.map(({ method }) => method);
+  assert.deepEqual(methods, ["POST", "POST", "GET", "GET"]);
+  assert.equal(stream.state.status, "open");
+});
+
+test("a channel that is added while a POST is answered is not forgotten", async () => {
+  const first = new Answer(() => connected("10-0"));
+  server.answer(/^POST/, started(["Location", "/events?channel=a"], first));
+  server.answer(/^GET/, new Answer(() => connected("12-0"))).answer(added, added_at("10-0"));
+  const { stream } = begin({ channels: undefined, request: { body: "go" }, minDelay: 10 });
+  const position = stream.subscribe("b");
+  await pass(10);
+  assert.equal(await position, "10-0");
+  first.write(live("11-0", "b"));
+  await pass(10);
+  first.cut();
+  await pass(100);
+  assert.deepEqual(wanted(server.like(events).at(-1)), ["a", "b"]);
+  assert.deepEqual(stream.channels, ["a", "b"]);
+});
+
 // -- wrong use
 
 const url = "http://gateway.example/events";
@@ -553,11 +666,13 @@ for (const [options, sentence] of [
   [{ url, channels, replay: -3 }, /no replay: -3/],
   [{ url, channels, onOpen: "log" }, /no onOpen: "log"/],
   [{ url, channels, on: { message: 5 } }, /listener is a function/],
+  [{ url, channels, signal: {} }, TypeError],
   [{ url, share: true, request: { body: "" } }, /share allows no request/],
 ]) {
-  test(`wrong use throws at once: ${JSON.stringify(options)}`, () => {
+  test(`wrong use throws at once: ${JSON.stringify(options)}`, async () => {
     const expected = sentence instanceof RegExp ? { name: "TypeError", message: sentence } : sentence;
     assert.throws(() => connect({ fetch: server.fetch, ...options }), expected);
+    await settle();
     assert.equal(server.requests.length, 0);
   });
 }

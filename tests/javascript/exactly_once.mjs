@@ -1,9 +1,10 @@
 // client.js against a gateway that does with channels what the real one does, and a link that is cut
-// anywhere: by chance, but the same chance each time. For more of it, set SEEDS.
+// anywhere, or lets polls through alone: by chance, but the same chance each time. For more of it, set
+// SEEDS.
 import assert from "node:assert/strict";
 import { test } from "node:test";
 
-import { Server, beginTime, endTime, follow, pass, settle } from "./harness.mjs";
+import { Server, beginTime, endTime, follow, page, pass, settle } from "./harness.mjs";
 
 const NAMES = ["a", "b", "c", "d"];
 const place = (n) => `${n}-0`;
@@ -21,11 +22,14 @@ function chance(seed) {
 class Gateway extends Server {
   events = []; // {at, channels}
   streams = new Map(); // by the client's id: those that are open
+  polls = new Set(); // that wait for an event
+  isHeldBack = false; // a proxy lets no streams through, but polls
 
   constructor(by) {
     super();
     this.by = by;
     this.answer(/^GET/, (request) => this.open(request));
+    this.answer(/poll$/, (request) => this.poll(request));
     this.answer(/^PUT/, (request) => this.add(request));
     this.answer(/^DELETE/, (request) => this.remove(request));
   }
@@ -39,7 +43,59 @@ class Gateway extends Server {
     if (channels.length) this.events.push({ at: this.head + 1, channels });
   }
 
+  /** Have a proxy let streams through no more, but polls, or the other way round. */
+  change() {
+    this.isHeldBack = !this.isHeldBack;
+    for (const id of this.streams.keys()) this.cut(id);
+    this.answerPolls();
+  }
+
+  async poll(request) {
+    await settle();
+    const answer = this.polled(request);
+    if (answer || Number(request.query.get("wait")) <= 1) return answer ?? this.page(request, []);
+    return new Promise((resolve, reject) => {
+      const waiting = { request, resolve };
+      this.polls.add(waiting);
+      request.signal.addEventListener("abort", () => {
+        this.polls.delete(waiting);
+        reject(request.signal.reason);
+      });
+    });
+  }
+
+  answerPolls(isAtLast = false) {
+    for (const waiting of this.polls) {
+      const { request } = waiting;
+      const answer = this.polled(request) ?? (isAtLast && this.page(request, []));
+      if (!answer) continue;
+      this.polls.delete(waiting);
+      waiting.resolve(answer);
+    }
+  }
+
+  /** The answer to a poll, if there is one by now. */
+  polled(request) {
+    if (!this.isHeldBack || this.by.is(0.1)) return page(502)();
+    const names = request.query.get("channels").split(",");
+    const from = number(request.query.get("lastEventId") ?? place(this.head));
+    const isAsked = ({ at, channels }) => at > from && channels.some((name) => names.includes(name));
+    const owed = this.events.filter(isAsked);
+    return owed.length ? this.page(request, owed, 1 + this.by.below(4)) : undefined;
+  }
+
+  page({ query }, owed, most) {
+    const names = query.get("channels").split(",");
+    const events = owed.slice(0, most).map((event) => {
+      const channels = event.channels.filter((name) => names.includes(name));
+      return { id: place(event.at), event: "message", data: `${event.at}`, channel: channels[0], channels };
+    });
+    const lastEventId = owed.length > most ? events.at(-1).id : place(this.head);
+    return Response.json({ events, lastEventId });
+  }
+
   open({ query, headers, signal }) {
+    if (this.isHeldBack) return page(502)();
     const from = number(headers.get("Last-Event-ID") ?? place(this.head));
     const id = `client${this.requests.length}`;
     const names = (query.get("channels") ?? "").split(",").filter(Boolean);
@@ -131,7 +187,7 @@ class Gateway extends Server {
   }
 }
 
-async function run(seed) {
+async function run(seed, polls) {
   const by = chance(seed);
   const gateway = new Gateway(by);
   for (let n = 0; n < 20; n += 1) gateway.publish();
@@ -139,17 +195,19 @@ async function run(seed) {
   const { stream, data, of } = follow(gateway, options);
   const owed = new Map([["a", 110]]); // after which position everything of a channel has to come
   const optional = new Map(); // and after which it may
+  const failures = [];
+  const failed = (error) => failures.push(error.message);
   for (let step = 0; step < 60; step += 1) {
-    const what = by.below(10);
+    const what = by.below(11);
     const free = NAMES.find((name) => !owed.has(name) && !optional.has(name));
     if (what < 4) gateway.publish();
     else if (what === 4 && free && by.is(0.7)) {
       const since = by.below(gateway.head - 100) + 100;
       owed.set(free, since);
-      stream.subscribe(free, { since: place(since) });
+      stream.subscribe(free, { since: place(since) }).catch(failed);
     } else if (what === 4 && free) {
       optional.set(free, gateway.head);
-      stream.subscribe(free).then((position) => owed.set(free, number(position)));
+      stream.subscribe(free).then((position) => owed.set(free, number(position))).catch(failed);
     }
     for (const [id, open] of gateway.streams) {
       if (by.is(0.8)) gateway.give(open, by.below(5));
@@ -159,14 +217,17 @@ async function run(seed) {
         gateway.cut(id);
       }
     }
+    if (polls && what === 10 && by.is(0.5)) gateway.change();
+    gateway.answerPolls();
     await pass(by.below(8), 4);
   }
-  for (let turn = 0; turn < 20; turn += 1) {
-    gateway.publish();
+  for (let turn = 0; turn < 30; turn += 1) {
+    if (turn < 20) gateway.publish();
     for (const open of gateway.streams.values()) {
       gateway.give(open);
       gateway.send(open, open.unsent.length);
     }
+    gateway.answerPolls(true);
     await pass(20);
   }
   stream.close();
@@ -181,22 +242,27 @@ async function run(seed) {
   assert.deepEqual(lost, [], "lost");
   assert.deepEqual(heard.filter((at, index) => heard.indexOf(at) !== index), [], "given twice");
   assert.deepEqual(heard.filter((at) => !allowed.has(at)), [], "not asked for");
-  assert.deepEqual(of("error"), []);
+  assert.deepEqual([...of("error"), ...failures], []);
   return of("reconnecting").length;
 }
 
-test("each event of each channel comes once, wherever the link is cut", async () => {
-  let returned = 0;
-  for (let seed = 1; seed <= Number(process.env.SEEDS ?? 25); seed += 1) {
-    beginTime();
-    try {
-      returned += await run(seed);
-    } catch (error) {
-      error.message = `seed ${seed}: ${error.message}`;
-      throw error;
-    } finally {
-      endTime();
+for (const [where, polls] of [
+  ["wherever the link is cut", false],
+  ["and whenever it turns to polls, and back", true],
+]) {
+  test(`each event of each channel comes once, ${where}`, async () => {
+    let returned = 0;
+    for (let seed = 1; seed <= Number(process.env.SEEDS ?? 25); seed += 1) {
+      beginTime();
+      try {
+        returned += await run(seed, polls);
+      } catch (error) {
+        error.message = `seed ${seed}: ${error.message}`;
+        throw error;
+      } finally {
+        endTime();
+      }
     }
-  }
-  assert.ok(returned > 50, returned);
-});
+    assert.ok(returned > 50, returned);
+  });
+}

@@ -1,9 +1,10 @@
 // When client.js returns, how often, and when it does not: against an injected fetch, in no time.
 import assert from "node:assert/strict";
-import { afterEach, beforeEach, test } from "node:test";
+import { afterEach, beforeEach, mock, test } from "node:test";
 
 import {
   Answer,
+  START,
   Server,
   beginTime,
   connected,
@@ -259,6 +260,50 @@ test("a stream that is closed has no more of an event's neighbours", async () =>
   await pass(10);
   assert.deepEqual(data(), ["b"]);
   assert.equal(stream.lastEventId, "2-0");
+});
+
+test("whoever was taken off, or closed, by a listener before is told nothing more", async () => {
+  server.answer(/./, new Answer(() => connected("1-0"), "id: 2-0\ndata: b\n\n"));
+  const told = [];
+  const { stream, of } = begin({ on: { message: () => (off(), told.push("message")) } });
+  const off = stream.on("message", () => told.push("taken off"));
+  await pass(10);
+  assert.deepEqual(told, ["message"]);
+  const states = [];
+  const another = follow(server, { onState: ({ status }) => status === "open" && another.stream.close() });
+  another.stream.when("state", ({ status }) => states.push(status));
+  await pass(10);
+  assert.deepEqual(states, ["closed"]);
+  assert.deepEqual(of("error"), []);
+});
+
+test("a stream that cannot be shared after all, and is closed by then, is closed in silence", async () => {
+  const rejections = [];
+  const note = (error) => rejections.push(error);
+  mock.property(globalThis, "BroadcastChannel", undefined);
+  process.on("unhandledRejection", note);
+  follow(server, { share: true }).stream.close();
+  await pass(100);
+  process.off("unhandledRejection", note);
+  assert.deepEqual(rejections, []);
+  assert.equal(server.requests.length, 0);
+});
+
+test("a clock that is set back does not make a dead link live longer", async () => {
+  server.answer(/./, new Answer(() => connected("1-0")), new Answer(() => connected("1-0")));
+  const { of } = begin();
+  await pass(10);
+  const { now } = Date;
+  mock.method(Date, "now", () => now() - START / 2);
+  await pass(100_000, 1_000);
+  assert.ok(of("reconnecting").some(({ reason }) => reason === "silence"));
+});
+
+test("a Retry-After beyond an hour is taken for an hour", async () => {
+  server.answer(/./, problem(503, "Later.", { "Retry-After": "99999999999" }));
+  const { of } = begin();
+  await pass(10);
+  assert.equal(of("reconnecting")[0].delay, 3_600_250);
 });
 
 test("an event that is too large is an error and the end, not a loop", async () => {

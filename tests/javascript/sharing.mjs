@@ -40,7 +40,10 @@ class Gateway {
     const events = this.events
       .filter(({ id }) => compare(id, from) > 0)
       .filter(({ channels }) => channels.some((channel) => asked.includes(channel)))
-      .map(({ id, data, channels: [channel] }) => ({ id, event: "message", data, channel }));
+      .map(({ id, data, channels: all }) => {
+        const channels = all.filter((channel) => asked.includes(channel));
+        return { id, event: "message", data, channel: channels[0], channels };
+      });
     return Response.json({ events, lastEventId: this.head });
   };
 
@@ -469,4 +472,16 @@ shared("what cannot be asked of the gateway is asked again, and holds up nobody"
   gateway.publish("c");
   await until(() => first.heard.length);
   assert.deepEqual([errors(first), errors(third)], [[], []]);
+});
+
+shared("what came through another channel does not come again with what was missed", async (gateway) => {
+  gateway.publish("b", "a");
+  const tab = await gateway.opened(["a"]);
+  gateway.publish("b", "a");
+  gateway.publish("a", "b");
+  await until(() => tab.heard.length === 2);
+  await tab.subscribe("b", { since: "0-0" });
+  gateway.publish("b");
+  await until(() => tab.heard.includes(4));
+  assert.deepEqual(tab.heard, [2, 3, 1, 4]);
 });
