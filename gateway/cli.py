@@ -52,6 +52,8 @@ PUBLISH_SECONDS = 10.0
 DEFAULT_URL = f"http://{Config().bind}"
 READ_BYTES = 64 * 1024
 """Of stdin, at a time."""
+MAX_LINE_BYTES = 1024 * 1024
+"""Of one that is an event: what a request holds by default (``max_body_bytes``)."""
 
 INTERRUPTED = 128 + 2
 """What shells report of a command that SIGINT ended."""
@@ -314,7 +316,7 @@ async def _publish_many(url: str, token: str, read: Callable[[bytes], Document])
 
 
 async def _lines() -> AsyncGenerator[tuple[int, bytes], None]:
-    """The lines of stdin that are not blank, by number, as they come."""
+    """The lines of stdin that are not blank, by number, as they come. Raises GatewayError."""
     stdin = cast("io.BufferedReader", sys.stdin.buffer)
     rest = b""
     number = 0
@@ -324,6 +326,8 @@ async def _lines() -> AsyncGenerator[tuple[int, bytes], None]:
         data = await trio.to_thread.run_sync(read, abandon_on_cancel=True)
         more = bool(data)
         *lines, rest = (rest + (data or b"\n")).split(b"\n")
+        if len(rest) > MAX_LINE_BYTES:
+            raise GatewayError(f"Line {number + len(lines) + 1} is over {MAX_LINE_BYTES} bytes.")
         for line in lines:
             number += 1
             if line.strip():

@@ -17,7 +17,7 @@ from click.testing import CliRunner, Result
 from near import Near, near
 from scripted import NO_CONTENT, STREAM
 
-from gateway.cli import main
+from gateway.cli import MAX_LINE_BYTES, READ_BYTES, main
 from gateway.config import Config
 from gateway.settings import SETTINGS, load
 
@@ -191,6 +191,15 @@ async def test_publish_takes_each_line_of_stdin_for_the_data_of_an_event() -> No
         ("t", "one"),
         ("t", "caf\u00e9"),
     ]
+
+
+async def test_publish_holds_no_line_without_end() -> None:
+    async with near() as n:
+        lines = b"x\n" + b"y" * (MAX_LINE_BYTES + READ_BYTES)
+        result = await run_beside("publish", "a", "--lines", "--url", n.url, stdin=lines)
+        [event] = await published(n, "a")
+    assert (result.exit_code, event["data"]) == (1, "x")
+    assert result.stderr == f"gateway: Line 2 is over {MAX_LINE_BYTES} bytes.\n"
 
 
 async def test_publish_tells_of_each_event_that_is_refused_and_ends_with_1() -> None:
