@@ -234,7 +234,8 @@ async def _come_back(to: NodeProcess, over: trio.Event) -> None:
             mark = f"number {number}\n".encode()
             answer = await client.post(f"{to.url}/publish/room.a", content=mark.strip())
             if answer.is_success:  # not while Redis is away
-                await stream.until(mark)
+                with trio.move_on_after(5):  # what it had taken just before that never comes
+                    await stream.until(mark)
             position = re.findall(rb"(?m)^id: (.+)$", stream.body)[-1].decode()
             after = f"&lastEventId={position}"
             await stream.transport.aclose()
