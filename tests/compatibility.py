@@ -37,7 +37,7 @@ NODE_JS = str(Path(ROOT_DIR) / "bin" / "node")
 JAVASCRIPT = ROOT / "tests/javascript"
 CLIENTS = ROOT / "tests/clients"
 
-FLAGS = ("--retry", "0.2", "--keepalive", "0.7", "--drain-seconds", "0.2")
+FLAGS = ("--retry", "0.2", "--keepalive", "1.5", "--drain-seconds", "0.2")
 SHORT = '[[channel]]\nmatch = "short.**"\nhistory_events = 5\n'
 """The configuration of channels whose positions expire soon."""
 
