@@ -60,9 +60,9 @@ async def test_what_the_form_publishes_arrives_in_the_list() -> None:
 
 
 async def test_what_others_publish_arrives_and_keepalives_do_not_show() -> None:
-    async with node("--keepalive", "0.1") as n, connected_page(n.url) as tab:
+    async with node("--keepalive", "0.7") as n, connected_page(n.url) as tab:
         ids = await n.publish("demo", "first")
-        await n.until_metric("keepalives_total", await n.metric("keepalives_total") + 3)
+        await n.until_metric("keepalives_total", await n.metric("keepalives_total") + 2)
         async with child("curl", "-sS", "--data-binary", "second", f"{n.url}/publish/demo") as curl:
             ids.append((await curl.until(r'{"id":"(.+)"}'))[1])
         await tab.until(".data", "^second$")
