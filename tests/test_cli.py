@@ -163,7 +163,7 @@ async def test_a_refused_publish_is_one_line_on_stderr_and_exit_code_1(
     answer: bytes, sentence: str, nursery: trio.Nursery, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("gateway.cli.PUBLISH_SECONDS", 0.01)
-    server = await scripted.start(nursery, [answer])
+    server = await scripted.start(nursery, *([answer] for _ in range(100)))
     result = await run_beside("publish", "a", "x", "--url", server.url)
     assert (result.exit_code, result.stdout) == (1, "")
     assert result.stderr.startswith("gateway: ")
