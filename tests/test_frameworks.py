@@ -109,6 +109,7 @@ async def test_components_of_react_share_a_stream_and_show_what_they_select() ->
         assert await clients_of(n, "c") == 1
         await tab.run("() => show('sum', 'refused')")
         assert "empty segment" in await tab.until("#refused", "[|]open[|].")
+        assert await tab.until("#sum") == "10|open|", "that is nobody else's matter"
         assert ["400" in error for error in tab.errors] == [True]  # as browsers note each
         tab.errors.clear()
         told = (await n.get("/metrics")).text

@@ -35,7 +35,7 @@ export interface Snapshot<Value, Events extends EventMap = AnyEvents> {
   readonly state: State;
   /** The stream of all such components; undefined before it is opened. It is not yours to close. */
   readonly stream?: Stream<Events>;
-  /** Why the stream cannot go on, or what channel of it was refused. */
+  /** Why the stream cannot go on, or why one of the component's own channels was refused. */
   readonly error?: Error & { status?: number };
 }
 

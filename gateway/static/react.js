@@ -150,12 +150,15 @@ class Hub {
 
   #change() {
     const wanted = this.#names;
-    const refused = (error) => this.#show({ error });
+    const refused = (name) => (error) =>
+      this.#update(({ view, snapshot }) =>
+        view.names.includes(name) ? { ...snapshot, error } : snapshot,
+      );
     for (const name of this.#channels) {
       if (!wanted.has(name)) this.stream.unsubscribe(name).catch(() => {});
     }
     for (const name of wanted) {
-      if (!this.#channels.has(name)) this.stream.subscribe(name).catch(refused);
+      if (!this.#channels.has(name)) this.stream.subscribe(name).catch(refused(name));
     }
     this.#channels = wanted;
   }
