@@ -8,6 +8,7 @@
     |-- MethodNotAllowed      405
     |-- RequestTimeout        408  the head or the body came too slowly
     |-- ChannelEnded          409  publish to a channel after its last event
+    |-- Conflict              409  something else is there already, or is not there yet
     |-- ContentTooLarge       413
     |-- UriTooLong            414
     |-- UnsupportedMediaType  415
@@ -86,6 +87,11 @@ class RequestTimeout(GatewayError):
 
 
 class ChannelEnded(GatewayError):
+    status = 409
+    title = "Conflict"
+
+
+class Conflict(GatewayError):
     status = 409
     title = "Conflict"
 

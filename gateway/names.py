@@ -27,6 +27,12 @@ GLOBAL = "global"
 OPS_CHANNEL = "gateway:ops"
 """What workers report of themselves while somebody watches: for administrators alone."""
 
+STREAM_PREFIX = "stream:"
+"""Begins the channel of a token stream, unless who opened it has named another one."""
+
+RAW_SUFFIX = ".raw"
+"""Ends the channel of a token stream's events as its upstream sent them."""
+
 USER_PREFIX = "user:"
 USER_PATTERN = "user:*"
 
@@ -55,6 +61,18 @@ def check_subscribable(name: str) -> str:
             f"Channel {shown(name)} is reserved: a client gets its user's channel by who it is."
         )
     return check_channel(name)
+
+
+def stream_channel(id: str) -> str:
+    """The channel of a token stream by its id."""
+    return STREAM_PREFIX + id
+
+
+def stream_of(name: str) -> str | None:
+    """The id of the token stream whose channel, of whichever view, that is by its name alone."""
+    if not name.startswith(STREAM_PREFIX):
+        return None
+    return name.removeprefix(STREAM_PREFIX).removesuffix(RAW_SUFFIX)
 
 
 def is_reserved(name: str) -> bool:

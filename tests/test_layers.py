@@ -27,7 +27,7 @@ LAYERS = (
     ("api", "control_socket", "merged"),
     ("metrics",),
     ("node",),
-    ("poll", "reports"),
+    ("poll", "relay", "reports"),
     ("streams",),
     ("replacements",),
     ("budget", "clock", "cluster", "fanout", "replays"),
