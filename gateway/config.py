@@ -453,6 +453,13 @@ class Config:
         " well inside the 30 after which Kubernetes kills",
     ] = 5.0
 
+    drain_relay_seconds: Annotated[
+        float,
+        Between(0, HOUR, "seconds"),
+        "more for token streams that are being made to reach their end, which is told as an error"
+        " otherwise; 0 since an answer may take minutes, and service managers do not wait so long",
+    ] = 0.0
+
     channels: tuple[ChannelRule, ...] = ()
     """The ``[[channel]]`` tables of the file, in their order."""
     issuers: tuple[Issuer, ...] = ()
