@@ -25,7 +25,7 @@ from gateway.api.poll import poll
 from gateway.api.publish import publish
 from gateway.api.refusals import is_refusal, told
 from gateway.api.request import NOT_STORED, Answer, Request, parse_target, problem
-from gateway.api.subscribe import STREAM_HEADERS, located, subscribe
+from gateway.api.subscribe import STREAM_HEADERS, head_of, subscribe
 from gateway.edge.pages import PUBLIC, add_pages, is_asset
 from gateway.edge.serve import ANSWERED, Connection
 from gateway.errors import GatewayError, MethodNotAllowed, NotFound
@@ -175,7 +175,7 @@ def _add_hot_routes(app: QuartTrio, node: Node) -> None:
             return _response(result)
         request_id = node.request_ids.of(_header(NAME))
         response = Response(node.streams.body(replace(result, request=request_id)))
-        headers = (*STREAM_HEADERS, *located(result.location), (REQUEST_ID, request_id.encode()))
+        headers = (*STREAM_HEADERS, *head_of(result), (REQUEST_ID, request_id.encode()))
         for name, value in headers:
             response.headers[name.decode()] = value.decode()
         response.timeout = None  # quart ends a response after 60 s otherwise

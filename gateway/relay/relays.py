@@ -177,10 +177,11 @@ class Relays:
         cluster.serve(STOP_TOKEN_STREAM, self._stop_here)
         cluster.serve(COUNT_VIEWERS, self._count_viewers)
 
-    async def run(self) -> None:
+    async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Make what is begun, until cancelled."""
         async with trio.open_nursery() as nursery:
             self._nursery = nursery
+            task_status.started()
             nursery.start_soon(self.registry.run)
             nursery.start_soon(self._bury)
             nursery.start_soon(self._watch)
