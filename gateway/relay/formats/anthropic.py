@@ -10,7 +10,7 @@ import msgspec
 from msgspec import Struct
 
 from gateway.relay.events import Complete, Failure, Normal, Token, ToolUse, Usage
-from gateway.relay.formats.normalizer import Tools, decode, failure, reason_of
+from gateway.relay.formats.normalizer import ANYTHING, Tools, decode, failure, reason_of
 from gateway.sse import ServerSentEvent
 
 REASONS = {
@@ -45,7 +45,7 @@ class _Block(Struct, gc=False):
     text: str = ""
     id: str = ""
     name: str = ""
-    input: msgspec.Raw = msgspec.Raw(b"{}")
+    input: dict[str, msgspec.Raw] | None = None
 
 
 class _BlockStart(Struct, gc=False):
@@ -117,8 +117,8 @@ class Anthropic:
             return (Token(block.text),) if block.text else ()
         told = [self._tools.close(start.index)] if start.index in self._tools else []
         self._tools.open(start.index, block.id, block.name)
-        if block.input not in (b"{}", b"null"):  # all of it, and no fragments follow
-            self._tools.extend(start.index, bytes(block.input).decode())
+        if block.input:  # all of it, and no fragments follow
+            self._tools.extend(start.index, msgspec.json.encode(block.input).decode())
         return told
 
     def _block_delta(self, data: str) -> Sequence[Normal]:
@@ -145,7 +145,7 @@ class Anthropic:
         return self._tools.close_all()
 
     def _error(self, data: str) -> Sequence[Normal]:
-        raise failure(data)
+        raise failure(decode(ANYTHING, data))
 
     def _count(self, usage: _Usage | None) -> None:
         """The counts of each event are those of the whole message so far."""

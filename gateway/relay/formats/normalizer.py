@@ -58,7 +58,7 @@ def tool_input(text: str) -> msgspec.Raw:
 
 
 _OBJECT = msgspec.json.Decoder(dict[str, msgspec.Raw])
-_ANYTHING: "msgspec.json.Decoder[Any]" = msgspec.json.Decoder()
+ANYTHING: "msgspec.json.Decoder[Any]" = msgspec.json.Decoder()
 
 
 def reason_of(word: str, known: dict[str, str]) -> str:
@@ -162,16 +162,11 @@ of, and others put the status that there would have been into `code`."""
 _CODE_OF = {word: code for code, words in _CODES.items() for word in words}
 
 
-def failure(data: "str | msgspec.Raw") -> Failure:
-    """What ``data``, an error as a vendor writes it, is told as: by its code, or else its type.
+def failure(error: object) -> Failure:
+    """What ``error``, as a vendor writes it, is told as: by its code, or else its type.
 
-    The error stands there itself or as the member ``error``. Its message is never told to anybody.
-    Failure("malformed") where it cannot be read.
+    It stands there itself or as the member ``error``. Its message is never told to anybody.
     """
-    try:
-        error = decode(_ANYTHING, data)
-    except Failure as malformed:
-        return malformed
     if isinstance(error, dict) and error.get("error"):
         error = error["error"]
     if isinstance(error, dict):

@@ -10,7 +10,7 @@ import msgspec
 from msgspec import Struct
 
 from gateway.relay.events import Complete, Failure, Normal, Token, Usage
-from gateway.relay.formats.normalizer import Tools, decode, failure, reason_of
+from gateway.relay.formats.normalizer import ANYTHING, Tools, decode, failure, reason_of
 from gateway.sse import ServerSentEvent
 
 DONE = "[DONE]"
@@ -59,7 +59,7 @@ class ChatUsage(Struct, gc=False):
 class _Chunk(Struct, gc=False):
     choices: list[_Choice] | None = None
     usage: ChatUsage | None = None
-    error: msgspec.Raw = msgspec.Raw(b"null")
+    error: object = None
 
 
 _CHUNK = msgspec.json.Decoder(_Chunk)
@@ -80,9 +80,9 @@ class OpenAiChat:
             self.is_done = True
             return self._tools.close_all()
         if event.event == "error":
-            raise failure(event.data)
+            raise failure(decode(ANYTHING, event.data))
         chunk = decode(_CHUNK, event.data)
-        if chunk.error != b"null":
+        if chunk.error:
             raise failure(chunk.error)
         if chunk.usage is not None:
             self._usage = chunk.usage.told()

@@ -9,7 +9,7 @@ import msgspec
 from msgspec import Struct
 
 from gateway.relay.events import Complete, Failure, Normal, Token, Usage
-from gateway.relay.formats.normalizer import decode, failure, reason_of
+from gateway.relay.formats.normalizer import ANYTHING, decode, failure, reason_of
 from gateway.relay.formats.openai_chat import DONE, REASONS, ChatUsage
 from gateway.sse import ServerSentEvent
 
@@ -23,7 +23,7 @@ class _Choice(Struct, gc=False):
 class _Chunk(Struct, gc=False):
     choices: list[_Choice] | None = None
     usage: ChatUsage | None = None
-    error: msgspec.Raw = msgspec.Raw(b"null")
+    error: object = None
 
 
 _CHUNK = msgspec.json.Decoder(_Chunk)
@@ -42,9 +42,9 @@ class OpenAiCompletions:
             self.is_done = True
             return ()
         if event.event == "error":
-            raise failure(event.data)
+            raise failure(decode(ANYTHING, event.data))
         chunk = decode(_CHUNK, event.data)
-        if chunk.error != b"null":
+        if chunk.error:
             raise failure(chunk.error)
         if chunk.usage is not None:
             self._usage = chunk.usage.told()

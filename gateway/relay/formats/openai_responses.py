@@ -11,6 +11,7 @@ from msgspec import Struct
 
 from gateway.relay.events import Complete, Failure, Normal, Token, ToolUse, Usage
 from gateway.relay.formats.normalizer import (
+    ANYTHING,
     MAX_TOOL_BYTES,
     MAX_TOOLS,
     decode,
@@ -56,7 +57,7 @@ class _Usage(Struct, gc=False):
 class _Response(Struct, gc=False):
     incomplete_details: _Details | None = None
     usage: _Usage | None = None
-    error: msgspec.Raw = msgspec.Raw(b"null")
+    error: object = None
 
 
 class _Ended(Struct, gc=False):
@@ -100,7 +101,7 @@ class OpenAiResponses:
             return ()
         item = decode(_FUNCTION_CALL, raw)
         self._tools += 1
-        if self._tools > MAX_TOOLS or len(raw) > MAX_TOOL_BYTES:
+        if self._tools > MAX_TOOLS or len(data) > MAX_TOOL_BYTES:
             raise Failure("too-large")
         arguments = tool_input(item.arguments)
         if kind == "custom_tool_call":  # its input is text of any kind
@@ -121,7 +122,7 @@ class OpenAiResponses:
         raise failure(self._end(data).error)
 
     def _error(self, data: str) -> Sequence[Normal]:
-        raise failure(data)
+        raise failure(decode(ANYTHING, data))
 
     def _end(self, data: str) -> _Response:
         response = decode(_ENDED, data).response
