@@ -9,14 +9,14 @@ from gateway import control
 from gateway.errors import ChannelEnded
 from gateway.event import MAX_LABEL, Event
 from gateway.relay.events import Complete, Error, Failure, Normal, Token, render
-from gateway.relay.outlet import Outlet
+from gateway.relay.outlet import PATIENCE_SECONDS, Outlet
 from gateway.relay.record import Record
 from gateway.sse import ServerSentEvent
 
 UPSTREAM_PREFIX = "upstream:"
 """Begins the type of an upstream's event that is one of the gateway's own."""
 
-LAST_WORDS_SECONDS = 120.0
+LAST_WORDS_SECONDS = 3 * PATIENCE_SECONDS
 """In which the last event of a stream must be published; after that its lease runs out."""
 
 _log = logging.getLogger("gateway")
@@ -173,8 +173,10 @@ class Running:
                 else:
                     self._flush()
                     self._end(last)
-                    with trio.move_on_after(LAST_WORDS_SECONDS):
+                    with trio.move_on_after(LAST_WORDS_SECONDS) as patience:
                         await self.ended.wait()
+                    if patience.cancelled_caught:
+                        self.last = None
                 nursery.cancel_scope.cancel()
         finally:
             self.ended.set()
