@@ -31,6 +31,7 @@ from gateway.logs import LogStatistics
 from gateway.origins import parse_origins
 from gateway.process import LoopStatistics, Process, ProcessStatistics
 from gateway.rates import ChannelRates
+from gateway.relay.pushes import Pushes
 from gateway.relay.registry import MemoryRegistry, Registry
 from gateway.relay.relays import Relays, RelayStatistics
 from gateway.replacements import Replacements
@@ -124,6 +125,7 @@ class Node:
         "now_ms",
         "origins",
         "proxies",
+        "pushes",
         "refused",
         "relays",
         "replacements",
@@ -250,6 +252,7 @@ class Node:
             viewers=self.hub.members.count,
             now_ms=now_ms,
         )
+        self.pushes = Pushes(config, self.bus, self.cluster, self.relays, now_ms=now_ms)
         self._budget = Budget(charge, self.hub, self.bus)
         self._nursery: trio.Nursery | None = None
         self.ledger.hear.append(self._hear_revoked)

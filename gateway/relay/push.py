@@ -46,11 +46,14 @@ class Mark(NamedTuple):
 
 
 class Taken(NamedTuple):
-    """A line that was understood: an event, or the end of the stream."""
+    """A line that was understood."""
 
     event: Event
-    last: Complete | Error | None
-    is_token: bool
+    last: Complete | Error | None = None
+    """Of a line that ends the stream."""
+    is_token: bool = False
+    mark: Mark = Mark()
+    """After it."""
 
 
 class _Line(Struct, forbid_unknown_fields=True):
@@ -149,7 +152,7 @@ def read_line(line: bytes, channel: str, mark: Mark, max_event_bytes: int) -> Ta
             f" {max_event_bytes} (max_event_bytes)."
         )
     after = Mark(mark.lines + 1, mark.bytes + size + FRAME_OVERHEAD + HEAD_BYTES)
-    return taken._replace(event=msgspec.structs.replace(event, key=after.text()))
+    return taken._replace(event=msgspec.structs.replace(event, key=after.text()), mark=after)
 
 
 def size_of(event: Event) -> int:
@@ -162,7 +165,7 @@ def _read(line: _Line, channel: str) -> Taken:
     if line.text is not UNSET:
         if line.event is not UNSET or line.data is not UNSET:
             raise BadRequest("A line has text alone, or event and data.")
-        return Taken(render(Token(line.text), channel), None, is_token=True)
+        return Taken(render(Token(line.text), channel), is_token=True)
     if line.event is UNSET:
         raise BadRequest('A line is {"text": ...}, or {"event": ..., "data": ...}.')
     data = None if line.data is UNSET else bytes(line.data)
@@ -170,22 +173,23 @@ def _read(line: _Line, channel: str) -> Taken:
     if kind == "complete":
         said = _decode_complete(data) if data is not None else _Complete()
         _check_label("reason", said.reason)
-        usage = said.usage and Usage(said.usage.input_tokens, said.usage.output_tokens)
+        used = said.usage
+        usage = None if used is None else Usage(used.input_tokens, used.output_tokens)
         complete = Complete(said.reason, usage)
-        return Taken(render(complete, channel, end=True), complete, is_token=False)
+        return Taken(render(complete, channel, end=True), complete)
     if data is None:
         raise BadRequest("An event has data; this one has none.")
     if kind == "token":
-        return Taken(render(Token(_decode_token(data).text), channel), None, is_token=True)
+        return Taken(render(Token(_decode_token(data).text), channel), is_token=True)
     if kind == "tool_use":
         tool = _decode_tool_use(data)
-        return Taken(render(ToolUse(tool.id, tool.name, tool.input), channel), None, is_token=False)
+        return Taken(render(ToolUse(tool.id, tool.name, tool.input), channel))
     if kind == "error":
         failed = _decode_error(data)
         _check_label("code", failed.code)
         error = Error(failed.code, failed.message, failed.retryable, failed.status)
-        return Taken(render(error, channel, end=True), error, is_token=False)
-    return Taken(Event((channel,), _text(data), _own_type(kind)), None, is_token=False)
+        return Taken(render(error, channel, end=True), error)
+    return Taken(Event((channel,), _text(data), _own_type(kind)))
 
 
 def _own_type(kind: str) -> str:

@@ -222,6 +222,7 @@ class Relays:
             user=plan.user,
             publisher=plan.publisher,
             idempotent=plan.idempotent,
+            unwatched_seconds=plan.limits.unwatched_seconds,
         )
         running = self._running(record, plan.limits)
         self._enter(running, plan.limits)

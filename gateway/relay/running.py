@@ -112,6 +112,12 @@ class Running:
             self._count_token()
         self.outlet.put(Event((self.record.raw,), event.data, _type_of(event)))
 
+    def put(self, event: Event, *, is_token: bool) -> None:
+        """An event that is rendered already. Raises Failure("limit-tokens")."""
+        if is_token:
+            self._count_token()
+        self.outlet.put(event)
+
     def _tell_token(self, token: Token) -> None:
         self._count_token()
         if not (self._batch_seconds or self._batch_bytes):
