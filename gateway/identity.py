@@ -5,10 +5,15 @@ its own of the other, and only an administrator publishes to either. Nor does on
 of reports: who may administer has it, and nobody publishes to it.
 """
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, replace
 
 from gateway.names import OPS_CHANNEL, Pattern, is_reserved
+
+EVERY_UPSTREAM = "*"
+
+KEY_PREFIX = "key:"
+"""Begins the ``publisher`` of an API key; no token's begins so."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -20,6 +25,8 @@ class Identity:
     subscribe: tuple[Pattern, ...] = ()
     publish: tuple[Pattern, ...] = ()
     admin: bool = False
+    relay: tuple[str, ...] = ()
+    """Upstreams that a token names, or ``*``."""
     publisher: str = ""
     """What a publisher's rate is counted by; empty: by its address."""
     publish_rate: float | None = None
@@ -44,6 +51,14 @@ class Identity:
         if self.is_open or (self.admin and is_reserved(name)):
             return True
         return _is_granted(self.publish, name)
+
+    def may_relay(self, upstream: str, allow: Collection[str]) -> bool:
+        """``allow`` is as `gateway.config.Upstream` has it."""
+        if self.may_administer() or upstream in self.relay or EVERY_UPSTREAM in self.relay:
+            return True
+        if self.publisher.startswith(KEY_PREFIX):
+            return "keys" in allow or self.publisher in allow
+        return self.user is not None and ("users" in allow or f"user:{self.user}" in allow)
 
     def may_administer(self) -> bool:
         return self.is_open or self.admin
