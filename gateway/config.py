@@ -14,7 +14,7 @@ from functools import lru_cache
 from ipaddress import IPv6Address, ip_address
 from typing import Annotated
 
-from gateway.names import OPS_CHANNEL, compile_pattern
+from gateway.names import OPS_CHANNEL, STREAM_PREFIX, compile_pattern
 from gateway.policy import Policy
 
 KIB = 1024
@@ -368,6 +368,24 @@ class Config:
         "channels that the memory bus remembers; a bound on what invented names can cost",
     ] = 100_000
 
+    stream_seconds: Annotated[
+        float,
+        Between(1, WEEK, "seconds"),
+        "how long a token stream is readable after its last event; a day, so that whoever left in"
+        " the evening finds the whole answer in the morning",
+    ] = DAY
+    stream_events: Annotated[
+        int,
+        Between(1, 1_000_000, "events"),
+        "events kept of one token stream; twice as many tokens as an upstream may send by default",
+    ] = 100_000
+    stream_bytes: Annotated[
+        int,
+        Between(KIB, GIB, "bytes"),
+        "bytes kept of one token stream, 16 MiB; four times as many as an upstream may send by"
+        " default, since each event has its head",
+    ] = 16 * MIB
+
     policy: Annotated[
         Policy,
         "what a full outbox does to the next frame;"
@@ -538,6 +556,13 @@ class Config:
         " well inside the 30 after which Kubernetes kills",
     ] = 5.0
 
+    drain_relay_seconds: Annotated[
+        float,
+        Between(0, HOUR, "seconds"),
+        "more for token streams that are being made to reach their end, which is told as an error"
+        " otherwise; 0 since an answer may take minutes, and service managers do not wait so long",
+    ] = 0.0
+
     channels: tuple[ChannelRule, ...] = ()
     """The ``[[channel]]`` tables of the file, in their order."""
     issuers: tuple[Issuer, ...] = ()
@@ -561,16 +586,28 @@ class Config:
 
     def rule(self, channel: str) -> ChannelRule:
         """The first rule that matches, else the general settings as a rule for ``**``; what the
-        gateway tells of itself has its own, whatever matches.
+        gateway tells of itself, and token streams, have their own, whatever matches.
 
         Compiles every pattern it passes: whoever asks per event keeps the answer.
         """
         if channel == OPS_CHANNEL:
             return OPS_RULE
+        if channel.startswith(STREAM_PREFIX):
+            return self.stream_rule()
         for rule in self.channels:
             if compile_pattern(rule.match).matches(channel):
                 return rule
         return self.general_rule()
+
+    def stream_rule(self) -> ChannelRule:
+        """Of a token stream: whoever is slow gets all of it, at his own pace."""
+        return ChannelRule(
+            match=f"{STREAM_PREFIX}*",
+            policy=Policy.CATCH_UP,
+            history_events=self.stream_events,
+            history_bytes=self.stream_bytes,
+            history_seconds=self.stream_seconds,
+        )
 
     def general_rule(self) -> ChannelRule:
         return ChannelRule(

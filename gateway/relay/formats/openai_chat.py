@@ -1,0 +1,125 @@
+"""OpenAI's chat completions: chunks without a type, and ``[DONE]``.
+
+https://platform.openai.com/docs/api-reference/chat-streaming. The normal view is that of the first
+choice; others (``n`` above 1) are in the raw view only.
+"""
+
+from collections.abc import Sequence
+
+import msgspec
+from msgspec import Struct
+
+from gateway.relay.events import Complete, Failure, Normal, Token, Usage
+from gateway.relay.formats.normalizer import ANYTHING, Tools, decode, failure, reason_of
+from gateway.sse import ServerSentEvent
+
+DONE = "[DONE]"
+
+REASONS = {
+    "stop": "end",
+    "length": "length",
+    "tool_calls": "tool_use",
+    "function_call": "tool_use",
+    "content_filter": "content_filter",
+}
+
+
+class _Function(Struct, gc=False):
+    name: str | None = None
+    arguments: str | None = None
+
+
+class _ToolCall(Struct, gc=False):
+    index: int | None = None
+    """Some who speak the format leave it out, and send calls whole."""
+    id: str | None = None
+    function: _Function | None = None
+
+
+class _Delta(Struct, gc=False):
+    content: str | None = None
+    refusal: str | None = None
+    tool_calls: list[_ToolCall] | None = None
+
+
+class _Choice(Struct, gc=False):
+    index: int = 0
+    delta: _Delta | None = None
+    finish_reason: str | None = None
+
+
+class ChatUsage(Struct, gc=False):
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
+
+    def told(self) -> Usage:
+        return Usage(self.prompt_tokens, self.completion_tokens)
+
+
+class _Chunk(Struct, gc=False):
+    choices: list[_Choice] | None = None
+    usage: ChatUsage | None = None
+    error: object = None
+
+
+_CHUNK = msgspec.json.Decoder(_Chunk)
+
+
+class OpenAiChat:
+    def __init__(self) -> None:
+        self.is_done = False
+        self._tools = Tools()
+        self._tool = -1  # the one whose arguments come
+        self._reason: str | None = None
+        self._usage: Usage | None = None
+
+    def feed(self, event: ServerSentEvent) -> Sequence[Normal]:
+        if self.is_done:
+            return ()
+        if event.data.startswith(DONE):
+            self.is_done = True
+            return self._tools.close_all()
+        if event.event == "error":
+            raise failure(decode(ANYTHING, event.data))
+        chunk = decode(_CHUNK, event.data)
+        if chunk.error:
+            raise failure(chunk.error)
+        if chunk.usage is not None:
+            self._usage = chunk.usage.told()
+        told: list[Normal] = []
+        for choice in chunk.choices or ():
+            if choice.index == 0:
+                self._take(choice, told)
+        return told
+
+    def _take(self, choice: _Choice, told: list[Normal]) -> None:
+        delta = choice.delta
+        if delta is not None:
+            if delta.content:
+                told.append(Token(delta.content))
+            if delta.refusal:
+                told.append(Token(delta.refusal))
+            for call in delta.tool_calls or ():
+                self._take_call(call, told)
+        if choice.finish_reason is not None:
+            self._reason = choice.finish_reason
+            told += self._tools.close_all()
+
+    def _take_call(self, call: _ToolCall, told: list[Normal]) -> None:
+        index = call.index
+        if index is None:
+            index = self._tool + 1 if call.id or self._tool < 0 else self._tool
+        function = call.function or _Function()
+        if index not in self._tools:
+            told += self._tools.close_all()
+            self._tools.open(index, call.id or "", function.name or "")
+        self._tool = index
+        self._tools.extend(index, function.arguments or "")
+
+    def finish(self) -> Complete:
+        if not self.is_done:
+            raise Failure("interrupted")
+        reason = reason_of(self._reason or "stop", REASONS)
+        if reason == "end" and self._tools.count:
+            reason = "tool_use"  # a tool that the request itself names is answered with "stop"
+        return Complete(reason, self._usage)
