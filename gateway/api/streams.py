@@ -217,7 +217,7 @@ def upstream_for(node: Node, identity: Identity, name: str) -> Upstream:
     """The upstream of that name, if ``identity`` may use it; whoever may not is not told which
     there are."""
     upstream = node.upstreams.find(name)
-    if upstream is not None and identity.may_relay(upstream):
+    if upstream is not None and identity.may_relay(upstream.name, upstream.allow):
         return upstream
     if identity is NOBODY:
         raise Unauthorized(f"Nobody uses an upstream without saying who: {NEEDED}.", bad_token=False)
