@@ -311,7 +311,9 @@ class _Connection:
         await self._stream_of(call, script, vendor, blocks)
 
     async def _whole(self, status: int, headers: dict[str, str], body: bytes) -> None:
-        await self._head(status, headers | {"content-length": str(len(body))}, body)
+        if status != 204:
+            headers |= {"content-length": str(len(body))}
+        await self._head(status, headers, body if status != 204 else b"")
 
     async def _head(self, status: int, headers: dict[str, str], body: bytes = b"") -> None:
         known = {"date": "Thu, 01 Jan 2026 00:00:00 GMT", "x-request-id": "req_fake"} | headers
