@@ -36,6 +36,7 @@ from gateway.client.http import describe
 from gateway.config import Config
 from gateway.errors import ConfigError, GatewayError
 from gateway.settings import (
+    REFERENCE,
     SECRETS,
     SETTINGS,
     TOKEN_VARIABLE,
@@ -192,8 +193,8 @@ def _listing(loaded: Loaded) -> str:
 def _shown(name: str, value: object) -> str:
     """A value as the file would have it, but for what is secret in it."""
     if isinstance(value, Mapping):  # the headers of an upstream
-        shown = {header: REFERENCE.fullmatch(text) and text or "***" for header, text in value.items()}
-        return f"{{{', '.join(f'{as_toml(n)} = {as_toml(text)}' for n, text in shown.items())}}}"
+        told = {n: text if REFERENCE.fullmatch(text) else "***" for n, text in value.items()}
+        return f"{{{', '.join(f'{as_toml(n)} = {as_toml(text)}' for n, text in told.items())}}}"
     if name in SECRETS:
         return as_toml("***" if value else "")
     shown = as_toml(value)

@@ -7,6 +7,7 @@ of reports: who may administer has it, and nobody publishes to it.
 
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 from gateway.names import OPS_CHANNEL, Pattern, is_reserved
 
@@ -14,6 +15,16 @@ EVERY_UPSTREAM = "*"
 
 KEY_PREFIX = "key:"
 """Begins the ``publisher`` of an API key; no token's begins so."""
+
+
+class Relayed(Protocol):
+    """What of a `gateway.config.Upstream` says who may use it."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def allow(self) -> Collection[str]: ...
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -52,10 +63,10 @@ class Identity:
             return True
         return _is_granted(self.publish, name)
 
-    def may_relay(self, upstream: str, allow: Collection[str]) -> bool:
-        """``allow`` is as `gateway.config.Upstream` has it."""
-        if self.may_administer() or upstream in self.relay or EVERY_UPSTREAM in self.relay:
+    def may_relay(self, upstream: Relayed) -> bool:
+        if self.may_administer() or {upstream.name, EVERY_UPSTREAM} & set(self.relay):
             return True
+        allow = upstream.allow
         if self.publisher.startswith(KEY_PREFIX):
             return "keys" in allow or self.publisher in allow
         return self.user is not None and ("users" in allow or f"user:{self.user}" in allow)

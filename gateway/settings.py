@@ -73,7 +73,9 @@ _UPSTREAM_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}", re.ASCII)
 NAMES_TAKEN = frozenset({"push", "demo"})
 """No upstream's: streams without one, and the one that is built in."""
 
-_URL = re.compile(r"https?://(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(:[0-9]{1,5})?(/[\w.~:@+-]+)*/?", re.ASCII)
+_URL = re.compile(
+    r"https?://(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(:[0-9]{1,5})?(/[\w.~:@+-]+)*/?", re.ASCII
+)
 """Of an upstream: neither user nor query, and nothing that would have to be escaped."""
 
 _PATH = re.compile(r"(GET|POST|PUT|PATCH|DELETE)( [\w.~:@+*-]+(/[\w.~:@+*-]+)*)?", re.ASCII)
@@ -370,7 +372,11 @@ def _upstream(table: dict[str, Any], source: str) -> Upstream:
 def _check_upstream_url(upstream: Upstream, source: str) -> None:
     """The URL is not shown: a password may be what is wrong with it."""
     url = _URL.fullmatch(upstream.url)
-    if not url or {".", ".."} & set(upstream.url.split("/")) or int((url[2] or ":1")[1:]) > MAX_PORT:
+    if (
+        not url
+        or {".", ".."} & set(upstream.url.split("/"))
+        or int((url[2] or ":1")[1:]) > MAX_PORT
+    ):
         raise ConfigError(
             f"url ({source}) must be an http or https URL, as https://host/v1, without user, query"
             " and fragment; credentials stand in headers."

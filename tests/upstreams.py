@@ -6,7 +6,7 @@ or else one that the request brings along as JSON behind ``script:``, in its las
 ``input`` or a value of its ``metadata`` (`prompt` makes such a text), or else the default one.
 
 Formats are told apart by the path: ``/chat/completions``, ``/responses``, ``/messages``; anything
-else that is POSTed is answered with plain events of ``{"text"}``.
+else that is POSTed is answered with plain events of ``{"text"}``. The bytes are those of `vendors`.
 """
 
 import json
@@ -16,15 +16,17 @@ import struct
 import sys
 import zlib
 from collections import deque
-from collections.abc import AsyncIterator, Iterable, Iterator
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass, replace
 from enum import StrEnum
+from functools import lru_cache
 from typing import Any
 
 import h11
 import msgspec
 import trio
-import vendor_blocks
+import vendors
 from certificates import Files
 
 READ_BYTES = 64 * 1024
@@ -83,8 +85,104 @@ class Script(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     gzip: bool = False
     cut: int = 0
     """Bytes in each chunk, wherever that cuts; 0: a chunk for each block."""
+    tool: bool = False
+    """The model calls a tool behind the text."""
     blocks: tuple[bytes, ...] | None = None
     """Instead of the format's; only in the same process."""
+
+
+@dataclass(frozen=True)
+class Vendor:
+    """A format."""
+
+    blocks: Callable[[vendors.Answer, bool], Sequence[bytes]]
+    body: Callable[[vendors.Answer], bytes]
+    error_block: Callable[[], bytes]
+    refusal: Callable[[int], bytes]
+    statuses: Collection[int]
+    models: Callable[[], bytes]
+    content_type: str = "text/event-stream; charset=utf-8"
+    always_streams: bool = False
+
+
+@lru_cache(256)
+def _chat_blocks(answer: vendors.Answer, usage: bool) -> Sequence[bytes]:
+    return vendors.chat_blocks(answer, include_usage=usage)
+
+
+@lru_cache(256)
+def _response_blocks(answer: vendors.Answer, usage: bool) -> Sequence[bytes]:
+    return vendors.response_blocks(answer)
+
+
+@lru_cache(256)
+def _message_blocks(answer: vendors.Answer, usage: bool) -> Sequence[bytes]:
+    return vendors.anthropic_blocks(answer)
+
+
+def _plain_blocks(answer: vendors.Answer, usage: bool) -> Sequence[bytes]:
+    return [b"data: %b\n\n" % vendors.compact({"text": piece}) for piece in answer.pieces]
+
+
+CHAT = Vendor(
+    _chat_blocks,
+    vendors.chat_body,
+    lambda: vendors.chat_error_block(500),
+    vendors.openai_error,
+    vendors.OPENAI_STATUSES,
+    vendors.openai_models,
+)
+RESPONSES = replace(
+    CHAT,
+    blocks=_response_blocks,
+    body=vendors.response_body,
+    error_block=lambda: vendors.response_error_block(500, 9),
+)
+MESSAGES = Vendor(
+    _message_blocks,
+    vendors.anthropic_body,
+    lambda: vendors.anthropic_error_block(529),
+    vendors.anthropic_error,
+    vendors.ANTHROPIC_STATUSES,
+    vendors.anthropic_models,
+)
+PLAIN = replace(
+    CHAT,
+    blocks=_plain_blocks,
+    body=lambda answer: vendors.compact({"text": answer.text}),
+    error_block=lambda: b'event: error\ndata: {"message": "in trouble"}\n\n',
+    content_type="text/event-stream",
+    always_streams=True,
+)
+
+
+def _vendor_of(target: str) -> Vendor:
+    """Whose format a path stands for."""
+    path = target.partition("?")[0]
+    if path.endswith("/chat/completions"):
+        return CHAT
+    if path.endswith("/responses"):
+        return RESPONSES
+    return MESSAGES if path.endswith(("/messages", "/count_tokens")) else PLAIN
+
+
+def _refusal(vendor: Vendor, status: int) -> bytes:
+    known = status in vendor.statuses
+    return vendor.refusal(status) if known else b'{"error": {"message": "Something else."}}'
+
+
+def _answer_to(asked: dict[str, Any], script: Script) -> vendors.Answer:
+    calls = (vendors.Call(),) if script.tool else ()
+    return vendors.Answer(
+        pieces=words_of(script.words),
+        calls=calls,
+        output_tokens=script.words,
+        model=asked.get("model"),
+    )
+
+
+def _wants_usage(asked: dict[str, Any]) -> bool:
+    return bool((asked.get("stream_options") or {}).get("include_usage"))
 
 
 class Call:
@@ -294,24 +392,30 @@ class _Connection:
         if script.fault is Fault.HTML:
             await self._whole(200, {"content-type": "text/html"}, b"<html>Sorry.</html>")
             return
-        vendor = vendor_blocks.of(call.target)
+        vendor = _vendor_of(call.target)
         if script.status != 200:
             headers = {"content-type": "application/json"}
             if script.retry_after:
                 headers["retry-after"] = script.retry_after
-            body = script.body.encode() or vendor.refusal(script.status)
+            body = script.body.encode() or _refusal(vendor, script.status)
             await self._whole(script.status, headers | script.headers, body)
             return
-        asked = call.json if call.method == "POST" else {}
-        if script.body or not asked.get("stream", vendor.streams_always):
-            body = script.body.encode() or vendor.whole(asked, text_of(script.words))
+        if call.method == "GET":
+            await self._whole(200, {"content-type": "application/json"}, vendor.models())
+            return
+        asked = call.json
+        told = _answer_to(asked, script)
+        if script.body or not asked.get("stream", vendor.always_streams):
+            body = script.body.encode() or vendor.body(told)
             await self._whole(200, {"content-type": "application/json"} | script.headers, body)
             return
-        blocks = script.blocks or vendor.stream(asked, words_of(script.words))
+        blocks = script.blocks or vendor.blocks(told, _wants_usage(asked))
         await self._stream_of(call, script, vendor, blocks)
 
     async def _whole(self, status: int, headers: dict[str, str], body: bytes) -> None:
-        await self._head(status, headers | {"content-length": str(len(body))}, body)
+        if status != 204:
+            headers |= {"content-length": str(len(body))}
+        await self._head(status, headers, body if status != 204 else b"")
 
     async def _head(self, status: int, headers: dict[str, str], body: bytes = b"") -> None:
         known = {"date": "Thu, 01 Jan 2026 00:00:00 GMT", "x-request-id": "req_fake"} | headers
@@ -322,7 +426,7 @@ class _Connection:
         self,
         call: Call,
         script: Script,
-        vendor: vendor_blocks.Vendor,
+        vendor: Vendor,
         blocks: Iterable[bytes],
     ) -> None:
         squeeze = zlib.compressobj(wbits=31) if script.gzip else None
@@ -351,7 +455,7 @@ class _Connection:
         await self._stream.send_all(b"0\r\n\r\n")
 
     def _with_fault(
-        self, script: Script, vendor: vendor_blocks.Vendor, blocks: Iterable[bytes]
+        self, script: Script, vendor: Vendor, blocks: Iterable[bytes]
     ) -> Iterator[bytes]:
         for number, block in enumerate(blocks):
             if script.fault is Fault.NONE or number < script.after:
@@ -370,7 +474,7 @@ class _Connection:
                         yield b"x" * PIECE_BYTES
                     yield b"\n\n"
                 case Fault.ERROR:
-                    yield vendor.error_event()
+                    yield vendor.error_block()
                 case _:
                     pass
             return
@@ -393,10 +497,10 @@ class _Connection:
             await self._stream.send_all(b"%x\r\n%b\r\n" % (len(data), data))
 
 
-def words_of(count: int) -> list[str]:
+def words_of(count: int) -> tuple[str, ...]:
     """The tokens of an answer, in a text that is not all ASCII."""
     known = ("The ", "café ", "opens ", "at ", "nine: ", "☕ ", "“come ", "in”, ", "said ", "Zoë. ")
-    return [known[n % len(known)] for n in range(count)]
+    return tuple(known[n % len(known)] for n in range(count))
 
 
 def text_of(count: int) -> str:
