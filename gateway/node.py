@@ -31,6 +31,7 @@ from gateway.logs import LogStatistics
 from gateway.origins import parse_origins
 from gateway.process import LoopStatistics, Process, ProcessStatistics
 from gateway.rates import ChannelRates
+from gateway.relay.plans import Upstreams
 from gateway.relay.pushes import Pushes
 from gateway.relay.registry import MemoryRegistry, Registry
 from gateway.relay.relays import Relays, RelayStatistics
@@ -136,6 +137,7 @@ class Node:
         "streams",
         "tag",
         "tracing",
+        "upstreams",
     )
 
     def __init__(
@@ -253,6 +255,8 @@ class Node:
             now_ms=now_ms,
         )
         self.pushes = Pushes(config, self.bus, self.cluster, self.relays, now_ms=now_ms)
+        self.upstreams = Upstreams(config)
+        self.relays.again = self.upstreams.again
         self._budget = Budget(charge, self.hub, self.bus)
         self._nursery: trio.Nursery | None = None
         self.ledger.hear.append(self._hear_revoked)
@@ -273,6 +277,7 @@ class Node:
             nursery.start_soon(self.admission.run)
             nursery.start_soon(self._process.run)
             nursery.start_soon(self.reports.run)
+            nursery.start_soon(self.upstreams.run)
             await nursery.start(self.relays.run)
             task_status.started()
 

@@ -177,17 +177,21 @@ class Pushes:
         unwatched_seconds: float | None,
     ) -> Plan:
         """A stream that is to be pushed. Nobody feeds it when it begins."""
-
-        async def produce(running: Running) -> Complete:
-            raise Away(self._config.push_lease)
-
-        limits = self._limits(self._config.push_seconds, unwatched_seconds or 0.0)
-        return Plan(produce, limits, Format.PUSH, channel=channel, user=user, publisher=publisher)
+        return Plan(
+            None,
+            self._limits(self._config.push_seconds, unwatched_seconds or 0.0),
+            Format.PUSH,
+            channel=channel,
+            user=user,
+            publisher=publisher,
+            away_seconds=self._config.push_lease,
+        )
 
     def _limits(self, seconds: float, unwatched_seconds: float) -> Limits:
         return Limits(
             max_tokens=self._most.lines,
             max_seconds=max(seconds, 0.0),
+            max_event_bytes=self._config.max_event_bytes,
             unwatched_seconds=unwatched_seconds,
         )
 
