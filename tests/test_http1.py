@@ -65,8 +65,6 @@ class Streamed:
         self._under_way: Parsed | None = None
         self.requests: list[Parsed] = []
         self.status: int | None = None
-        self.broken = b""
-        """What came of a body that did not end."""
         try:
             for piece in pieces:
                 self._reader.receive_data(piece)
@@ -74,8 +72,11 @@ class Streamed:
                     pass
         except GatewayError as error:
             self.status = error.status
-        if self._under_way is not None:
-            self.broken = self._under_way.body
+
+    @property
+    def broken(self) -> bytes:
+        """What came of a body that did not end."""
+        return b"" if self._under_way is None else self._under_way.body
 
     def _take(self) -> bool:
         """Whether there may be more of what was received."""
