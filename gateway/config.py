@@ -388,13 +388,13 @@ class Config:
 
     push_lease: Annotated[
         float,
-        Between(1, HOUR, "seconds"),
+        Between(0.1, HOUR, "seconds"),
         "how long a pushed token stream waits for its application, which opened it or broke off,"
         " until viewers are told that it is lost; a restart of the application and a few tries",
     ] = 15.0
     push_seconds: Annotated[
         float,
-        Between(1, WEEK, "seconds"),
+        Between(0.1, WEEK, "seconds"),
         "how long a pushed token stream may last in all, an hour; what is never ended, ends",
     ] = 3600.0
 

@@ -145,7 +145,7 @@ class _Lines:
 async def _push(node: Node, record: Record, lines: _Lines, *, ends: bool) -> Answer:
     producer = await node.pushes.take_over(record)
     if isinstance(producer, Now):
-        return await _repeat(node, record, producer, lines)
+        return await _repeat(node, record, producer, lines, ends=ends)
     lease = node.config.push_lease
     try:
         with producer.reading:
@@ -204,12 +204,14 @@ async def _check_end(node: Node, lines: _Lines) -> None:
             raise Conflict("There is a line behind the one that ends the stream.")
 
 
-async def _repeat(node: Node, record: Record, now: Now, lines: _Lines) -> Answer:
+async def _repeat(node: Node, record: Record, now: Now, lines: _Lines, *, ends: bool) -> Answer:
     """What is sent again of a stream that is complete, since its answer was lost, is answered as
     it would have been."""
     with trio.move_on_after(node.config.body_timeout):
         while now.state == "complete":
             line = await lines.next()
+            if line is None and ends and lines.number < now.next:
+                break
             if line is None:
                 return _answer(record, max(now.next, lines.number), now.state)
             if lines.number > now.next and not (
