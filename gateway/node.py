@@ -33,6 +33,7 @@ from gateway.process import LoopStatistics, Process, ProcessStatistics
 from gateway.rates import ChannelRates
 from gateway.relay.plans import Upstreams
 from gateway.relay.pushes import Pushes
+from gateway.relay.redis_registry import RedisRegistry
 from gateway.relay.registry import MemoryRegistry, Registry
 from gateway.relay.relays import Relays, RelayStatistics
 from gateway.replacements import Replacements

@@ -2,8 +2,7 @@
 
 import itertools
 import logging
-from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import msgspec
@@ -644,17 +643,8 @@ async def test_a_silent_producer_is_waited_for_longer_than_other_bodies_are() ->
 # --- who may ------------------------------------------------------------------------------------
 
 
-KEYS = {"jwt_secret": SECRET}
-
-
-@asynccontextmanager
-async def closed() -> AsyncIterator[Gateway]:
-    async with running(**KEYS) as gateway:
-        yield gateway
-
-
 async def test_whoever_opened_a_stream_pushes_or_an_administrator_and_nobody_else() -> None:
-    async with closed() as gateway:
+    async with running(jwt_key=SECRET) as gateway:
         own = bearer(token("app", publish=["x"]))
         id = await opened(gateway, own)
         target = f"/streams/{id}/events"
