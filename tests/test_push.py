@@ -1,4 +1,4 @@
-"""Pushing: an application feeds a token stream line by line, breaks off, and goes on elsewhere."""
+"""Pushing: an application feeds a token stream line by line, breaks off, and goes on."""
 
 import itertools
 import logging
