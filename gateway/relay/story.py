@@ -72,10 +72,8 @@ class Story:
             return
         self.position = frame.position
         kind, data = _read(frame)
-        if kind == b"start" and not self.whole:
-            self._start(data)
-            return
-        self.events += 1
+        if kind != b"start" or not self._start(data):
+            self.events += 1
         if kind == b"token":
             self._token(data)
         elif kind == b"tool_use":
@@ -85,13 +83,17 @@ class Story:
         if frame.end:
             self._end(kind, data)
 
-    def _start(self, data: bytes) -> None:
+    def _start(self, data: bytes) -> bool:
+        """Whether this is the start; an upstream whose events are passed through may have its
+        own."""
+        start = None if self.whole else _decode(_START, data)
+        if start is None:
+            return False
         self.whole = True
         self.started_ms = self.position.ms
-        start = _decode(_START, data)
-        if start is not None:
-            self.model = start.model
-            self.upstream = start.upstream
+        self.model = start.model
+        self.upstream = start.upstream
+        return True
 
     def _token(self, data: bytes) -> None:
         self.tokens += 1
