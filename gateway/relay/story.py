@@ -127,14 +127,17 @@ def _decode(decoder: "msgspec.json.Decoder[T]", data: bytes) -> T | None:
 
 def _read(frame: Frame) -> tuple[bytes, bytes]:
     """The type and the data of a frame, whose lines are as `gateway.sse.encode` writes them."""
+    lines = frame.without_id().split(b"\n")
+    if len(lines) == 4 and lines[0][:7] == b"event: " and lines[1][:6] == b"data: ":
+        return lines[0][7:], lines[1][6:]  # as nearly all are; measured: half the time
     kind = b"message"
     data: list[bytes] = []
-    for line in frame.without_id().split(b"\n"):
+    for line in lines:
         if line.startswith(b"data: "):
             data.append(line[6:])
         elif line.startswith(b"event: "):
             kind = line[7:]
-    return kind, data[0] if len(data) == 1 else b"\n".join(data)
+    return kind, b"\n".join(data)
 
 
 def story_json(story: Story) -> dict[str, Any]:
