@@ -261,16 +261,66 @@ def test_a_call_of_chat_is_complete_when_the_next_one_begins() -> None:
     assert len(feed(reader, blocks[stop])) == 1
 
 
-def test_calls_that_some_write_whole_and_without_index_are_told_apart() -> None:
+def fragment(**members: object) -> bytes:
+    function = {key: members.pop(key) for key in ("name", "arguments") if key in members}
+    call = {**members, "function": function}
+    return chat_chunk(Answer(), [chat_choice({"tool_calls": [call]})])
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        ({"id": "a"}, {}),
+        ({"index": 0, "id": "a"}, {"index": 0}),
+        ({"index": 0, "id": "a"}, {"index": 0, "id": "a", "name": "f"}),
+        ({"id": "a"}, {"id": "a"}),
+        ({"index": 0, "id": "a"}, {"index": 0, "id": "", "name": ""}),
+    ],
+    ids=["no index", "index", "all again", "id again", "empty"],
+)
+def test_fragments_of_a_call_are_joined_however_they_are_named(
+    first: dict[str, object], second: dict[str, object]
+) -> None:
+    begins = fragment(**first, name="f", arguments='{"x":')
     reader = chat()
-    functions = [{"name": f"f{i}", "arguments": json.dumps({"i": i})} for i in range(3)]
-    for i, function in enumerate(functions):
-        call = {"id": f"call_{i}", "function": function}
-        feed(reader, chat_chunk(Answer(), [chat_choice({"tool_calls": [call]})]))
-    more = {"function": {"arguments": " "}}
-    told = feed(reader, chat_chunk(Answer(), [chat_choice({"tool_calls": [more]})]), DONE)
-    assert uses(told) == [("call_2", "f2", {"i": 2})]
+    told = feed(reader, begins, fragment(**second, arguments="1"), fragment(arguments="}"), DONE)
+    assert uses(told) == [("a", "f", {"x": 1})]
     assert reader.finish().reason == "tool_use"
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        ({"index": 0, "id": "a"}, {"index": 1, "id": "b"}),
+        ({"index": 0, "id": "a"}, {"index": 0, "id": "b"}),
+        ({"id": "a"}, {"id": "b"}),
+        ({"index": 0, "id": "a"}, {"index": 1, "id": "a"}),
+        ({"index": 0}, {"index": 1}),
+        ({"index": 1, "id": "a"}, {"index": 0, "id": "b"}),
+    ],
+    ids=["documented", "one index", "no index", "one id", "no id", "backwards"],
+)
+def test_calls_are_told_apart_however_they_are_named(
+    first: dict[str, object], second: dict[str, object]
+) -> None:
+    told = feed(
+        chat(),
+        fragment(**first, name="f", arguments='{"x":'),
+        fragment(arguments="1}"),
+        fragment(**second, name="g", arguments="{}"),
+        DONE,
+    )
+    assert [use[1:] for use in uses(told)] == [("f", {"x": 1}), ("g", {})]
+    assert [use[0] for use in uses(told)] == [first.get("id", ""), second.get("id", "")]
+
+
+def test_arguments_of_no_call_that_is_open_are_malformed() -> None:
+    first = fragment(index=0, id="a", name="f", arguments="{")
+    second = fragment(index=1, id="b", name="g", arguments="{}")
+    late = fragment(index=0, arguments="}")
+    assert fails(chat(), late).code == "malformed"
+    assert fails(chat(), first, second, late).code == "malformed"
+    assert len(uses(feed(chat(), first, second, fragment(index=0, arguments=""), DONE))) == 2
 
 
 def test_a_reason_that_is_not_known_is_told_in_the_vendors_word() -> None:
@@ -552,7 +602,8 @@ def fragments(draw: st.DrawFn, whole: str) -> tuple[str, ...]:
 def calls(draw: st.DrawFn) -> Call:
     value = draw(st.dictionaries(st.text(max_size=4), json_values, max_size=3))
     whole = json.dumps(value, ensure_ascii=draw(st.booleans()), indent=draw(st.none() | st.just(1)))
-    return Call(draw(st.text(max_size=9)), draw(fragments(whole)), draw(st.text(max_size=9)))
+    name = draw(st.text(min_size=1, max_size=9))
+    return Call(name, draw(fragments(whole)), draw(st.text(max_size=9)))
 
 
 utf8_text = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
