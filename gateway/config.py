@@ -7,13 +7,14 @@ below, so a setting is complete when its field is.
 
 import os
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import lru_cache
 from ipaddress import IPv6Address, ip_address
 from typing import Annotated
 
-from gateway.names import OPS_CHANNEL, compile_pattern
+from gateway.names import OPS_CHANNEL, STREAM_PREFIX, compile_pattern
 from gateway.policy import Policy
 
 KIB = 1024
@@ -29,7 +30,7 @@ AUTO = "auto"
 MAX_WORKERS = 256
 
 _ADDRESS = re.compile(r"(?:\[([0-9A-Fa-f:.]+)\]|([^\s\[\]:/]+)):([0-9]{1,5})", re.ASCII)
-_MAX_PORT = 65_535
+MAX_PORT = 65_535
 
 
 class UserLimit(StrEnum):
@@ -37,6 +38,18 @@ class UserLimit(StrEnum):
 
     END_OLDEST = "end-oldest"
     REFUSE = "refuse"
+
+
+class Format(StrEnum):
+    """What a token stream's producer speaks."""
+
+    OPENAI = "openai"
+    """Chat completions and responses."""
+    ANTHROPIC = "anthropic"
+    SSE = "sse"
+    """Anything; passed through."""
+    PUSH = "push"
+    """There is no upstream: an application sends normal events."""
 
 
 class LogLevel(StrEnum):
@@ -53,6 +66,15 @@ class LogFormat(StrEnum):
 
     LOGFMT = "logfmt"
     JSON = "json"
+
+
+@dataclass(frozen=True, slots=True)
+class Between:
+    """The unit of a number and its bounds, which are legal themselves."""
+
+    low: float
+    high: float
+    unit: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,13 +141,76 @@ class ApiKey:
     """It may administer, and publish to users and to everybody."""
 
 
-@dataclass(frozen=True, slots=True)
-class Between:
-    """The unit of a number and its bounds, which are legal themselves."""
+DEFAULT_PATHS = {
+    Format.OPENAI: (
+        "POST chat/completions",
+        "POST responses",
+        "POST embeddings",
+        "GET models",
+        "GET models/*",
+    ),
+    Format.ANTHROPIC: (
+        "POST messages",
+        "POST messages/count_tokens",
+        "GET models",
+        "GET models/*",
+    ),
+    Format.SSE: ("POST",),
+}
+"""What of an upstream may be called: nothing that one user left there and another one could read,
+since all of them are the same one to it."""
 
-    low: float
-    high: float
-    unit: str
+
+@dataclass(frozen=True, slots=True)
+class Upstream:
+    """An ``[[upstream]]`` table: who makes token streams, and who may have it do so."""
+
+    name: str
+    url: str = field(repr=False)
+    """The base of what is called, as ``https://host/v1``; for the format ``sse`` all of it."""
+    format: Format
+    headers: Mapping[str, str] = field(default_factory=dict, repr=False)
+    """Of each request. A value is literal, or ``env:NAME`` or ``file:PATH`` with one word before it
+    or none, as ``Bearer env:OPENAI_API_KEY``."""
+    allow: tuple[str, ...] = ()
+    """Who may use it, beside administrators and tokens that name it in ``gateway.relay``: ``users``
+    (all tokens with a subject), ``user:<id>``, ``keys`` (all API keys), ``key:<name>``."""
+    paths: tuple[str, ...] = ()
+    """What may be called below ``url``, as ``POST chat/completions``; ``*`` is any one segment.
+    None: as DEFAULT_PATHS has them."""
+    insecure_http: bool = False
+    """Speak plain HTTP to a host that is not this one, where all can read the credentials."""
+
+    max_streams: Annotated[int, Between(1, 100_000, "streams")] = 500
+    """Calls at a time, of each worker."""
+    max_streams_per_user: Annotated[int, Between(1, 100_000, "streams")] = 10
+    max_duration: Annotated[float, Between(1, DAY, "seconds")] = 600.0
+    """Of a stream, retries included; the vendors' own clients give up as late."""
+    max_tokens: Annotated[int, Between(1, 10_000_000, "events")] = 50_000
+    """Events of one answer."""
+    max_bytes: Annotated[int, Between(KIB, GIB, "bytes")] = 4 * MIB
+    """Of one answer, as the upstream sends it."""
+    max_event_bytes: Annotated[int, Between(KIB, 64 * MIB, "bytes")] = MIB
+    silence: Annotated[float, Between(0.1, HOUR, "seconds")] = 60.0
+    """Without a byte, before the head of the answer or in the middle."""
+    connect_timeout: Annotated[float, Between(0.1, 600, "seconds")] = 10.0
+    """TLS included."""
+    retries: Annotated[int, Between(0, 10, "tries")] = 2
+    """After the first one, before the first token; as the vendors' own clients do."""
+    retry_wait: Annotated[float, Between(0, HOUR, "seconds")] = 30.0
+    """For all of them."""
+    batch_seconds: Annotated[float, Between(0, 10, "seconds")] = 0.0
+    """That tokens may be held back, to be sent as one; 0: each by itself."""
+    batch_bytes: Annotated[int, Between(0, MIB, "bytes")] = 0
+    """Of text that is sent at once, however soon; 0: any."""
+    stop_when_unwatched: Annotated[float, Between(0, DAY, "seconds")] = 0.0
+    """Without a viewer, after which it is stopped; 0: never."""
+    stop_with_client: bool = False
+    """Whether a stream of the drop-in ends with the connection of who asked for it."""
+
+    @property
+    def callable_paths(self) -> tuple[str, ...]:
+        return self.paths or DEFAULT_PATHS[self.format]
 
 
 @dataclass(frozen=True, slots=True)
@@ -282,6 +367,24 @@ class Config:
         Between(1, 10_000_000, "channels"),
         "channels that the memory bus remembers; a bound on what invented names can cost",
     ] = 100_000
+
+    stream_seconds: Annotated[
+        float,
+        Between(1, WEEK, "seconds"),
+        "how long a token stream is readable after its last event; a day, so that whoever left in"
+        " the evening finds the whole answer in the morning",
+    ] = DAY
+    stream_events: Annotated[
+        int,
+        Between(1, 1_000_000, "events"),
+        "events kept of one token stream; twice as many tokens as an upstream may send by default",
+    ] = 100_000
+    stream_bytes: Annotated[
+        int,
+        Between(KIB, GIB, "bytes"),
+        "bytes kept of one token stream, 16 MiB; four times as many as an upstream may send by"
+        " default, since each event has its head",
+    ] = 16 * MIB
 
     policy: Annotated[
         Policy,
@@ -453,12 +556,21 @@ class Config:
         " well inside the 30 after which Kubernetes kills",
     ] = 5.0
 
+    drain_relay_seconds: Annotated[
+        float,
+        Between(0, HOUR, "seconds"),
+        "more for token streams that are being made to reach their end, which is told as an error"
+        " otherwise; 0 since an answer may take minutes, and service managers do not wait so long",
+    ] = 0.0
+
     channels: tuple[ChannelRule, ...] = ()
     """The ``[[channel]]`` tables of the file, in their order."""
     issuers: tuple[Issuer, ...] = ()
     """The ``[[issuer]]`` tables."""
     api_keys: tuple[ApiKey, ...] = ()
     """The ``[[api_key]]`` tables."""
+    upstreams: tuple[Upstream, ...] = ()
+    """The ``[[upstream]]`` tables."""
 
     @property
     def has_keys(self) -> bool:
@@ -474,16 +586,28 @@ class Config:
 
     def rule(self, channel: str) -> ChannelRule:
         """The first rule that matches, else the general settings as a rule for ``**``; what the
-        gateway tells of itself has its own, whatever matches.
+        gateway tells of itself, and token streams, have their own, whatever matches.
 
         Compiles every pattern it passes: whoever asks per event keeps the answer.
         """
         if channel == OPS_CHANNEL:
             return OPS_RULE
+        if channel.startswith(STREAM_PREFIX):
+            return self.stream_rule()
         for rule in self.channels:
             if compile_pattern(rule.match).matches(channel):
                 return rule
         return self.general_rule()
+
+    def stream_rule(self) -> ChannelRule:
+        """Of a token stream: whoever is slow gets all of it, at his own pace."""
+        return ChannelRule(
+            match=f"{STREAM_PREFIX}*",
+            policy=Policy.CATCH_UP,
+            history_events=self.stream_events,
+            history_bytes=self.stream_bytes,
+            history_seconds=self.stream_seconds,
+        )
 
     def general_rule(self) -> ChannelRule:
         return ChannelRule(
@@ -504,7 +628,7 @@ def split_list(text: str) -> tuple[str, ...]:
 def split_address(address: str) -> tuple[str, int]:
     """Host, without brackets, and port; raises ValueError where the text is not such a pair."""
     found = _ADDRESS.fullmatch(address)
-    if not found or int(found[3]) > _MAX_PORT:
+    if not found or int(found[3]) > MAX_PORT:
         raise ValueError(f"{address!r} is not host:port")
     if found[1]:
         IPv6Address(found[1])

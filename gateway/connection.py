@@ -13,7 +13,7 @@ What is here is for plain sockets; connections of other kinds are subclasses of 
 
 import socket
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from functools import partial
 
@@ -26,10 +26,12 @@ from gateway.api.publish import PATH as PUBLISH
 from gateway.api.publish import publish
 from gateway.api.refusals import is_refusal, told
 from gateway.api.request import Answer, Request, parse_target, problem
+from gateway.api.streams import PATH as STREAMS
+from gateway.api.streams import create
 from gateway.api.subscribe import PATH as EVENTS
 from gateway.api.subscribe import (
     STREAM_HEADERS,
-    located,
+    head_of,
     refuse,
     subscribe,
     turn_away,
@@ -61,6 +63,7 @@ resets the connection, and the peer may then lose the answer (RFC 9112 9.6)."""
 STREAM_HEAD = render_stream_head(STREAM_HEADERS)
 
 _EVENTS, _POLL, _PUBLISH = EVENTS.encode(), POLL.encode(), PUBLISH.encode()
+_STREAMS = STREAMS.encode()
 
 
 ServeCold = Callable[[Parsed, Transport, str, Callable[[], None]], Awaitable[None]]
@@ -217,14 +220,17 @@ class Connection:
         polls = gets and _is_under(target, _POLL)
         publishes = posts and _is_under(target, _PUBLISH)
         opens = _is_under(target, _EVENTS) and (gets or (posts and _is_at(target, _EVENTS)))
+        creates = posts and _is_at(target, _STREAMS)
         if gets:
             self._let_go_of_body()  # it means nothing, and would take the room of others for long
-        if parsed.version != "1.1" or not (polls or publishes or opens):
+        if parsed.version != "1.1" or not (polls or publishes or opens or creates):
             transport = self._hand_over()
             await self._service.edge(parsed, transport, self._peer, self._let_go_of_body)
             return False
         if publishes:
             self._route = PUBLISH_TO if target.startswith(b"/", len(_PUBLISH)) else PUBLISH
+        elif creates:
+            self._route = STREAMS
         else:
             self._route = POLL if polls else EVENTS
         try:
@@ -243,18 +249,20 @@ class Connection:
             result = await self._poll(request)
         elif publishes:
             result = await publish(self._node, request)
+        elif creates:
+            result = await create(self._node, request)
         else:
             opening = subscribe(self._node, request, self._has_ended, self._let_go_of_body)
             request = request._replace(body=b"")
             result = await opening
         if isinstance(result, EventStream):
-            location = result.location
+            more = head_of(result)
             try:
-                await self._stream(result, partial(self._stream_head, parsed, location))
+                await self._stream(result, partial(self._stream_head, parsed, more))
                 return False
             except (TooManyRequests, Unavailable) as error:
                 why = why_not_opened(error)
-                result = turn_away(self._node, request, why, location=location)
+                result = turn_away(self._node, request, why, headers=more)
         if not parsed.keep_alive or self._node.draining:
             await self._end_with(result, parsed)
             return False
@@ -266,12 +274,13 @@ class Connection:
             await trio.lowlevel.checkpoint()  # as in _receive, for requests that came together
         return True
 
-    def _stream_head(self, parsed: Parsed, location: str, client: Client) -> bytes:
+    def _stream_head(
+        self, parsed: Parsed, more: Sequence[tuple[bytes, bytes]], client: Client
+    ) -> bytes:
         head = STREAM_HEAD
-        if self._node.origins or location:
-            more = located(location)
+        if self._node.origins or more:
             if self._node.origins:
-                more += cors_headers(self._node.origins, parsed.header(b"origin"))
+                more = (*more, *cors_headers(self._node.origins, parsed.header(b"origin")))
             head = render_stream_head((*STREAM_HEADERS, *more))
         return b"%b%b: %b\r\n\r\n" % (head[:-2], REQUEST_ID, client.request_id.encode())
 

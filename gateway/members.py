@@ -87,5 +87,10 @@ class Members:
         client.given = position
         client.joined = max([position, *(c.members[client] for c in client.channels)])
 
+    def count(self, name: str) -> int:
+        """How many have a channel."""
+        channel = self.channels.get(name)
+        return len(channel.members) if channel is not None else 0
+
     def of_user(self, user: str) -> Sequence[Client]:
         return tuple(self._users.get(user, ()))

@@ -7,7 +7,7 @@ Rules:
 1. Everything here is about text. Who may use a name or be matched by a pattern is decided
    elsewhere: no grant reaches a reserved name, though a pattern may match one.
 2. ``global``, ``user:<id>`` and ``gateway:ops`` are reserved. Different user ids never share a
-   channel.
+   channel. ``stream:<id>`` is granted as any other, and published to by the gateway alone.
 3. What is refused is a BadRequest whose sentence shows the text, shortened and escaped.
 """
 

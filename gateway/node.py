@@ -31,6 +31,10 @@ from gateway.logs import LogStatistics
 from gateway.origins import parse_origins
 from gateway.process import LoopStatistics, Process, ProcessStatistics
 from gateway.rates import ChannelRates
+from gateway.relay.plans import Upstreams
+from gateway.relay.redis_registry import RedisRegistry
+from gateway.relay.registry import MemoryRegistry, Registry
+from gateway.relay.relays import Relays, RelayStatistics
 from gateway.replacements import Replacements
 from gateway.reports import About, Reports
 from gateway.request_id import RequestIds
@@ -72,6 +76,7 @@ class NodeStatistics:
     requests: dict[str, dict[str, Distribution]]
     processes: dict[str, ProcessStatistics]
     loop: LoopStatistics
+    relay: RelayStatistics
     certificate_expires: float = 0.0
     """In seconds since 1970; 0 without TLS."""
     workers: int = 1
@@ -122,6 +127,7 @@ class Node:
         "origins",
         "proxies",
         "refused",
+        "relays",
         "replacements",
         "reports",
         "request_ids",
@@ -130,6 +136,7 @@ class Node:
         "streams",
         "tag",
         "tracing",
+        "upstreams",
     )
 
     def __init__(
@@ -185,6 +192,7 @@ class Node:
         self._clock = Clock(config, self.hub, now_ms=now_ms)
         self.tag = secrets.token_hex(TAG_BYTES)
         self.request_ids = RequestIds(self.tag)
+        registry: Registry
         self.bus: Bus
         self.ledger: Ledger
         if config.redis:
@@ -205,9 +213,11 @@ class Node:
                 worker=self.tag,
                 replace=lambda ids: self.replacements.end(ids),
             )
+            registry = RedisRegistry(config, bus.commands, worker=self.tag)
         else:
             self.bus = MemoryBus(config, self.hub.pending, charge=charge, now_ms=now_ms)
             self.ledger = MemoryLedger(config, now_ms)
+            registry = MemoryRegistry(config, self.tag, now_ms)
             self.cluster = Cluster(self.tag, link=None)  # there is nobody to ask
         self.replacements = Replacements(self.hub, self.cluster, self.ledger)
         self.streams = Streams(
@@ -235,6 +245,16 @@ class Node:
             about=self._about,
             now_ms=now_ms,
         )
+        self.relays = Relays(
+            config,
+            self.bus,
+            self.cluster,
+            registry,
+            viewers=self.hub.members.count,
+            now_ms=now_ms,
+        )
+        self.upstreams = Upstreams(config)
+        self.relays.again = self.upstreams.again
         self._budget = Budget(charge, self.hub, self.bus)
         self._nursery: trio.Nursery | None = None
         self.ledger.hear.append(self._hear_revoked)
@@ -255,6 +275,8 @@ class Node:
             nursery.start_soon(self.admission.run)
             nursery.start_soon(self._process.run)
             nursery.start_soon(self.reports.run)
+            nursery.start_soon(self.upstreams.run)
+            await nursery.start(self.relays.run)
             task_status.started()
 
     def refuse(self, reason: str) -> None:
@@ -332,6 +354,7 @@ class Node:
             requests=self.requests.statistics(),
             processes={str(self._number): self._process.statistics()},
             loop=self._process.loop_statistics(),
+            relay=self.relays.statistics(),
             certificate_expires=self._certificate.expires if self._certificate else 0.0,
             reports=reports,
         )

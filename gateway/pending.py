@@ -39,8 +39,8 @@ class Pending:
     def has_room(self, size: int) -> bool:
         return not self._frames or self.bytes + size <= self._max_bytes
 
-    async def room(self, size: int) -> None:
-        with trio.move_on_after(self._patience):
+    async def room(self, size: int, patience: float | None = None) -> None:
+        with trio.move_on_after(self._patience if patience is None else patience):
             while not self.has_room(size):
                 await self._left.wait()
             return

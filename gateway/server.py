@@ -266,7 +266,8 @@ async def _attend(
 
 def stop_seconds(config: Config) -> float:
     """Within which a node ends that is told to."""
-    return config.drain_grace + config.drain_seconds + STOP_SECONDS
+    drain = config.drain_grace + config.drain_seconds + config.drain_relay_seconds
+    return drain + STOP_SECONDS
 
 
 def announce(
@@ -317,11 +318,18 @@ async def _drain(
     await front.empty_queue(listener, nursery, begin)
     leave.closed.set()
     await trio.sleep(DRAIN_TICK)  # the requests of the last ones may be just behind them
-    with trio.move_on_after(config.drain_seconds + LAST_WORDS_SECONDS):
-        await _end_streams(config, node)
-        while node.hub.open_streams or front.serving:
-            await trio.sleep(DRAIN_TICK)
-            await _tell(config, node, list(node.hub.members.clients.values()))  # let in at the last
+    if not config.redis:  # whoever watches will find nothing of it elsewhere, and is told here
+        await node.relays.leave(config.drain_relay_seconds)
+    async with trio.open_nursery() as token_streams:
+        if config.redis:
+            seconds = config.drain_seconds + config.drain_relay_seconds
+            token_streams.start_soon(node.relays.leave, seconds)
+        with trio.move_on_after(config.drain_seconds + LAST_WORDS_SECONDS):
+            await _end_streams(config, node)
+            while node.hub.open_streams or front.serving:
+                await trio.sleep(DRAIN_TICK)
+                # those that were let in at the last
+                await _tell(config, node, list(node.hub.members.clients.values()))
     with trio.move_on_after(LAST_WORDS_SECONDS):
         await node.reports.report_now()
     with trio.move_on_after(LAST_WORDS_SECONDS):

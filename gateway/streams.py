@@ -66,6 +66,8 @@ class EventStream:
     location: str = ""
     """The URL at which GET opens the same stream, relative to that of the request; empty where that
     is not to be said."""
+    headers: tuple[tuple[bytes, bytes], ...] = ()
+    """More of the answer's head."""
 
 
 class Streams:

@@ -34,11 +34,20 @@ class FakeSink:
     frames: list[Frame] = field(default_factory=list)
     gaps: list[tuple[Collection[str] | None, Position, Gap]] = field(default_factory=list)
     _more: trio.Event = field(default_factory=trio.Event)
+    _emptied: trio.Event = field(default_factory=trio.Event)
 
-    async def room(self, size: int) -> None:
-        await trio.lowlevel.checkpoint()
-        if self.full:
-            raise Unavailable("There is no room.")
+    def make_room(self) -> None:
+        self.full = False
+        self._emptied.set()
+
+    async def room(self, size: int, patience: float | None = None) -> None:
+        with trio.move_on_after(patience or 0):
+            await trio.lowlevel.checkpoint()
+            while self.full:
+                self._emptied = trio.Event()
+                await self._emptied.wait()
+            return
+        raise Unavailable("There is no room.")
 
     def has_room(self, size: int) -> bool:
         return not self.full

@@ -2,7 +2,8 @@
 
 import itertools
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import msgspec
@@ -38,6 +39,19 @@ def packed(
     for name in names:
         rules += [name, events, size, age]
     return [token, f"{int(end)} {told} \ndata: {data}\n\n", str(int(end)), *rules]
+
+
+@contextmanager
+def configured(client: redis.Redis, **settings: Any) -> Iterator[None]:
+    """A setting of the server, and then what it was before."""
+    before: dict[str, Any] = {name: client.config_get(name)[name] for name in settings}
+    for name, value in settings.items():
+        client.config_set(name, value)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            client.config_set(name, value)
 
 
 class Scripts:

@@ -21,7 +21,7 @@ from gateway.bus.address import parse_address
 from gateway.bus.memory import MemoryBus
 from gateway.bus.redis import RedisBus
 from gateway.config import Config
-from gateway.errors import BadRequest, ChannelEnded, Unavailable
+from gateway.errors import BadRequest, ChannelEnded, GatewayError, Unavailable
 from gateway.event import render
 from gateway.position import ZERO, Position
 
@@ -191,6 +191,67 @@ async def test_without_room_nothing_is_taken(bus: Bus, sink: FakeSink, wall: Wal
     assert await bus.last("new") is None
     assert len(sink.frames) == 1
     assert (await published(bus, event("a", "new", id="1")))[0] > before[0]
+
+
+@memory_alone
+async def test_whoever_has_patience_waits_for_room(
+    bus: Bus, sink: FakeSink, clock: MockClock, nursery: trio.Nursery
+) -> None:
+    sink.full = True
+    results: list[Position | GatewayError] = []
+
+    async def publish() -> None:
+        results.extend(await bus.publish([event(data=str(n)) for n in range(3)], 300.0))
+
+    nursery.start_soon(publish)
+    await trio.sleep(299)
+    assert results == []
+    sink.make_room()
+    await sink.until(3)
+    assert [type(each) for each in results] == [Position] * 3
+    assert sink.positions == results
+
+
+@memory_alone
+async def test_behind_what_found_no_room_in_time_nothing_of_the_call_is_taken(
+    bus: Bus, sink: FakeSink, clock: MockClock
+) -> None:
+    """Though there is room again for what comes behind."""
+    sink.full = True
+    asked, room = 0, sink.room
+
+    async def no_room_once(size: int, patience: float | None = None) -> None:
+        nonlocal asked
+        asked += 1
+        try:
+            await room(size, patience)
+        finally:
+            sink.make_room()
+
+    sink.room = no_room_once  # type: ignore[method-assign]
+    began = trio.current_time()
+    results = await bus.publish([event(data=str(n)) for n in range(3)], 30.0)
+    assert trio.current_time() - began == 30
+    assert [type(each) for each in results] == [Unavailable] * 3
+    assert (asked, sink.frames) == (1, [])
+    assert bus.statistics().refused == 3
+
+
+async def test_patience_is_for_any_number_of_events(bus: Bus, sink: FakeSink) -> None:
+    assert list(await bus.publish([], 1.0)) == []
+    sent = [event("a", "b", data=str(n)) for n in range(400)]
+    results = [each for each in await bus.publish(sent, 20.0) if isinstance(each, Position)]
+    await sink.until(400)
+    assert sink.positions == results == sorted(set(results))
+    assert [frame.block.count(b"data: %d\n" % n) for n, frame in enumerate(sink.frames)] == [
+        1
+    ] * 400
+
+
+async def test_behind_what_is_refused_for_itself_the_call_goes_on(bus: Bus, wall: Wall) -> None:
+    await published(bus, event("over", end=True))
+    results = await bus.publish([event(), event("over"), event()], 20.0)
+    assert [type(each) for each in results] == [Position, ChannelEnded, Position]
 
 
 @pytest.mark.parametrize("channels", [("a",), ("a", "new"), ("new", "a")])
@@ -589,6 +650,25 @@ async def test_channels_are_kept_by_their_own_rules(
     await published(bus, *[event("kept.x", "kept")] * 5)
     assert len(await held(bus, "kept.x")) == 2
     assert len(await held(bus, "kept")) == 5
+
+
+async def test_a_token_stream_is_kept_by_the_rule_that_is_built_in(
+    make_bus: MakeBus, sink: FakeSink, wall: Wall
+) -> None:
+    config = replace(
+        CONFIG,
+        channels=(rule("**", history=0),),
+        stream_events=3,
+        stream_seconds=50.0,
+    )
+    bus = await make_bus(config, sink, wall)
+    for name in ("stream:x", "stream:x.raw", "a"):
+        for _ in range(5):
+            await published(bus, event(name))
+    assert [len(await held(bus, name)) for name in ("stream:x", "stream:x.raw", "a")] == [3, 3, 0]
+    wall.ms += 51_000
+    await published(bus, event())  # by which a bus learns the time
+    assert await held(bus, "stream:x") == []
 
 
 def test_a_frame_is_a_chunk_around_a_block() -> None:

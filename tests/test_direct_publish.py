@@ -158,6 +158,7 @@ def test_the_rule_of_users_holds_for_all_of_them(scripts: Scripts) -> None:
 
 TARGETS = "exactly one of channel, channels, user and broadcast"
 NAME = "A channel is 1 to 200 of"
+STREAM = "Nobody publishes to stream:[^ ]* but the gateway: .* POST /streams/<id>/events"
 REFUSED = [
     ({"data": "x"}, TARGETS),
     ({"channel": "a", "user": "b", "data": "x"}, TARGETS),
@@ -178,6 +179,10 @@ REFUSED = [
     ({"channel": "global", "data": "x"}, NAME),
     ({"channel": "gateway:ops", "data": "x"}, NAME),
     ({"channels": ["a", "gateway:ops"], "data": "x"}, NAME),
+    ({"channel": "stream:x", "data": "x"}, STREAM),
+    ({"channel": "stream:x.raw", "data": "x"}, STREAM),
+    ({"channel": "stream:", "data": "x"}, STREAM),
+    ({"channels": ["a", "stream:x"], "data": "x", "end": True}, STREAM),
     ({"channel": "user:a", "data": "x"}, NAME),
     ({"channel": 5, "data": "x"}, NAME),
     ({"channels": ["a", None], "data": "x"}, NAME),

@@ -6,13 +6,14 @@ from functools import partial
 import pytest
 import redis
 import trio
-from buses import FakeSink, event, published, read_pages, up_to_date
+from buses import FakeSink, event, held, published, read_pages, up_to_date
 from redis_buses import QUICK, Cluster, Node, calls, cluster, subscribers
-from redis_scripts import Scripts
+from redis_scripts import Scripts, configured
 from redis_server import free_port
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from gateway.bus import History, Source
+from gateway.bus import publisher as publisher_module
 from gateway.bus.address import parse_address
 from gateway.bus.inflow import OVERRUNS
 from gateway.bus.prover import CLOCK_LOOKS, Skew
@@ -95,6 +96,68 @@ async def test_an_event_that_was_told_refused_never_appears(nodes: Cluster) -> N
     await node.sink.until(1)
     assert b"data: taken" in node.sink.frames[0].block
     assert len(await node.bus.newest("a", 9)) == 1
+
+
+async def test_with_patience_an_outage_is_survived_and_each_event_is_taken_once(
+    nodes: Cluster,
+) -> None:
+    """Those that Redis had taken before, and those that waited."""
+    node = await nodes.node("a", config=QUICK)
+    other = await nodes.node("a")
+    results: list[Position | GatewayError] = []
+
+    async def publish(*sent: str) -> None:
+        results.extend(await node.bus.publish([event(data=data) for data in sent], 60.0))
+
+    async with trio.open_nursery() as nursery:
+        node.link.hold_replies(of_subscriber=False)
+        nursery.start_soon(publish, "0", "1")
+        await other.sink.until(2)  # their replies are lost
+        node.link.cut()
+        node.link.release()
+        nursery.start_soon(publish, "2", "3")
+        await until(lambda: not node.bus.statistics().link.up)
+        assert await outcome(node, event(data="impatient")) == "refused"
+        assert results == []
+        node.link.resume()
+    assert [type(each) for each in results] == [Position] * 4
+    await other.sink.until(4)
+    told = [frame.block.partition(b"data: ")[2].strip() for frame in other.sink.frames]
+    assert told == [b"0", b"1", b"2", b"3"]
+    assert node.bus.statistics().link.unknown == 0
+
+
+async def test_behind_what_redis_refused_nothing_of_a_patient_call_is_sent(
+    nodes: Cluster, scripts: Scripts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(publisher_module, "CALL_TARGETS", 2)
+    node = await nodes.node("a")
+    sent = [event(data=str(n)) for n in range(5)]
+    [first] = await published(node.bus, event(data="before"))
+    with configured(scripts.client, maxmemory=1, **{"maxmemory-policy": "noeviction"}):
+        results = await node.bus.publish(sent, 60.0)
+    assert [each.extra["outcome"] for each in results if isinstance(each, Unavailable)] == (
+        ["refused"] * 5
+    )
+    assert node.bus.statistics().refused == 5
+    assert await held(node.bus, "a") == [first]
+    assert node.bus._publisher._numbers == 2  # calls
+
+
+async def test_of_a_patient_call_that_may_have_been_taken_the_rest_is_refused(
+    nodes: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(publisher_module, "CALL_TARGETS", 2)
+    node = await nodes.node("a", config=QUICK)
+    other = await nodes.node("a")
+    node.link.hold_replies(of_subscriber=False)
+    results = await node.bus.publish([event(data=str(n)) for n in range(5)], 0.2)
+    told = [each.extra["outcome"] for each in results if isinstance(each, Unavailable)]
+    assert told == ["unknown"] * 2 + ["refused"] * 3
+    node.link.release()
+    await published(node.bus, event(data="later"))
+    await other.sink.until(3)
+    assert b"data: later" in other.sink.frames[2].block
 
 
 async def test_an_event_that_may_have_been_taken_is_told_unknown(nodes: Cluster) -> None:

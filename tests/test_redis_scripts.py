@@ -1,14 +1,12 @@
 """The Lua scripts on a real Redis: one order, whole events, and no gap that is not told."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import pytest
 import redis
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from redis_scripts import AGE, MINUTE, Scripts, packed
+from redis_scripts import AGE, MINUTE, Scripts, configured, packed
 
 from gateway.position import Position
 
@@ -31,19 +29,6 @@ def position(text: str) -> Position:
     parsed = Position.parse(text.removeprefix("=").removeprefix("~"))
     assert parsed is not None
     return parsed
-
-
-@contextmanager
-def configured(client: redis.Redis, **settings: Any) -> Iterator[None]:
-    """A setting of the server, and then what it was before."""
-    before: dict[str, Any] = {name: client.config_get(name)[name] for name in settings}
-    for name, value in settings.items():
-        client.config_set(name, value)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            client.config_set(name, value)
 
 
 # -- the clock

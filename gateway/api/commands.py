@@ -240,8 +240,7 @@ async def _close_user(node: Node, asked: OfUser) -> ClosedStreams:
 
 
 async def _count_channel(node: Node, asked: OfChannel) -> Subscribers:
-    found = node.hub.members.channels.get(asked.channel)
-    return Subscribers(node.id, len(found.members) if found is not None else 0)
+    return Subscribers(node.id, node.hub.members.count(asked.channel))
 
 
 async def _drain(node: Node, asked: OfNode) -> Leaving:

@@ -28,6 +28,7 @@ from gateway.identity import ANYBODY, Identity
 from gateway.names import (
     GLOBAL,
     OPS_CHANNEL,
+    STREAM_PREFIX,
     check_channel,
     is_reserved,
     shown,
@@ -269,6 +270,11 @@ def _check_count(node: Node, channels: list[str]) -> None:
 def _publishable(name: str) -> str:
     if name == OPS_CHANNEL:
         raise Forbidden(f"Nobody publishes to {name}: it is where the gateway tells of itself.")
+    if name.startswith(STREAM_PREFIX):
+        raise Forbidden(
+            f"Nobody publishes to {shown(name)} but the gateway: the events of a token stream go to"
+            " POST /streams/<id>/events."
+        )
     if is_reserved(name):
         raise BadRequest(
             f"The channel {shown(name)} is reserved: publish to a user with "

@@ -7,7 +7,7 @@ Any status but 200 ends an EventSource for good, so a refusal that is worth a re
 accepts ``text/event-stream``, a stream that says ``reconnect`` and ends.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from gateway import control
@@ -82,7 +82,7 @@ async def subscribe(
             return Answer(204, headers=(NOT_STORED,))
         if (refusal := await why_not(node, stream, is_gone)) is None:
             return stream
-        return turn_away(node, request, *refusal, location=stream.location)
+        return turn_away(node, request, *refusal, headers=head_of(stream))
     except Unavailable as error:
         return turn_away(node, request, why_not_opened(error))
     except GatewayError as error:
@@ -107,21 +107,28 @@ async def _asked_for(node: Node, request: Request) -> EventStream:
 
 
 def turn_away(
-    node: Node, request: Request, reason: str, retry_after: float = 0.0, *, location: str = ""
+    node: Node,
+    request: Request,
+    reason: str,
+    retry_after: float = 0.0,
+    *,
+    headers: Sequence[tuple[bytes, bytes]] = (),
 ) -> Answer:
     """Refuse a stream for now. ``reason`` is one of `REFUSALS`, ``retry_after`` the seconds after
-    which there may be room, where that is known; ``location`` is the stream's."""
+    which there may be room, where that is known; ``headers`` are the stream's (`head_of`)."""
     if not request.accepts_event_stream:
         return refuse(node, reason, retry_after)
     node.refuse(reason)
     body = control.retry(max(node.config.retry, retry_after)) + control.reconnect(reason)
-    headers = (*STREAM_HEADERS[1:], *located(location))
-    return Answer(200, body, EVENT_STREAM, headers, reason)
+    return Answer(200, body, EVENT_STREAM, (*STREAM_HEADERS[1:], *headers), reason)
 
 
-def located(location: str) -> tuple[tuple[bytes, bytes], ...]:
-    """What is said in a head of where GET opens the same stream, if it is to be said."""
-    return ((b"Content-Location", location.encode()),) if location else ()
+def head_of(stream: EventStream) -> tuple[tuple[bytes, bytes], ...]:
+    """What is said in the head of a stream beside `STREAM_HEADERS`: above all where GET opens the
+    same one, if that is to be said."""
+    if not stream.location:
+        return stream.headers
+    return ((b"Content-Location", stream.location.encode()), *stream.headers)
 
 
 def refuse(node: Node, reason: str, retry_after: float = 0.0) -> Answer:

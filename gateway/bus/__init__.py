@@ -108,8 +108,9 @@ class BusStatistics:
 class Sink(Protocol):
     """Where a bus delivers: the hub."""
 
-    async def room(self, size: int) -> None:
-        """Return once ``size`` more bytes may be delivered; Unavailable after a bounded wait."""
+    async def room(self, size: int, patience: float | None = None) -> None:
+        """Return once ``size`` more bytes may be delivered; Unavailable after so many seconds, or
+        as long as publishers wait by the settings."""
 
     def has_room(self, size: int) -> bool:
         """Whether ``room(size)`` would return at once."""
@@ -169,8 +170,15 @@ class Bus(Protocol):
     def unsubscribe(self, channels: Collection[str]) -> None:
         """Give one `subscribe` of each of ``channels`` back."""
 
-    async def publish(self, events: Sequence[Event]) -> Sequence[Position | GatewayError]:
-        """Give each event its position, keep and send it, in order; or say why not, each."""
+    async def publish(
+        self, events: Sequence[Event], patience: float | None = None
+    ) -> Sequence[Position | GatewayError]:
+        """Give each event its position, keep and send it, in order; or say why not, each.
+
+        ``patience`` is in seconds, how long the call may wait for room or a link in all; None: as
+        the settings have it. With it, nothing is taken behind an event of the same call that is
+        Unavailable.
+        """
 
     async def history(self, channel: str, after: Position, until: Position, limit: int) -> History:
         """The oldest events of ``channel`` in (after, until], at most ``limit`` of them."""

@@ -19,7 +19,7 @@ from gateway.bus import BusStatistics, History, Sink, Source
 from gateway.bus.ring import Ring
 from gateway.charge import Charge
 from gateway.config import ChannelRule, Config
-from gateway.errors import ChannelEnded, GatewayError
+from gateway.errors import ChannelEnded, GatewayError, Unavailable
 from gateway.event import Event, Frame, render
 from gateway.position import ZERO, Position
 
@@ -121,8 +121,12 @@ class MemoryBus:
 
     # -- publish
 
-    async def publish(self, events: Sequence[Event]) -> Sequence[Position | GatewayError]:
+    async def publish(
+        self, events: Sequence[Event], patience: float | None = None
+    ) -> Sequence[Position | GatewayError]:
         results: list[Position | GatewayError] = []
+        until = None if patience is None else trio.current_time() + patience
+        refusal = None
         work = 0
         for event in events:
             work += len(event.channels)
@@ -130,16 +134,21 @@ class MemoryBus:
                 work = 0
                 await trio.lowlevel.checkpoint()
             try:
-                results.append(await self._publish(event))
+                if refusal is not None:
+                    raise refusal
+                results.append(await self._publish(event, until))
             except GatewayError as error:
+                if until is not None and isinstance(error, Unavailable):
+                    refusal = error
                 self._refused += 1
                 results.append(error)
         return results
 
-    async def _publish(self, event: Event) -> Position:
+    async def _publish(self, event: Event, until: float | None) -> Position:
         size = len(event.data)
         if not self._sink.has_room(size):
-            await self._sink.room(size)
+            left = None if until is None else max(0.0, until - trio.current_time())
+            await self._sink.room(size, left)
         token = None
         if event.id is not None:
             token = _token(event.id, event.channels)

@@ -7,12 +7,14 @@
    knows the numbers that it has answered. Never to a Redis that has lost something: it may have
    forgotten that it took the call, whose events were passed on by then.
 4. Events that wait are bounded in bytes; what finds no room in time is refused.
+5. A publish that names its patience goes call by call, each when the one before it is settled, so
+   that nothing of it is taken behind what was refused. Others are sent one behind the other.
 """
 
 import hashlib
 import secrets
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
 import hiredis
@@ -41,7 +43,8 @@ EVENT_OVERHEAD = 256
 """Bytes that an event takes in a call beside its data, by the most."""
 
 RESEND_SECONDS = 300.0
-"""After which a call is not sent again: half the time for which the script remembers it."""
+"""After which a call is not sent again: half the time for which the script remembers it. Whoever
+has more patience is told "unknown" then, of what may have been taken."""
 
 _REFUSED, _UNKNOWN = "refused", "unknown"
 
@@ -132,7 +135,28 @@ class Publisher:
 
     # -- what publishers call
 
-    async def publish(self, events: Sequence[Event]) -> Sequence[Position | GatewayError]:
+    async def publish(
+        self, events: Sequence[Event], patience: float | None = None
+    ) -> Sequence[Position | GatewayError]:
+        if patience is None:
+            general = self._config.publish_wait + self._config.redis_timeout
+            return await self._publish(events, general)
+        until = trio.current_time() + patience
+        results: list[Position | GatewayError] = []
+        for group in _calls(events):
+            left = max(0.0, until - trio.current_time())
+            results += await self._publish(group, left, as_one=True)
+            if any(isinstance(result, Unavailable) for result in results[-len(group) :]):
+                behind = [_refusal() for _ in range(len(events) - len(results))]
+                self._count(behind)
+                results += behind
+                break
+        return results
+
+    async def _publish(
+        self, events: Sequence[Event], patience: float, *, as_one: bool = False
+    ) -> Sequence[Position | GatewayError]:
+        """``as_one``: in a single call of the script."""
         batch = Batch(len(events))
         items: list[Item] = []
         for index, event in enumerate(events):
@@ -140,10 +164,11 @@ class Publisher:
                 items.append(self._item(batch, index, event))
             except GatewayError as error:
                 batch.give(index, error)
-        patience = self._config.publish_wait + self._config.redis_timeout
+        if as_one:
+            _tie(items)
         with trio.move_on_after(patience):
             for item in items:
-                while self._queued and self._queued + item.size > QUEUED_BYTES:
+                while item.size and self._queued and self._queued + item.size > QUEUED_BYTES:
                     await self._left.wait()
                 self._queue.append(item)
                 self._queued += item.size
@@ -189,11 +214,7 @@ class Publisher:
                 outcome=_UNKNOWN,
             )
         else:
-            error = Unavailable(
-                "The link to Redis is lost, or has more to carry than it can. The event was not "
-                "taken; publish it again later.",
-                outcome=_REFUSED,
-            )
+            error = _refusal()
         item.batch.give(item.index, error)
 
     # -- the link
@@ -303,6 +324,37 @@ class Publisher:
         if position is None:
             return Unavailable("Redis holds something else under the id.", outcome=_REFUSED)
         return position
+
+
+def _refusal() -> Unavailable:
+    return Unavailable(
+        "The link to Redis is lost, or has more to carry than it can. The event was not taken; "
+        "publish it again later.",
+        outcome=_REFUSED,
+    )
+
+
+def _calls(events: Sequence[Event]) -> Iterator[Sequence[Event]]:
+    """``events`` in groups of which each fits into a call, or is a single event."""
+    start = size = targets = 0
+    for at, event in enumerate(events):
+        size += len(event.data) + EVENT_OVERHEAD
+        targets += len(event.channels)
+        if at > start and (size > CALL_BYTES or targets > CALL_TARGETS):
+            yield events[start:at]
+            start, size, targets = at, len(event.data) + EVENT_OVERHEAD, len(event.channels)
+    if events:
+        yield events[start:]
+
+
+def _tie(items: Sequence[Item]) -> None:
+    """Have the first item stand for the room of all, so that none of them is left for a later
+    call."""
+    if items:
+        items[0].size = sum(item.size for item in items)
+        items[0].targets = sum(item.targets for item in items)
+    for item in items[1:]:
+        item.size = item.targets = 0
 
 
 def _text(body: bytes) -> msgspec.Raw:

@@ -179,8 +179,10 @@ class RedisBus:
     def unsubscribe(self, channels: Collection[str]) -> None:
         self._subscriptions.release(channels)
 
-    async def publish(self, events: Sequence[Event]) -> Sequence[Position | GatewayError]:
-        return await self._publisher.publish(events)
+    async def publish(
+        self, events: Sequence[Event], patience: float | None = None
+    ) -> Sequence[Position | GatewayError]:
+        return await self._publisher.publish(events, patience)
 
     async def history(self, channel: str, after: Position, until: Position, limit: int) -> History:
         subscription = self._subscriptions.get(channel)

@@ -16,7 +16,7 @@ from werkzeug.exceptions import HTTPException, InternalServerError
 from werkzeug.routing import BaseConverter
 
 from gateway import openapi
-from gateway.api import admin, clients, tokens
+from gateway.api import admin, clients, streams, tokens
 from gateway.api.commands import serve_cluster
 from gateway.api.cors import cors_headers, options
 from gateway.api.csrf import check_page
@@ -25,7 +25,7 @@ from gateway.api.poll import poll
 from gateway.api.publish import publish
 from gateway.api.refusals import is_refusal, told
 from gateway.api.request import NOT_STORED, Answer, Request, parse_target, problem
-from gateway.api.subscribe import STREAM_HEADERS, located, subscribe
+from gateway.api.subscribe import STREAM_HEADERS, head_of, subscribe
 from gateway.edge.pages import PUBLIC, add_pages, is_asset
 from gateway.edge.serve import ANSWERED, Connection
 from gateway.errors import GatewayError, MethodNotAllowed, NotFound
@@ -34,6 +34,7 @@ from gateway.node import Node
 from gateway.request_id import HEADER as REQUEST_ID
 from gateway.request_id import NAME
 from gateway.requests import ASSETS, OTHER, PUBLISH_TO
+from gateway.streams import EventStream
 
 ROUTES = {
     "/": "/",
@@ -52,6 +53,8 @@ ROUTES = {
     "/users/<rest:user>": "/users/<id>",
     "/channels/<rest:channel>": "/channels/<channel>",
     "/nodes/<rest:id>/drain": "/nodes/<id>/drain",
+    "/streams": "/streams",
+    "/streams/<id>": "/streams/<id>",
     "/stats": "/stats",
     "/metrics": "/metrics",
     "/healthz": "/healthz",
@@ -170,16 +173,13 @@ def _add_hot_routes(app: QuartTrio, node: Node) -> None:
     @app.get("/events/<rest:channel>")
     async def events(channel: str = "") -> Response:
         let_go_of_body = request.scope["state"]["let_go_of_body"]
-        result = await subscribe(node, await _request(), let_go_of_body=let_go_of_body)
-        if isinstance(result, Answer):
-            return _response(result)
-        request_id = node.request_ids.of(_header(NAME))
-        response = Response(node.streams.body(replace(result, request=request_id)))
-        headers = (*STREAM_HEADERS, *located(result.location), (REQUEST_ID, request_id.encode()))
-        for name, value in headers:
-            response.headers[name.decode()] = value.decode()
-        response.timeout = None  # quart ends a response after 60 s otherwise
-        return response
+        return _streamed(
+            node, await subscribe(node, await _request(), let_go_of_body=let_go_of_body)
+        )
+
+    @app.post("/streams")
+    async def create_token_stream() -> Response:
+        return _streamed(node, await streams.create(node, await _request()))
 
     @app.get("/poll")
     @app.get("/poll/<rest:channel>")
@@ -233,6 +233,10 @@ def _add_admin_routes(app: QuartTrio, node: Node) -> None:
     async def drain(id: str) -> Response:
         return _response(await admin.drain(node, await _request(), id))
 
+    @app.delete("/streams/<id>")
+    async def stop_token_stream(id: str) -> Response:
+        return _response(await streams.stop(node, await _request(), id))
+
     @app.get("/stats")
     async def stats() -> Response:
         return _response(await admin.stats(node, await _request()))
@@ -258,6 +262,18 @@ def _add_description(app: QuartTrio, node: Node) -> None:
     @app.get(openapi.PATH)
     async def description() -> Response:
         return _response(same if request.if_none_match.contains_weak(tag) else whole)
+
+
+def _streamed(node: Node, result: Answer | EventStream) -> Response:
+    if isinstance(result, Answer):
+        return _response(result)
+    request_id = node.request_ids.of(_header(NAME))
+    response = Response(node.streams.body(replace(result, request=request_id)))
+    headers = (*STREAM_HEADERS, *head_of(result), (REQUEST_ID, request_id.encode()))
+    for name, value in headers:
+        response.headers[name.decode()] = value.decode()
+    response.timeout = None  # quart ends a response after 60 s otherwise
+    return response
 
 
 async def _request() -> Request:

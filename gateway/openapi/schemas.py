@@ -10,7 +10,7 @@ from gateway.api.subscribe import REFUSALS
 from gateway.client_summary import ClientSummary, Standing
 from gateway.config import Config
 from gateway.event import MAX_LABEL
-from gateway.names import GLOBAL, MAX_CHANNEL_NAME, OPS_CHANNEL, USER_PREFIX
+from gateway.names import GLOBAL, MAX_CHANNEL_NAME, OPS_CHANNEL, STREAM_PREFIX, USER_PREFIX
 from gateway.policy import Policy
 from gateway.sse import MAX_RETRY_MS
 
@@ -32,9 +32,9 @@ SUBSCRIBABLE: Schema = CHANNEL | {
     "administrators.",
 }
 PUBLISHABLE: Schema = CHANNEL | {
-    "pattern": f"^(?!{USER_PREFIX}|{GLOBAL}$|{OPS_CHANNEL}$){_SEGMENTS}$",
-    "description": f"Segments divided by `.`; `{GLOBAL}`, `{OPS_CHANNEL}` and `{USER_PREFIX}` are "
-    "reserved.",
+    "pattern": f"^(?!{USER_PREFIX}|{STREAM_PREFIX}|{GLOBAL}$|{OPS_CHANNEL}$){_SEGMENTS}$",
+    "description": f"Segments divided by `.`; `{GLOBAL}`, `{OPS_CHANNEL}`, `{USER_PREFIX}` and "
+    f"`{STREAM_PREFIX}` are reserved.",
 }
 USER: Schema = {
     "type": "string",

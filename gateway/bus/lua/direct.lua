@@ -80,6 +80,10 @@ for _, name in ipairs(names) do
     or name == 'gateway:ops' or string.sub(name, 1, 5) == 'user:' then
     return refuse('A channel is 1 to 200 of A-Z a-z 0-9 _ - . : / @ ~ % + and not reserved.')
   end
+  if string.sub(name, 1, 7) == 'stream:' then
+    return refuse('Nobody publishes to ' .. name .. ' but the gateway: the events of a token stream'
+      .. ' go to POST /streams/<id>/events.')
+  end
   if not seen[name] then
     seen[name] = true
     event.targets[#event.targets + 1] = rule(name)
