@@ -132,6 +132,13 @@ def test_where_the_beginning_is_gone_the_story_is_not_whole() -> None:
     assert (story.state, story.events) == ("complete", 3)
 
 
+def test_a_story_that_has_lost_its_middle_does_not_begin_anew() -> None:
+    story = fold(frames(TOLD[:2]))
+    story.whole = False
+    story.add(frames([START], 9000)[0])
+    assert (story.started_ms, story.events, story.whole) == (1000, 2, False)
+
+
 def test_a_frame_that_comes_again_changes_nothing() -> None:
     once = frames(TOLD)
     twice = fold([*once[:3], *once[1:], *once])

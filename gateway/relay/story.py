@@ -86,7 +86,7 @@ class Story:
     def _start(self, data: bytes) -> bool:
         """Whether this is the start; an upstream whose events are passed through may have its
         own."""
-        start = None if self.whole else _decode(_START, data)
+        start = _decode(_START, data) if self.started_ms is None else None
         if start is None:
             return False
         self.whole = True
