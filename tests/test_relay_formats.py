@@ -365,6 +365,9 @@ def test_a_response_that_failed_says_why() -> None:
     assert fails(responses(), *begun, limited).code == "rate-limited"
     failed = response_failed_block(Answer(), "server_error", 5)
     assert fails(responses(), *begun, failed).code == "upstream-error"
+    silent = data({"response": {"error": None}}, "response.failed")
+    with pytest.raises(Failure, match="upstream-error"):
+        responses().feed(silent)
 
 
 def test_a_response_is_incomplete_for_a_reason() -> None:
