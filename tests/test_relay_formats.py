@@ -420,6 +420,17 @@ def test_a_block_may_begin_with_what_it_holds() -> None:
     assert (text(told), uses(told)) == ("Well", [("t", "f", {"a": [1.5]})])
 
 
+def test_a_call_whose_block_is_not_ended_is_told_all_the_same() -> None:
+    def begin(id: str) -> bytes:
+        block = {"type": "tool_use", "id": id, "name": "f", "input": {}}
+        return anthropic_block({"type": "content_block_start", "index": 0, "content_block": block})
+
+    reader = messages()
+    assert feed(reader, begin("a")) == []
+    assert uses(feed(reader, begin("b"))) == [("a", "f", {})]
+    assert uses(feed(reader, anthropic_block({"type": "message_stop"}))) == [("b", "f", {})]
+
+
 def test_usage_is_what_the_last_event_says_of_each_count() -> None:
     reader = messages()
     *blocks, delta, stop = anthropic_blocks(Answer(input_tokens=25, output_tokens=15))
