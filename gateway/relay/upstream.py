@@ -472,7 +472,7 @@ def _wait_of(sent: Answer | Failure, attempt: int) -> float:
     asked = _seconds(said)
     if asked is not None:
         return asked
-    return min(BACK_OFF_FIRST * 2**attempt, BACK_OFF_MOST) * random.uniform(0.75, 1.25)
+    return min(BACK_OFF_FIRST * 2.0**attempt, BACK_OFF_MOST) * random.uniform(0.75, 1.25)
 
 
 def _seconds(retry_after: str) -> float | None:
@@ -483,4 +483,4 @@ def _seconds(retry_after: str) -> float | None:
         at = parsedate_to_datetime(retry_after).timestamp()
     except (ValueError, TypeError, OverflowError):
         return None
-    return max(0.0, float(at) - time())
+    return max(0.0, at - time())
