@@ -31,6 +31,7 @@ from gateway.logs import LogStatistics
 from gateway.origins import parse_origins
 from gateway.process import LoopStatistics, Process, ProcessStatistics
 from gateway.rates import ChannelRates
+from gateway.relay.redis_registry import RedisRegistry
 from gateway.relay.registry import MemoryRegistry, Registry
 from gateway.relay.relays import Relays, RelayStatistics
 from gateway.replacements import Replacements

@@ -220,7 +220,9 @@ def upstream_for(node: Node, identity: Identity, name: str) -> Upstream:
     if upstream is not None and identity.may_relay(upstream):
         return upstream
     if identity is NOBODY:
-        raise Unauthorized(f"Nobody uses an upstream without saying who: {NEEDED}.", bad_token=False)
+        raise Unauthorized(
+            f"Nobody uses an upstream without saying who: {NEEDED}.", bad_token=False
+        )
     if identity.is_open or identity.admin:
         raise BadRequest("There is no upstream of that name; they are [[upstream]] tables.")
     raise Forbidden("This upstream is not granted (gateway.relay, or allow in its table).")

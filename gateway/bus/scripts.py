@@ -18,6 +18,7 @@ SCRIPTS = {
     "leases": _read("leases"),
     "rates": _read("rates"),
     "revoke": _read("revoke"),
+    "streams": _read("streams"),
 }
 
 DIGESTS = {name: hashlib.sha1(text.encode()).hexdigest() for name, text in SCRIPTS.items()}

@@ -181,7 +181,6 @@ def _add_hot_routes(app: QuartTrio, node: Node) -> None:
     async def create_token_stream() -> Response:
         return _streamed(node, await streams.create(node, await _request()))
 
-
     @app.get("/poll")
     @app.get("/poll/<rest:channel>")
     async def poll_events(channel: str = "") -> Response:

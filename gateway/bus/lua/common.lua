@@ -13,6 +13,9 @@
 --   <prefix>r:<bucket>   "<tokens> <ms>" of a publisher or a channel whose rate is limited
 --   <prefix>revoked      hash: "<made> <until>" of each token or user that is revoked
 --   <prefix>revoked-until  sorted set: those of them that need not be remembered for ever
+--   <prefix>t:<id>       hash: the record of a token stream, and who makes it
+--   <prefix>o:<channel>  id of the token stream that has a channel
+--   <prefix>streams      sorted set: token streams that have not ended, by when their leases run out
 --
 -- Nothing is written before the clock is, and that one write Redis refuses when it takes none (out
 -- of memory, read-only, ...). So a call that is refused has changed nothing.

@@ -1,0 +1,220 @@
+"""The registry of many nodes, in the Redis that links them.
+
+1. What one worker asks is one call of a script, so that two never have the same stream. A call
+   whose reply was lost is made again, and answered the same.
+2. Each worker renews all that it holds several times within a lease, and at once when its link has
+   come back; what turns out to be another's by then is lost.
+3. After a break of its link a worker takes nobody for dead for GRACE_SECONDS: others had the same
+   break, and must be able to renew first. It counts as a break when Redis takes no writes, or the
+   worker itself stood still.
+"""
+
+from collections.abc import Callable, Sequence
+
+import msgspec
+import trio
+
+from gateway.bus.commands import Commands
+from gateway.bus.history import RETRY_SECONDS
+from gateway.bus.resp import Argument, LinkLost, Reply, must
+from gateway.bus.scripts import evalsha
+from gateway.config import HOUR, Config
+from gateway.errors import Unavailable
+from gateway.relay.record import Record
+from gateway.relay.registry import (
+    LEASE_SECONDS,
+    MAX_OVERDUE,
+    RENEWALS,
+    Found,
+    RegistryStatistics,
+    taken,
+)
+
+GRACE_SECONDS = 2 * LEASE_SECONDS
+
+BATCH = 200
+"""Leases renewed in one go: about a millisecond of Redis."""
+
+KEPT_SECONDS = HOUR
+"""That a record outlives the last worker that might have dealt with it, at the least."""
+
+TOUCHES = 6
+"""Times that a record is kept for longer, within the time for which it is."""
+
+MAX_FORGOTTEN = 1000
+"""Streams that could not be opened, of which Redis may hold a record, and is to be told. More are
+left to whoever finds their leases overdue."""
+
+_decoder = msgspec.json.Decoder(Record)
+
+
+class RedisRegistry:
+    """A `gateway.relay.registry.Registry`. ``now_ms`` stands for Redis's clock in tests; 0 is that
+    clock."""
+
+    def __init__(
+        self,
+        config: Config,
+        commands: Commands,
+        *,
+        worker: str,
+        now_ms: Callable[[], int] = lambda: 0,
+    ) -> None:
+        """``worker`` is a tag of this process alone."""
+        self._config = config
+        self._commands = commands
+        self._prefix = config.redis_prefix
+        self._worker = worker
+        self._now_ms = now_ms
+        self._patience = config.publish_wait + config.redis_timeout
+        self._kept = max(config.stream_seconds, KEPT_SECONDS)
+        self._held: dict[str, Callable[[], None]] = {}
+        """What to call when it is lost, by id."""
+        self._to_forget: dict[str, None] = {}
+        self._touched_at = 0.0
+        self._unbroken_since: float | None = None
+        self._renewed_at = 0.0
+        self._renewal_failures = 0
+
+    # -- leases
+
+    async def run(self) -> None:
+        while True:
+            self._unbroken_since = None
+            await self._commands.wait_connected()
+            losses = self._commands.losses
+            while self._commands.losses == losses:
+                try:
+                    await self._renew()
+                except LinkLost:
+                    self._unbroken_since = None
+                    self._renewal_failures += 1
+                with trio.move_on_after(LEASE_SECONDS / RENEWALS):
+                    await self._commands.wait_lost(losses)
+
+    async def _renew(self) -> None:
+        began = trio.current_time()
+        touches = began >= self._touched_at + self._kept / TOUCHES
+        ids = list(self._held)
+        for start in range(0, max(len(ids), 1), BATCH):
+            await self._commands.room()  # what is held now is when the call is sent
+            some = {id: self._held[id] for id in ids[start : start + BATCH] if id in self._held}
+            answers = await self._ask("renew", int(touches), *some)
+            for (id, lost), is_held in zip(some.items(), answers, strict=True):
+                if not is_held and self._held.get(id) is lost:
+                    del self._held[id]
+                    lost()
+        if touches:
+            self._touched_at = began
+        now = trio.current_time()
+        if self._unbroken_since is None or self._stood_still(now):
+            self._unbroken_since = now
+        self._renewed_at = now
+        for id in tuple(self._to_forget):
+            await self._ask("forget", id)
+            self._to_forget.pop(id, None)
+
+    def _stood_still(self, now: float) -> bool:
+        """For so long that others may have taken what is held here, or may not have renewed."""
+        return now - self._renewed_at > LEASE_SECONDS
+
+    async def overdue(self) -> Sequence[str]:
+        now = trio.current_time()
+        since = self._unbroken_since
+        if since is None or now - since < GRACE_SECONDS or self._stood_still(now):
+            return ()
+        given = await self._patiently("overdue", MAX_OVERDUE)
+        return [id for each in given if (id := each.decode()) not in self._held]
+
+    # -- one stream
+
+    async def open(self, record: Record, lost: Callable[[], None], request: bytes = b"") -> None:
+        is_kept = record.idempotent and len(request) <= self._config.max_body_bytes
+        known = False
+        try:
+            is_opened = await self._patiently(
+                "open",
+                record.id,
+                msgspec.json.encode(record),
+                record.channel,
+                record.raw,
+                int(is_kept),
+                request if is_kept else b"",
+            )
+            known = True
+        finally:
+            if not known and len(self._to_forget) < MAX_FORGOTTEN:
+                self._to_forget[record.id] = None
+        if not is_opened:
+            raise taken(record)
+        self._held[record.id] = lost
+
+    async def find(self, id: str) -> Found | None:
+        fields = ("record", "owner")
+        found = await self._try_until_answered("HMGET", f"{self._prefix}t:{id}", *fields)
+        record, owner = found
+        if record is None:
+            return None
+        return Found(_decoder.decode(record), owner.decode() if owner is not None else None)
+
+    async def begin(self, id: str) -> bool:
+        return bool(await self._patiently("begin", id))
+
+    async def release(self, id: str, seconds: float) -> None:
+        self._held.pop(id, None)
+        await self._patiently("release", id, int(seconds * 1000))
+
+    async def claim(self, id: str, lost: Callable[[], None]) -> bool:
+        if id in self._held or not await self._patiently("claim", id) or id in self._held:
+            return False
+        self._held[id] = lost
+        return True
+
+    async def finish(self, id: str) -> None:
+        self._held.pop(id, None)
+        await self._patiently("finish", id, int(self._config.stream_seconds * 1000))
+
+    async def restart(self, id: str, lost: Callable[[], None]) -> bytes | None:
+        if id in self._held:
+            return None
+        request: bytes | None = await self._patiently("restart", id)
+        if request is None or id in self._held:
+            return None
+        self._held[id] = lost
+        return request
+
+    def statistics(self) -> RegistryStatistics:
+        return RegistryStatistics(held=len(self._held), renewal_failures=self._renewal_failures)
+
+    # -- the link
+
+    def _call(self, what: str, *arguments: Argument) -> tuple[Argument, ...]:
+        return (
+            *evalsha("streams", self._prefix),
+            what,
+            self._now_ms(),
+            self._worker,
+            int(LEASE_SECONDS * 1000),
+            int(self._kept * 1000),
+            *arguments,
+        )
+
+    async def _ask(self, what: str, *arguments: Argument) -> Reply:
+        return must(await self._commands.call(*self._call(what, *arguments)))
+
+    async def _patiently(self, what: str, *arguments: Argument) -> Reply:
+        return await self._try_until_answered(*self._call(what, *arguments))
+
+    async def _try_until_answered(self, *command: Argument) -> Reply:
+        why = "the link is lost"
+        with trio.move_on_after(self._patience):
+            while True:
+                await self._commands.wait_connected()
+                try:
+                    return must(await self._commands.call(*command))
+                except LinkLost as error:
+                    why = str(error)
+                    await trio.sleep(RETRY_SECONDS)
+        raise Unavailable(
+            f"What is known of token streams cannot be had from Redis: {why[:200]}.", reason="bus"
+        )
