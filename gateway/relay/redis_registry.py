@@ -10,6 +10,7 @@
 """
 
 from collections.abc import Callable, Sequence
+from math import inf
 
 import msgspec
 import trio
@@ -71,9 +72,8 @@ class RedisRegistry:
         self._held: dict[str, Callable[[], None]] = {}
         """What to call when it is lost, by id."""
         self._to_forget: dict[str, None] = {}
-        self._touched_at = 0.0
+        self._touched_at = self._renewed_at = -inf
         self._unbroken_since: float | None = None
-        self._renewed_at = 0.0
         self._renewal_failures = 0
 
     # -- leases
