@@ -542,18 +542,68 @@ async def test_either_the_first_worker_begins_or_another_one_restarts(
     assert (0, 1) in outcomes
 
 
-async def test_what_redis_has_lost_is_lost(workers: Workers, client: redis.Redis) -> None:
-    one = await workers.start()
-    kept, gone = await one.open(record()), await one.open(record())
-    client.delete(workers.cluster.key(f"t:{gone.id}"))
-    await until(lambda: one.lost == [gone.id])
-    assert not await one.registry.begin(gone.id)
-    assert await one.owner(kept) == "worker1"
-    keys: Any = client.keys(workers.cluster.key("*"))
-    client.delete(*keys)
-    await until(lambda: one.lost == [gone.id, kept.id])
-    assert one.registry.statistics().held == 0
-    assert list(await one.registry.overdue()) == []
+async def renew(one: Worker) -> None:
+    assert isinstance(one.registry, RedisRegistry)
+    await one.registry._renew()
+
+
+async def test_what_redis_has_lost_is_entered_anew_by_who_makes_it(
+    workers: Workers, client: redis.Redis
+) -> None:
+    """But for the request: whether anything has come of it, nobody knows."""
+    one, other = await workers.several(2)
+    opened = await one.open(record("a", idempotent=True), b"request")
+    claimed, restarted = await one.open(record()), await one.open(record(idempotent=True), b"again")
+    for stream in (claimed, restarted):
+        await one.registry.release(stream.id, 0.0)
+    await overdue(one, workers.wall, claimed, restarted)
+    assert await one.claim(claimed)
+    assert await one.restart(restarted) == b"again"
+    client.delete(*all_keys(workers, client))
+    await renew(one)
+    for stream in (opened, claimed, restarted):
+        assert await other.owner(stream) == "worker1"
+        assert await one.registry.begin(stream.id)
+    assert one.lost == []
+    with pytest.raises(Conflict):
+        await other.open(record("a"))
+    await one.registry.finish(claimed.id)
+    one.pause()
+    workers.wall.ms += LEASE_MS
+    await overdue(other, workers.wall, opened, restarted)
+    assert await other.restart(opened) is None
+
+
+def all_keys(workers: Workers, client: redis.Redis) -> list[bytes]:
+    keys: Any = client.keys(workers.cluster.key("[tos]*"))
+    return [key for key in keys if b":s:" not in key]
+
+
+async def test_what_redis_has_lost_and_another_stream_has_the_channel_of_is_lost(
+    workers: Workers, client: redis.Redis
+) -> None:
+    one, other = await workers.several(2)
+    stream, kept = await one.open(record("a")), await one.open(record())
+    one.pause()
+    client.delete(*all_keys(workers, client))
+    await other.open(record("a"))
+    await renew(one)
+    assert one.lost == [stream.id]
+    assert await other.owner(kept) == "worker1"
+
+
+async def test_what_may_have_ended_and_been_forgotten_is_not_entered_anew(
+    workers: Workers, client: redis.Redis
+) -> None:
+    one = await workers.start(Config(stream_seconds=0.05))
+    stream = await one.open(record())
+    one.pause()
+    other = await workers.start(Config(stream_seconds=0.05))
+    await other.registry.finish(stream.id)
+    await until(lambda: not all_keys(workers, client))
+    await one.start()
+    assert one.lost == [stream.id]
+    assert await one.registry.find(stream.id) is None
 
 
 async def test_in_redis_everything_goes_by_itself_and_later_while_it_is_made(
