@@ -22,7 +22,7 @@ import trio
 from gateway import jws
 from gateway.config import ApiKey, Config, Issuer, split_list
 from gateway.errors import BadRequest, Unauthorized
-from gateway.identity import ANYBODY, Identity
+from gateway.identity import ANYBODY, KEY_PREFIX, Identity
 from gateway.jwks import RemoteKeys
 from gateway.keys import Key, general_key, read_keys
 from gateway.names import Pattern, compile_pattern, is_reserved, user_channel
@@ -35,6 +35,9 @@ MAX_TRIES = 8
 
 MAX_PATTERNS = 200
 """In one claim: linear work for each channel of a stream."""
+
+MAX_UPSTREAMS = 200
+"""In one claim; twice as many as a node may have."""
 
 REMEMBERED = 8192
 """Tokens known to be good; 10 MB at the usual size, and a stream that is open needs none."""
@@ -58,6 +61,8 @@ class Grant(msgspec.Struct):
     subscribe: list[str] = []
     publish: list[str] = []
     admin: bool = False
+    relay: list[str] | str = []
+    """Names of upstreams; one of them, or ``*`` for all, may stand alone."""
 
 
 class Claims(msgspec.Struct):
@@ -254,6 +259,7 @@ class Authenticator:
                 subscribe=patterns(grant.subscribe),
                 publish=patterns(grant.publish),
                 admin=grant.admin,
+                relay=_upstreams(grant.relay),
                 publisher=f"sub:{claims.sub}" if claims.sub is not None else f"jti:{claims.jti}",
                 expires_ms=int(claims.exp * 1000),
                 issued_ms=int((claims.iat or 0) * 1000),
@@ -275,6 +281,14 @@ def patterns(texts: Iterable[str]) -> tuple[Pattern, ...]:
     if len(compiled) > MAX_PATTERNS:
         raise BadRequest(f"A grant has at most {MAX_PATTERNS} patterns.")
     return compiled
+
+
+def _upstreams(relay: Sequence[str] | str) -> tuple[str, ...]:
+    """Raises BadRequest where there are too many."""
+    names = (relay,) if isinstance(relay, str) else tuple(relay)
+    if len(names) > MAX_UPSTREAMS:
+        raise BadRequest(f"A grant has at most {MAX_UPSTREAMS} upstreams.")
+    return names
 
 
 def check_expiry(identity: Identity, now_ms: int) -> None:
@@ -301,7 +315,7 @@ def _api_key(key: ApiKey) -> _Known:
     identity = Identity(
         publish=patterns(key.publish),
         admin=key.admin,
-        publisher=f"key:{key.name}",
+        publisher=f"{KEY_PREFIX}{key.name}",
         publish_rate=key.publish_rate,
     )
     return _Known(bytes.fromhex(key.sha256), identity)

@@ -10,7 +10,7 @@ import os
 import re
 import sys
 from collections import deque
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import aclosing
 from functools import partial
 from pathlib import Path
@@ -36,6 +36,7 @@ from gateway.client.http import describe
 from gateway.config import Config
 from gateway.errors import ConfigError, GatewayError
 from gateway.settings import (
+    REFERENCE,
     SECRETS,
     SETTINGS,
     TOKEN_VARIABLE,
@@ -137,6 +138,11 @@ def serve(file: Path | None, **flags: object) -> None:
         from gateway.auth import Authenticator
 
         Authenticator(config, now_ms=lambda: 0)  # so do keys
+    if config.upstreams:
+        from gateway.relay.upstream import headers_of
+
+        for upstream in config.upstreams:
+            headers_of(upstream)  # and so do secrets that are missing
     if config.worker_count == 1:
         from gateway.server import run  # here, since the other commands need no web stack
     else:
@@ -175,6 +181,7 @@ def _listing(loaded: Loaded) -> str:
         ("channel", config.channels),
         ("issuer", config.issuers),
         ("api_key", config.api_keys),
+        ("upstream", config.upstreams),
     ):
         for table in tables:
             lines += ["", f"[[{kind}]]"]
@@ -185,6 +192,9 @@ def _listing(loaded: Loaded) -> str:
 
 def _shown(name: str, value: object) -> str:
     """A value as the file would have it, but for what is secret in it."""
+    if isinstance(value, Mapping):  # the headers of an upstream
+        told = {n: text if REFERENCE.fullmatch(text) else "***" for n, text in value.items()}
+        return f"{{{', '.join(f'{as_toml(n)} = {as_toml(text)}' for n, text in told.items())}}}"
     if name in SECRETS:
         return as_toml("***" if value else "")
     shown = as_toml(value)
@@ -398,6 +408,12 @@ async def _print_events(subscription: Subscription, render: Callable[[Event], st
 )
 @click.option("--admin", is_flag=True, help="administer; publish to users and to everybody")
 @click.option(
+    "--relay",
+    metavar="UPSTREAM",
+    multiple=True,
+    help="upstreams to make token streams with, * for all; may be repeated",
+)
+@click.option(
     "--seconds",
     type=click.IntRange(1),
     default=3600,
@@ -410,6 +426,7 @@ def make_token_command(
     subscribe: tuple[str, ...],
     publish: tuple[str, ...],
     admin: bool,
+    relay: tuple[str, ...],
     seconds: int,
     file: Path | None,
     **flags: object,
@@ -423,7 +440,13 @@ def make_token_command(
     config = load(flags, os.environ, file).config
     click.echo(
         make_token(
-            config, user=user, subscribe=subscribe, publish=publish, admin=admin, seconds=seconds
+            config,
+            user=user,
+            subscribe=subscribe,
+            publish=publish,
+            admin=admin,
+            relay=relay,
+            seconds=seconds,
         )
     )
 

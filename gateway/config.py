@@ -7,6 +7,7 @@ below, so a setting is complete when its field is.
 
 import os
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import lru_cache
@@ -29,7 +30,7 @@ AUTO = "auto"
 MAX_WORKERS = 256
 
 _ADDRESS = re.compile(r"(?:\[([0-9A-Fa-f:.]+)\]|([^\s\[\]:/]+)):([0-9]{1,5})", re.ASCII)
-_MAX_PORT = 65_535
+MAX_PORT = 65_535
 
 
 class UserLimit(StrEnum):
@@ -37,6 +38,18 @@ class UserLimit(StrEnum):
 
     END_OLDEST = "end-oldest"
     REFUSE = "refuse"
+
+
+class Format(StrEnum):
+    """What a token stream's producer speaks."""
+
+    OPENAI = "openai"
+    """Chat completions and responses."""
+    ANTHROPIC = "anthropic"
+    SSE = "sse"
+    """Anything; passed through."""
+    PUSH = "push"
+    """There is no upstream: an application sends normal events."""
 
 
 class LogLevel(StrEnum):
@@ -53,6 +66,15 @@ class LogFormat(StrEnum):
 
     LOGFMT = "logfmt"
     JSON = "json"
+
+
+@dataclass(frozen=True, slots=True)
+class Between:
+    """The unit of a number and its bounds, which are legal themselves."""
+
+    low: float
+    high: float
+    unit: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,13 +141,76 @@ class ApiKey:
     """It may administer, and publish to users and to everybody."""
 
 
-@dataclass(frozen=True, slots=True)
-class Between:
-    """The unit of a number and its bounds, which are legal themselves."""
+DEFAULT_PATHS = {
+    Format.OPENAI: (
+        "POST chat/completions",
+        "POST responses",
+        "POST embeddings",
+        "GET models",
+        "GET models/*",
+    ),
+    Format.ANTHROPIC: (
+        "POST messages",
+        "POST messages/count_tokens",
+        "GET models",
+        "GET models/*",
+    ),
+    Format.SSE: ("POST",),
+}
+"""What of an upstream may be called: nothing that one user left there and another one could read,
+since all of them are the same one to it."""
 
-    low: float
-    high: float
-    unit: str
+
+@dataclass(frozen=True, slots=True)
+class Upstream:
+    """An ``[[upstream]]`` table: who makes token streams, and who may have it do so."""
+
+    name: str
+    url: str = field(repr=False)
+    """The base of what is called, as ``https://host/v1``; for the format ``sse`` all of it."""
+    format: Format
+    headers: Mapping[str, str] = field(default_factory=dict, repr=False)
+    """Of each request. A value is literal, or ``env:NAME`` or ``file:PATH`` with one word before it
+    or none, as ``Bearer env:OPENAI_API_KEY``."""
+    allow: tuple[str, ...] = ()
+    """Who may use it, beside administrators and tokens that name it in ``gateway.relay``: ``users``
+    (all tokens with a subject), ``user:<id>``, ``keys`` (all API keys), ``key:<name>``."""
+    paths: tuple[str, ...] = ()
+    """What may be called below ``url``, as ``POST chat/completions``; ``*`` is any one segment.
+    None: as DEFAULT_PATHS has them."""
+    insecure_http: bool = False
+    """Speak plain HTTP to a host that is not this one, where all can read the credentials."""
+
+    max_streams: Annotated[int, Between(1, 100_000, "streams")] = 500
+    """Calls at a time, of each worker."""
+    max_streams_per_user: Annotated[int, Between(1, 100_000, "streams")] = 10
+    max_duration: Annotated[float, Between(1, DAY, "seconds")] = 600.0
+    """Of a stream, retries included; the vendors' own clients give up as late."""
+    max_tokens: Annotated[int, Between(1, 10_000_000, "events")] = 50_000
+    """Events of one answer."""
+    max_bytes: Annotated[int, Between(KIB, GIB, "bytes")] = 4 * MIB
+    """Of one answer, as the upstream sends it."""
+    max_event_bytes: Annotated[int, Between(KIB, 64 * MIB, "bytes")] = MIB
+    silence: Annotated[float, Between(0.1, HOUR, "seconds")] = 60.0
+    """Without a byte, before the head of the answer or in the middle."""
+    connect_timeout: Annotated[float, Between(0.1, 600, "seconds")] = 10.0
+    """TLS included."""
+    retries: Annotated[int, Between(0, 10, "tries")] = 2
+    """After the first one, before the first token; as the vendors' own clients do."""
+    retry_wait: Annotated[float, Between(0, HOUR, "seconds")] = 30.0
+    """For all of them."""
+    batch_seconds: Annotated[float, Between(0, 10, "seconds")] = 0.0
+    """That tokens may be held back, to be sent as one; 0: each by itself."""
+    batch_bytes: Annotated[int, Between(0, MIB, "bytes")] = 0
+    """Of text that is sent at once, however soon; 0: any."""
+    stop_when_unwatched: Annotated[float, Between(0, DAY, "seconds")] = 0.0
+    """Without a viewer, after which it is stopped; 0: never."""
+    stop_with_client: bool = False
+    """Whether a stream of the drop-in ends with the connection of who asked for it."""
+
+    @property
+    def callable_paths(self) -> tuple[str, ...]:
+        return self.paths or DEFAULT_PATHS[self.format]
 
 
 @dataclass(frozen=True, slots=True)
@@ -484,6 +569,8 @@ class Config:
     """The ``[[issuer]]`` tables."""
     api_keys: tuple[ApiKey, ...] = ()
     """The ``[[api_key]]`` tables."""
+    upstreams: tuple[Upstream, ...] = ()
+    """The ``[[upstream]]`` tables."""
 
     @property
     def has_keys(self) -> bool:
@@ -541,7 +628,7 @@ def split_list(text: str) -> tuple[str, ...]:
 def split_address(address: str) -> tuple[str, int]:
     """Host, without brackets, and port; raises ValueError where the text is not such a pair."""
     found = _ADDRESS.fullmatch(address)
-    if not found or int(found[3]) > _MAX_PORT:
+    if not found or int(found[3]) > MAX_PORT:
         raise ValueError(f"{address!r} is not host:port")
     if found[1]:
         IPv6Address(found[1])

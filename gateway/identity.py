@@ -5,10 +5,26 @@ its own of the other, and only an administrator publishes to either. Nor does on
 of reports: who may administer has it, and nobody publishes to it.
 """
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 from gateway.names import OPS_CHANNEL, Pattern, is_reserved
+
+EVERY_UPSTREAM = "*"
+
+KEY_PREFIX = "key:"
+"""Begins the ``publisher`` of an API key; no token's begins so."""
+
+
+class Relayed(Protocol):
+    """What of a `gateway.config.Upstream` says who may use it."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def allow(self) -> Collection[str]: ...
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -20,6 +36,8 @@ class Identity:
     subscribe: tuple[Pattern, ...] = ()
     publish: tuple[Pattern, ...] = ()
     admin: bool = False
+    relay: tuple[str, ...] = ()
+    """Upstreams that a token names, or ``*``."""
     publisher: str = ""
     """What a publisher's rate is counted by; empty: by its address."""
     publish_rate: float | None = None
@@ -44,6 +62,14 @@ class Identity:
         if self.is_open or (self.admin and is_reserved(name)):
             return True
         return _is_granted(self.publish, name)
+
+    def may_relay(self, upstream: Relayed) -> bool:
+        if self.may_administer() or {upstream.name, EVERY_UPSTREAM} & set(self.relay):
+            return True
+        allow = upstream.allow
+        if self.publisher.startswith(KEY_PREFIX):
+            return "keys" in allow or self.publisher in allow
+        return self.user is not None and ("users" in allow or f"user:{self.user}" in allow)
 
     def may_administer(self) -> bool:
         return self.is_open or self.admin

@@ -26,6 +26,7 @@ def make_token(
     publish: Sequence[str],
     admin: bool,
     seconds: int,
+    relay: Sequence[str] = (),
 ) -> str:
     """A token signed with the secret of ``config``: ``jwt_key``, or that of its first issuer with
     one. Raises ConfigError where there is none, BadRequest for what is no pattern.
@@ -37,7 +38,12 @@ def make_token(
         "exp": now + seconds,
         "iat": now,
         "jti": secrets.token_urlsafe(TOKEN_ID_BYTES),
-        "gateway": {"subscribe": list(subscribe), "publish": list(publish), "admin": admin},
+        "gateway": {
+            "subscribe": list(subscribe),
+            "publish": list(publish),
+            "admin": admin,
+            "relay": list(relay),
+        },
     }
     named = {"sub": user, "iss": issuer.issuer, "aud": issuer.audience}
     claims |= {name: value for name, value in named.items() if value}

@@ -31,6 +31,7 @@ from gateway.logs import LogStatistics
 from gateway.origins import parse_origins
 from gateway.process import LoopStatistics, Process, ProcessStatistics
 from gateway.rates import ChannelRates
+from gateway.relay.plans import Upstreams
 from gateway.relay.redis_registry import RedisRegistry
 from gateway.relay.registry import MemoryRegistry, Registry
 from gateway.relay.relays import Relays, RelayStatistics
@@ -135,6 +136,7 @@ class Node:
         "streams",
         "tag",
         "tracing",
+        "upstreams",
     )
 
     def __init__(
@@ -251,6 +253,8 @@ class Node:
             viewers=self.hub.members.count,
             now_ms=now_ms,
         )
+        self.upstreams = Upstreams(config)
+        self.relays.again = self.upstreams.again
         self._budget = Budget(charge, self.hub, self.bus)
         self._nursery: trio.Nursery | None = None
         self.ledger.hear.append(self._hear_revoked)
@@ -271,6 +275,7 @@ class Node:
             nursery.start_soon(self.admission.run)
             nursery.start_soon(self._process.run)
             nursery.start_soon(self.reports.run)
+            nursery.start_soon(self.upstreams.run)
             await nursery.start(self.relays.run)
             task_status.started()
 

@@ -21,12 +21,15 @@ import msgspec
 from gateway.addresses import parse_networks
 from gateway.config import (
     AUTO,
+    MAX_PORT,
     MAX_WORKERS,
     ApiKey,
     Between,
     ChannelRule,
     Config,
+    Format,
     Issuer,
+    Upstream,
     is_loopback,
     split_address,
     split_list,
@@ -52,17 +55,54 @@ NUMBER_TOO = frozenset({"workers"})
 LISTS = frozenset({"cors_origins", "public_channels", "trusted_proxies"})
 """Settings of text that a file may write as a list."""
 
-SECRETS = frozenset({"jwt_key", "secret"})
+SECRETS = frozenset({"jwt_key", "secret", "headers"})
 """Never shown; and without a flag, since a command line is seen by everybody on the machine."""
 
-TABLES = ("channel", "issuer", "api_key")
+TABLES = ("channel", "issuer", "api_key", "upstream")
 """What a file has as tables, any number of each."""
 
 MAX_ISSUERS = 16
 MAX_API_KEYS = 10_000
+MAX_UPSTREAMS = 100
 
 _NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}", re.ASCII)
 """Of an API key."""
+
+_UPSTREAM_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}", re.ASCII)
+
+NAMES_TAKEN = frozenset({"push", "demo"})
+"""No upstream's: streams without one, and the one that is built in."""
+
+_URL = re.compile(
+    r"https?://(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(:[0-9]{1,5})?(/[\w.~:@+-]+)*/?", re.ASCII
+)
+"""Of an upstream: neither user nor query, and nothing that would have to be escaped."""
+
+_PATH = re.compile(r"(GET|POST|PUT|PATCH|DELETE)( [\w.~:@+*-]+(/[\w.~:@+*-]+)*)?", re.ASCII)
+_ALLOWED = re.compile(r"users|keys|user:.{1,200}|key:[A-Za-z0-9_.-]{1,64}")
+
+_HEADER = re.compile(r"[!#$%&'*+.^_`|~A-Za-z0-9-]{1,100}", re.ASCII)
+_HEADER_VALUE = re.compile(r"[\x21-\x7e]([\x20-\x7e]*[\x21-\x7e])?", re.ASCII)
+
+MAX_HEADERS = 32
+MAX_HEADER_VALUE = 8 * 1024
+MAX_LISTED = 1000
+"""Entries of ``allow``, and of ``paths``."""
+
+REFERENCE = re.compile(
+    r"(?:(?P<word>[A-Za-z][A-Za-z0-9-]*) )?"
+    r"(?:env:(?P<variable>[A-Za-z_][A-Za-z0-9_]*)|file:(?P<file>\S.*))",
+    re.ASCII,
+)
+"""A header's value that stands elsewhere."""
+_LIKE_REFERENCE = re.compile(r"([A-Za-z][A-Za-z0-9-]* )?(env|file):")
+
+OUR_HEADERS = frozenset(
+    {"accept", "accept-encoding", "connection", "content-encoding", "content-length"}
+    | {"content-type", "expect", "host", "http2-settings", "keep-alive", "proxy-authenticate"}
+    | {"proxy-authorization", "proxy-connection", "te", "trailer", "transfer-encoding", "upgrade"}
+)
+"""What a request to an upstream is made of, or goes no further than one hop (RFC 9110, 7.6.1)."""
 
 _COOKIE = re.compile(r"[!#$%&'*+.^_`|~A-Za-z0-9-]*", re.ASCII)
 """RFC 6265, section 4.1.1; empty where no cookie may carry the token."""
@@ -140,6 +180,18 @@ def _settings() -> Iterator[Setting]:
             yield Setting(field.name, type_, field.default, reason, *bounds)
 
 
+def _hints(table: type) -> dict[str, Any]:
+    return get_type_hints(table, include_extras=True)
+
+
+def _member(name: str, hint: Any) -> Setting:
+    """A number of a table has its bounds beside its type."""
+    if get_origin(hint) is not Annotated:
+        return Setting(name, hint)
+    type_, bounds = get_args(hint)
+    return Setting(name, type_, bounds=bounds)
+
+
 SETTINGS = {setting.name: setting for setting in _settings()}
 """Every setting by its name, in the order of Config."""
 
@@ -152,6 +204,7 @@ _KEY_MEMBERS = {
     name: SETTINGS["publish_rate"] if name == "publish_rate" else Setting(name, type_)
     for name, type_ in get_type_hints(ApiKey).items()
 }
+_UPSTREAM_MEMBERS = {name: _member(name, t) for name, t in _hints(Upstream).items()}
 _KEYS_OF_ISSUER = ("secret", "secret_file", "public_key_file", "jwks_file", "jwks_url")
 
 
@@ -177,6 +230,7 @@ def load(flags: Mapping[str, object], environ: Mapping[str, str], file: Path | N
         channels=tuple(_rule(*one, config) for one in _tables(tables, "channel", from_file)),
         issuers=tuple(_issuer(*one) for one in _tables(tables, "issuer", from_file)),
         api_keys=tuple(_api_key(*one) for one in _tables(tables, "api_key", from_file)),
+        upstreams=tuple(_upstream(*one) for one in _tables(tables, "upstream", from_file)),
     )
     _check(config, sources)
     return Loaded(config, sources)
@@ -286,6 +340,79 @@ def _api_key(table: dict[str, Any], source: str) -> ApiKey:
     return ApiKey(**members)
 
 
+def _upstream(table: dict[str, Any], source: str) -> Upstream:
+    members = _members(table, _UPSTREAM_MEMBERS, source)
+    for name in ("name", "url", "format"):
+        if name not in members:
+            raise ConfigError(f"{name} is missing ({source}); an [[upstream]] has one.")
+    upstream = Upstream(**members)
+    if not _UPSTREAM_NAME.fullmatch(upstream.name) or upstream.name in NAMES_TAKEN:
+        expected = f"1 to 64 of A-Z a-z 0-9 _ -, and none of {', '.join(sorted(NAMES_TAKEN))}"
+        raise _refused("name", upstream.name, source, expected)
+    if upstream.format is Format.PUSH:
+        raise _refused("format", "push", source, "openai, anthropic or sse")
+    _check_upstream_url(upstream, source)
+    for name, shape, expected in (
+        ("allow", _ALLOWED, "users, user:<id>, keys or key:<name>"),
+        ("paths", _PATH, "a method and a path, as in 'POST chat/completions' or 'GET models/*'"),
+    ):
+        listed = getattr(upstream, name)
+        if len(listed) > MAX_LISTED:
+            raise ConfigError(f"{name} has {len(listed)} entries ({source}), but at most 1000.")
+        for each in listed:
+            if not shape.fullmatch(each) or {".", ".."} & set(re.split("[ /]", each)):
+                raise _refused(name, each, source, f"made of {expected}")
+    _check_headers(upstream.headers, source)
+    if upstream.max_event_bytes > upstream.max_bytes:
+        limit = f"at most max_bytes, which is {upstream.max_bytes}"
+        raise _refused("max_event_bytes", upstream.max_event_bytes, source, limit)
+    return dataclasses.replace(upstream, url=upstream.url.rstrip("/"))
+
+
+def _check_upstream_url(upstream: Upstream, source: str) -> None:
+    """The URL is not shown: a password may be what is wrong with it."""
+    url = _URL.fullmatch(upstream.url)
+    if (
+        not url
+        or {".", ".."} & set(upstream.url.split("/"))
+        or int((url[2] or ":1")[1:]) > MAX_PORT
+    ):
+        raise ConfigError(
+            f"url ({source}) must be an http or https URL, as https://host/v1, without user, query"
+            " and fragment; credentials stand in headers."
+        )
+    is_plain = upstream.url.startswith("http:")
+    if is_plain and not is_loopback(url[1].strip("[]")) and not upstream.insecure_http:
+        raise ConfigError(
+            f"url ({source}) is plain HTTP to another host, where credentials and answers can be"
+            " read on the way: use https, or accept it with insecure_http = true."
+        )
+
+
+def _check_headers(headers: Mapping[str, str], source: str) -> None:
+    """What is wrong with a value is told, and never what it is."""
+    if len(headers) > MAX_HEADERS or len({name.lower() for name in headers}) < len(headers):
+        raise ConfigError(f"headers ({source}) are at most {MAX_HEADERS}, each of them once.")
+    for name, value in headers.items():
+        if not _HEADER.fullmatch(name) or name.lower() in OUR_HEADERS:
+            expected = "those of an upstream, and none that the gateway sets itself"
+            raise _refused("a header", name, source, expected)
+        if not is_header_value(value):
+            raise ConfigError(
+                f"headers ({source}): the value of {name} must be printable ASCII without spaces"
+                f" around it, at most {MAX_HEADER_VALUE} bytes."
+            )
+        if _LIKE_REFERENCE.match(value) and not REFERENCE.fullmatch(value):
+            raise ConfigError(
+                f"headers ({source}): the value of {name} must name a variable, as env:NAME, or a"
+                " file, as file:PATH, with at most one word before it."
+            )
+
+
+def is_header_value(text: str) -> bool:
+    return len(text) <= MAX_HEADER_VALUE and _HEADER_VALUE.fullmatch(text) is not None
+
+
 def _check_pattern(name: str, pattern: str, source: str) -> None:
     try:
         compile_pattern(pattern)
@@ -343,6 +470,7 @@ def _check(config: Config, sources: Mapping[str, str]) -> None:
     _check_keys(config, sources)
     _check_origins(config, sources)
     _check_proxies(config, sources)
+    _check_upstreams(config)
     for one, other in (("tls_cert", "tls_key"), ("tls_key", "tls_cert")):
         if getattr(config, one) and not getattr(config, other):
             raise ConfigError(
@@ -389,6 +517,23 @@ def _check_origins(config: Config, sources: Mapping[str, str]) -> None:
     except BadRequest as error:
         source = sources["cors_origins"]
         raise ConfigError(f"cors_origins ({source}) cannot be used: {error}") from error
+
+
+def _check_upstreams(config: Config) -> None:
+    if len(config.upstreams) > MAX_UPSTREAMS:
+        found = len(config.upstreams)
+        raise ConfigError(f"There are {found} [[upstream]] tables; the most is {MAX_UPSTREAMS}.")
+    names = [upstream.name for upstream in config.upstreams]
+    if repeated := [name for name, count in Counter(names).items() if count > 1]:
+        raise ConfigError(f"Two [[upstream]] tables have the name {repeated[0]!r}; each its own.")
+    keys = {f"key:{key.name}" for key in config.api_keys}
+    for upstream in config.upstreams:
+        for allowed in upstream.allow:
+            if allowed.startswith("key:") and allowed not in keys:
+                raise ConfigError(
+                    f"The upstream {upstream.name} allows {allowed!r}, but no [[api_key]] has that"
+                    " name."
+                )
 
 
 def _check_keys(config: Config, sources: Mapping[str, str]) -> None:

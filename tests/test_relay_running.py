@@ -9,10 +9,11 @@ import trio
 from scripted_bus import ScriptedBus
 from trio.testing import wait_all_tasks_blocked
 
+from gateway.config import Format
 from gateway.event import Event
 from gateway.relay.events import Complete, Failure, Token
 from gateway.relay.outlet import PATIENCE_SECONDS, Outlet
-from gateway.relay.record import Format, Record
+from gateway.relay.record import Record
 from gateway.relay.running import LAST_WORDS_SECONDS, Away, Running
 from gateway.sse import ServerSentEvent
 
@@ -24,7 +25,11 @@ END = Complete("end")
 
 def make(bus: ScriptedBus, record: Record = RECORD, **limits: Any) -> Running:
     outlet = Outlet(bus.publish, bus.vouches)
-    return Running(record, outlet, **({"max_tokens": 1000, "max_seconds": 600.0} | limits))
+    return Running(
+        record,
+        outlet,
+        **({"max_tokens": 1000, "max_seconds": 600.0, "max_event_bytes": 1000} | limits),
+    )
 
 
 def told(event: Event) -> tuple[str | None, Any]:
@@ -89,6 +94,19 @@ async def test_a_type_that_cannot_be_told_is_malformed(kind: str) -> None:
     await make(bus).run(produce)
     (end,) = bus.events
     assert told(end)[1]["code"] == "malformed"
+
+
+@pytest.mark.parametrize("data", ["x" * 993, "\n" * 124, "\U0001f600" * 248])
+async def test_an_event_is_told_or_too_large_by_its_bytes_as_they_are_sent(data: str) -> None:
+    for more, kinds in (("", [None, "complete"]), ("\n", ["error"])):
+        bus = ScriptedBus()
+
+        async def produce(running: Running, data: str = data + more) -> Complete:
+            running.tell_raw(ServerSentEvent("message", data, ""))
+            return END
+
+        await make(bus).run(produce)
+        assert [event.type for event in bus.events] == kinds
 
 
 async def test_where_both_views_are_one_the_end_is_told_once() -> None:

@@ -1,27 +1,16 @@
 """What is remembered of a token stream beside its events: who may see it, and where it is made."""
 
 import secrets
-from enum import StrEnum
 
 from msgspec import Struct
+
+from gateway.config import Format as Format
 
 ID_BYTES = 16
 """Of randomness: who knows an id still needs a grant, but nobody finds one by guessing."""
 
 MAX_MODEL = 200
 """Characters of a model's name that are kept."""
-
-
-class Format(StrEnum):
-    """What an upstream speaks."""
-
-    OPENAI = "openai"
-    """Chat completions and responses."""
-    ANTHROPIC = "anthropic"
-    SSE = "sse"
-    """Anything; passed through."""
-    PUSH = "push"
-    """There is no upstream: an application sends normal events."""
 
 
 class Record(Struct, frozen=True):

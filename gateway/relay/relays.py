@@ -18,17 +18,18 @@ import trio
 
 from gateway.bus import Bus
 from gateway.cluster import COMMAND_SECONDS, READ_SECONDS, Cluster
-from gateway.config import Config
+from gateway.config import Config, Format
 from gateway.errors import ChannelEnded, Conflict, GatewayError, NotFound, Unavailable
-from gateway.histogram import Distribution, Histogram, empty
+from gateway.histogram import Distribution, Histogram
 from gateway.messages import Command
 from gateway.names import RAW_SUFFIX, stream_channel
-from gateway.position import Position
+from gateway.position import ZERO, Position
 from gateway.relay.events import Complete, Error, Failure, Start, render
 from gateway.relay.outlet import Outlet
-from gateway.relay.record import MAX_MODEL, Format, Record, new_id
+from gateway.relay.record import MAX_MODEL, Record, new_id
 from gateway.relay.registry import Registry, RegistryStatistics
 from gateway.relay.running import Running
+from gateway.relay.story import Story
 
 MAX_RUNNING = 10_000
 """Token streams that a worker makes at a time, over all upstreams."""
@@ -39,13 +40,17 @@ LOOK_SECONDS = 1.0
 MAX_ASKED = 500
 """Streams whose viewers other workers are asked for at a time."""
 
+PAGE_FRAMES = 256
+"""Read of a channel between two checkpoints."""
+
 STOP_SECONDS = 2.0
 """For which a stop is waited for; the upstream's connection is closed at its beginning."""
 
 FIRST_TOKENS = (0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 60.0)
 """Seconds."""
 
-NO_FIRST_TOKENS = empty(FIRST_TOKENS)
+MAX_POSITION = Position(2**64, 0)
+"""Later than any event."""
 
 _log = logging.getLogger("gateway")
 
@@ -54,7 +59,7 @@ K = TypeVar("K")
 Produce = Callable[[Running], Awaitable[Complete]]
 """Feeds a token stream until it is complete. Raises Failure."""
 
-Again = Callable[[Record, bytes], "Plan | None"]
+Again = Callable[[Record, bytes], "tuple[Limits, Produce] | None"]
 """How a stream of another worker is begun again here, by its record and request; None where it
 cannot be."""
 
@@ -66,6 +71,7 @@ class Limits:
 
     max_tokens: int
     max_seconds: float
+    max_event_bytes: int
     batch_seconds: float = 0.0
     batch_bytes: int = 0
     unwatched_seconds: float = 0.0
@@ -75,7 +81,8 @@ class Limits:
 class Plan:
     """A token stream that is to be."""
 
-    produce: Produce
+    produce: Produce | None
+    """None where its producer is still to come, within ``away_seconds``."""
     limits: Limits
     format: Format
     upstream: str | None = None
@@ -87,6 +94,7 @@ class Plan:
     idempotent: bool = False
     request: bytes = b""
     """What another worker needs to begin it again, of one that is idempotent."""
+    away_seconds: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -239,7 +247,11 @@ class Relays:
                     with trio.move_on_after(STOP_SECONDS, shield=True):
                         await self.registry.finish(id)
         self._opened[plan.format] += 1
-        self._start(running, plan.produce)
+        if plan.produce is not None:
+            self._start(running, plan.produce)
+        else:
+            self._leave(running)
+            await self.registry.release(id, plan.away_seconds)
         return running
 
     def adopt(self, record: Record, limits: Limits, began: Position, produce: Produce) -> Running:
@@ -263,6 +275,7 @@ class Relays:
             ),
             max_tokens=limits.max_tokens,
             max_seconds=limits.max_seconds,
+            max_event_bytes=limits.max_event_bytes,
             batch_seconds=limits.batch_seconds,
             batch_bytes=limits.batch_bytes,
             begin=begin if record.idempotent else None,
@@ -361,6 +374,28 @@ class Relays:
         self._count_end(record, last)
         return True
 
+    # -- what has become of one
+
+    async def story(self, record: Record) -> Story:
+        """All that its channel holds of it. Raises Unavailable."""
+        story = Story()
+        await self.read_on(record, story)
+        return story
+
+    async def read_on(self, record: Record, story: Story) -> None:
+        """Add what came behind the last position of a ``story``."""
+        while True:
+            page = await self._bus.history(
+                record.channel, story.position, MAX_POSITION, PAGE_FRAMES
+            )
+            if page.frames and page.previous > story.position > ZERO:
+                story.whole = False
+            for frame in page.frames:
+                story.add(frame)
+            if page.complete or not page.frames:
+                return
+            await trio.lowlevel.checkpoint()
+
     async def leave(self, seconds: float) -> None:
         """Begin no more, let those that run go on for so long, and end what is left by an error."""
         self.leaving = True
@@ -408,16 +443,15 @@ class Relays:
         request = await self.registry.restart(record.id, lose)
         if request is None:
             return False
-        plan = self.again(record, request)
-        if plan is None:
+        again = self.again(record, request)
+        if again is None:
             return False
+        limits, produce = again
         page = await self._bus.history(record.channel, Position(0, 0), self._bus.head(), 1)
         if not page.frames:
             return False
         # The fence was passed by `restart` already.
-        running = self.adopt(
-            _without_fence(record), plan.limits, page.frames[0].position, plan.produce
-        )
+        running = self.adopt(_without_fence(record), limits, page.frames[0].position, produce)
         self._restarted += 1
         return True
 

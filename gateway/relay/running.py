@@ -19,6 +19,10 @@ UPSTREAM_PREFIX = "upstream:"
 LAST_WORDS_SECONDS = 3 * PATIENCE_SECONDS
 """In which the last event of a stream must be published; after that its lease runs out."""
 
+LINE_OVERHEAD = len("data: \n")
+MOST_GROWTH = LINE_OVERHEAD + 4
+"""Bytes that a character may take as it is sent."""
+
 _log = logging.getLogger("gateway")
 
 
@@ -40,6 +44,7 @@ class Running:
         *,
         max_tokens: int,
         max_seconds: float,
+        max_event_bytes: int,
         batch_seconds: float = 0.0,
         batch_bytes: int = 0,
         begin: Callable[[], Awaitable[bool]] | None = None,
@@ -64,6 +69,7 @@ class Running:
         self.tokens = 0
         self._max_tokens = max_tokens
         self._max_seconds = max_seconds
+        self._max_event_bytes = max_event_bytes
         self._batch_seconds = batch_seconds
         self._batch_bytes = batch_bytes
         self._begin = begin
@@ -110,7 +116,15 @@ class Running:
         told."""
         if self.record.raw == self.record.channel:
             self._count_token()
+        self._check_size(event.data)
         self.outlet.put(Event((self.record.raw,), event.data, _type_of(event)))
+
+    def _check_size(self, data: str) -> None:
+        """Raise Failure where it is larger, as it would be sent, than an event may be."""
+        if len(data) * MOST_GROWTH > self._max_event_bytes:  # then it is worth counting
+            lines = data.count("\n") + 1
+            if len(data.encode()) + lines * LINE_OVERHEAD > self._max_event_bytes:
+                raise Failure("too-large")
 
     def _tell_token(self, token: Token) -> None:
         self._count_token()

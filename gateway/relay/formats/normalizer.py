@@ -138,8 +138,6 @@ _CODES = {
         "403",
     ),
     "rejected": (
-        "invalid_request_error",
-        "invalid_prompt",
         "not_found_error",
         "request_too_large",
         "billing_error",
@@ -148,6 +146,8 @@ _CODES = {
         "context_length_exceeded",
         "content_policy_violation",
         "content_filter",
+        "data_residency_mismatch",
+        "bio_policy",
         "400",
         "402",
         "404",
@@ -161,6 +161,9 @@ of, and others put the status that there would have been into `code`."""
 
 _CODE_OF = {word: code for code, words in _CODES.items() for word in words}
 
+_REJECTED = ("invalid_", "image_", "unsupported_")
+"""Begin the many words for what is wrong with a request."""
+
 
 def failure(error: object) -> Failure:
     """What ``error``, as a vendor writes it, is told as: by its code, or else its type.
@@ -171,6 +174,9 @@ def failure(error: object) -> Failure:
         error = error["error"]
     if isinstance(error, dict):
         for word in (error.get("code"), error.get("type")):
-            if isinstance(word, str | int) and str(word) in _CODE_OF:
-                return Failure(_CODE_OF[str(word)])
+            text = str(word) if isinstance(word, str | int) else ""
+            if text in _CODE_OF:
+                return Failure(_CODE_OF[text])
+            if text.startswith(_REJECTED):
+                return Failure("rejected")
     return Failure("upstream-error")
