@@ -1,6 +1,7 @@
 """What every registry of token streams promises, held against each of them; see
 `gateway.relay.registry`."""
 
+import random
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
@@ -11,7 +12,7 @@ import trio
 from buses import Wall
 from redis_buses import QUICK, Cluster, Node, cluster
 from redis_scripts import configured
-from trio.testing import MockClock
+from trio.testing import MockClock, wait_all_tasks_blocked
 
 from gateway.config import Config
 from gateway.errors import Conflict, Unavailable
@@ -351,6 +352,66 @@ async def test_what_has_begun_or_is_not_idempotent_or_is_too_long_is_not_restart
     await overdue(worker, wall, begun, plain, long, fits)
     told = [await worker.restart(one) for one in (begun, plain, long, fits, ended)]
     assert told == [None, None, None, b"x" * 100, None]
+
+
+async def test_both_registries_say_the_same_of_whatever_is_asked(
+    workers: Workers, wall: Wall, nursery: trio.Nursery
+) -> None:
+    in_redis = await workers.start()
+    workers.cluster.wall = wall
+    memory = await Worker(MemoryRegistry(CONFIG, "worker1", wall), nursery).start()
+    both = (in_redis, memory)
+    for seed in range(100):
+        chance = random.Random(seed)
+        streams = [record(idempotent=bool(n)) for n in range(3)]
+        streams.append(Record(new_id(), streams[0].raw, streams[0].raw, Format.SSE, 1))
+        done: list[str] = []
+        for _ in range(25):
+            stream = chance.choice(streams)
+            what, ask = chance.choice(list(QUESTIONS.items()))
+            done.append(f"{what} {streams.index(stream)}")
+            if what == "time":
+                wall.ms += chance.choice([1, LEASE_MS - 1, LEASE_MS, 2 * LEASE_MS])
+                await renew(in_redis)
+            told = [await ask(one, stream) for one in both]
+            assert told[0] == told[1], done
+            found = [await one.registry.find(stream.id) for one in both]
+            assert found[0] == found[1], done
+        for one in both:
+            for stream in streams:
+                await one.registry.finish(stream.id)
+            assert one.registry.statistics().held == 0
+            assert one.lost == []
+
+
+async def _open(one: Worker, stream: Record) -> object:
+    if await one.registry.find(stream.id) is not None:
+        return None
+    try:
+        return await one.open(stream, b"request")
+    except Conflict:
+        return Conflict
+
+
+async def _overdue(one: Worker, stream: Record) -> object:
+    return sorted(await one.registry.overdue())
+
+
+async def _nothing(one: Worker, stream: Record) -> object:
+    return None
+
+
+QUESTIONS: dict[str, Callable[[Worker, Record], Awaitable[object]]] = {
+    "open": _open,
+    "begin": lambda one, stream: one.registry.begin(stream.id),
+    "release for a while": lambda one, stream: one.registry.release(stream.id, LEASE_SECONDS),
+    "release": lambda one, stream: one.registry.release(stream.id, 0.0),
+    "claim": lambda one, stream: one.claim(stream),
+    "finish": lambda one, stream: one.registry.finish(stream.id),
+    "overdue": _overdue,
+    "restart": lambda one, stream: one.restart(stream),
+    "time": _nothing,
+}
 
 
 # -- in memory
@@ -695,6 +756,36 @@ def workers_state(workers: Workers, stream: Record) -> Iterable[object]:
         yield client.hgetall(workers.cluster.key(f"t:{stream.id}"))
 
 
+async def test_what_is_claimed_while_its_release_is_not_answered_stays_held(
+    workers: Workers,
+) -> None:
+    one = await workers.start()
+    assert one.node is not None
+    for _ in range(5):
+        stream = await one.open(record())
+        one.node.link.cut()
+        await until(lambda: not is_connected(one))
+        claimed: list[bool] = []
+
+        async def claim(stream: Record, claimed: list[bool]) -> None:
+            claimed.append(await one.claim(stream))
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(one.registry.release, stream.id, 60.0)
+            await wait_all_tasks_blocked()
+            nursery.start_soon(claim, stream, claimed)
+            await wait_all_tasks_blocked()
+            one.node.link.resume()
+        await renew(one)
+        assert (claimed, one.lost) == ([True], [])
+        assert await one.owner(stream) == "worker1"
+
+
+def is_connected(one: Worker) -> bool:
+    assert one.node is not None
+    return one.node.bus.commands.connected
+
+
 async def test_without_a_link_whoever_asks_is_told_so_in_time(workers: Workers) -> None:
     one = await workers.start(QUICK)
     stream = await one.open(record())
@@ -721,7 +812,7 @@ async def test_without_a_link_whoever_asks_is_told_so_in_time(workers: Workers) 
             for each in asked:
                 nursery.start_soon(ask, each)
     assert refusals == ["bus"] * len(asked)
-    await until(lambda: not one.node.bus.commands.connected if one.node else False)
+    await until(lambda: not is_connected(one))
     assert list(await one.registry.overdue()) == []
 
 

@@ -83,6 +83,7 @@ class RedisRegistry:
         self._patience = config.publish_wait + config.redis_timeout
         self._kept = max(config.stream_seconds, KEPT_SECONDS)
         self._held: dict[str, _Held] = {}
+        self._releasing: dict[str, trio.Event] = {}
         self._to_forget: dict[str, None] = {}
         self._touched_at = self._renewed_at = -inf
         self._unbroken_since: float | None = None
@@ -189,9 +190,21 @@ class RedisRegistry:
 
     async def release(self, id: str, seconds: float) -> None:
         self._held.pop(id, None)
-        await self._patiently("release", id, int(seconds * 1000))
+        released = self._releasing[id] = trio.Event()
+        try:
+            await self._patiently("release", id, int(seconds * 1000))
+        finally:
+            if self._releasing.get(id) is released:
+                del self._releasing[id]
+            released.set()
+
+    async def _released(self, id: str) -> None:
+        """Return when no call is under way that would release what is held behind it."""
+        while (released := self._releasing.get(id)) is not None:
+            await released.wait()
 
     async def claim(self, id: str, lost: Callable[[], None]) -> bool:
+        await self._released(id)
         if id in self._held:
             return False
         record = await self._patiently("claim", id)
@@ -205,6 +218,7 @@ class RedisRegistry:
         await self._patiently("finish", id, int(self._config.stream_seconds * 1000))
 
     async def restart(self, id: str, lost: Callable[[], None]) -> bytes | None:
+        await self._released(id)
         if id in self._held:
             return None
         told: list[bytes] | None = await self._patiently("restart", id)
