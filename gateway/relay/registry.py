@@ -8,6 +8,7 @@
    Nobody is found `overdue` whose worker has not been able to reach what keeps the leases because
    nobody was.
 3. *Overdue* streams are given to one worker at a time, and again if that one has died over it.
+   One that is pushed counts as released when its worker has died, for ``push_lease``.
 4. *The fence.* Of a stream that is idempotent `begin` is true for one worker alone, and for none
    after another one has had it restarted. It is restarted once at the most: a request that ends
    workers does not go from one to the next.
