@@ -14,7 +14,7 @@ from running import Block, Gateway, Response, Wire, request, running, until
 from tokens import SECRET, bearer, token
 
 from gateway.bus.memory import MemoryBus
-from gateway.errors import BadRequest, ContentTooLarge, GatewayError
+from gateway.errors import BadRequest, ContentTooLarge, GatewayError, Unavailable
 from gateway.event import Event
 from gateway.http1_render import chunk
 from gateway.position import Position
@@ -573,16 +573,21 @@ async def test_a_stream_ends_with_its_time_though_its_producer_be_silent() -> No
 
 
 class Held(MemoryBus):
-    """It takes nothing while it is held."""
+    """It takes nothing while it is held, and says of so many calls that it does not know."""
 
     held: trio.Event | None = None
+    uncertain = 0
 
     async def publish(
         self, events: Sequence[Event], patience: float | None = None
     ) -> Sequence[Position | GatewayError]:
         if self.held is not None:
             await self.held.wait()
-        return await super().publish(events, patience)
+        results = await super().publish(events, patience)
+        if self.uncertain:
+            self.uncertain -= 1
+            return [Unavailable("Not known.", outcome="unknown") for _ in results]
+        return results
 
 
 async def test_while_much_waits_for_the_bus_the_body_is_not_read(
@@ -610,6 +615,78 @@ async def test_while_much_waits_for_the_bus_the_body_is_not_read(
         for _ in range(sent):
             assert len(str((await viewer.event()).json["text"])) == 10_000
         await body.wire.aclose()
+
+
+@pytest.mark.parametrize("last", [b"", b'{"event":"complete"}\n'])
+async def test_where_it_is_not_known_what_was_published_the_producer_is_told_to_go_on(
+    monkeypatch: pytest.MonkeyPatch, last: bytes
+) -> None:
+    monkeypatch.setattr("gateway.node.MemoryBus", Held)
+    async with running() as gateway:
+        bus = gateway.node.bus
+        assert isinstance(bus, Held)
+        id = await opened(gateway)
+        viewer = await watching(gateway, id)
+        bus.uncertain = 1
+        body = await pushing(gateway, id)
+        await body.send(text("a", "b"))
+        answer = await body.wire.response()
+        assert (answer.status, answer.json["next"], answer.json["state"]) == (503, 2, "streaming")
+        assert answer.json["reason"] == "bus"
+        bus.uncertain = 1
+        lines = text("a", "b", "c") + last
+        answer = await pushed(gateway, id, lines)
+        assert answer.status in (409, 503)
+        answer = await pushed(gateway, id, lines)
+        assert (answer.status, answer.json["state"]) == (200, "complete")
+        assert told(await viewer.blocks()) == ["a", "b", "c", END]
+
+
+async def test_what_was_taken_and_is_not_known_to_be_published_is_not_said_to_be(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("gateway.node.MemoryBus", Held)
+    async with running() as gateway:
+        bus = gateway.node.bus
+        assert isinstance(bus, Held)
+        id = await opened(gateway)
+        viewer = await watching(gateway, id)
+        bus.held = trio.Event()
+        body = await pushing(gateway, id)
+        await body.send(text("a"))
+        await until(lambda: gateway.node.relays.statistics().waiting_events == 1)
+        await body.send(text("b", "c"))
+        await until(lambda: gateway.node.relays.statistics().waiting_events == 3)
+        await body.wire.send(b"0\r\n\r\n")
+        bus.uncertain = 1
+        bus.held.set()
+        answer = await body.wire.response()
+        assert (answer.status, answer.json["next"]) == (503, 1)
+        answer = await pushed(gateway, id, text("b", "c", "d"), "?seq=1")
+        assert (answer.status, answer.json["next"]) == (200, 4)
+        assert told(await viewer.blocks()) == ["a", "b", "c", "d", END]
+
+
+async def test_nothing_is_published_while_the_stream_may_be_somebody_elses(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async with running() as gateway:
+        relays = gateway.node.relays
+        id = await opened(gateway)
+        viewer = await watching(gateway, id)
+        body = await pushing(gateway, id)
+        await body.send(text("a"))
+        assert (await viewer.event()).json == {"text": "a"}
+        monkeypatch.setattr(relays.registry, "sure_for", lambda: 0.5)
+        await body.send(text("b"))
+        await until(lambda: relays.statistics().waiting_events == 1)
+        assert len(await gateway.node.bus.newest(f"stream:{id}", 9)) == 2
+        monkeypatch.setattr(relays.registry, "sure_for", lambda: 4.0)
+        assert (await viewer.event()).json == {"text": "b"}
+        await body.send(text("c"))
+        relays.running[id].lose()
+        answer = await body.wire.response()
+        assert (answer.status, answer.json["state"]) == (503, "streaming")
 
 
 async def test_a_body_is_asked_for_once_it_is_wanted_and_not_otherwise() -> None:

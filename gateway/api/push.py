@@ -22,12 +22,13 @@ from gateway.errors import (
     Forbidden,
     GatewayError,
     Unauthorized,
+    Unavailable,
 )
 from gateway.identity import Identity
 from gateway.node import Node
 from gateway.relay.events import Complete
 from gateway.relay.push import Lines, Mark, at_line, read_line
-from gateway.relay.pushes import DRAINING, REPLACED, Now, Producer, leaving
+from gateway.relay.pushes import DRAINING, REPLACED, Now, Producer
 from gateway.relay.record import Format, Record
 from gateway.relay.relays import no_stream
 from gateway.relay.story import STOPPED
@@ -158,7 +159,8 @@ async def _push(node: Node, record: Record, lines: _Lines, *, ends: bool) -> Ans
     except GatewayError as error:
         producer.leave(lease)
         await producer.running.ended.wait()
-        error.extra.update(next=producer.next, state=_state(producer))
+        now = await _now(node, producer)
+        error.extra.update(next=now.next, state=now.state)
         raise
     finally:
         producer.leave(lease)
@@ -228,31 +230,34 @@ def _is_end(record: Record, line: bytes, lines: _Lines) -> bool:
 
 async def _told(node: Node, producer: Producer) -> Answer:
     """What became of a body that was understood."""
-    record, number = producer.record, producer.next
-    last = producer.running.last
-    if last is not None:
-        state = _state(producer)
-        if producer.completed and state != "stopped":
-            return _answer(record, number, state)
-        raise _over(Now(state, number))
-    if producer.why == REPLACED:
-        raise Conflict("Another request feeds the stream by now.", next=number, state="streaming")
-    if producer.why == DRAINING:
-        error = leaving()
-        error.extra.update(next=number, state="streaming")
-        raise error
-    if producer.left:
-        return _answer(record, number, "streaming")
-    raise _over(await node.pushes.now(record))
+    record, now = producer.record, await _now(node, producer)
+    if now.state != "streaming":
+        if producer.completed and now.state != "stopped" and not producer.running.is_lost:
+            return _answer(record, now.next, now.state)
+        raise _over(now)
+    if producer.running.is_lost:
+        why, said = "bus", "The link between the nodes was lost; go on from `next`."
+    elif producer.why == REPLACED:
+        raise Conflict("Another request feeds the stream by now.", next=now.next, state=now.state)
+    elif producer.why == DRAINING:
+        why, said = DRAINING, "The node is draining; go on at another."
+    else:
+        return _answer(record, now.next, now.state)
+    raise Unavailable(said, reason=why, next=now.next, state=now.state)
 
 
-def _state(producer: Producer) -> str:
+async def _now(node: Node, producer: Producer) -> Now:
+    """How a stream stands that has been fed. Raises Unavailable where that cannot be known."""
+    if producer.running.is_lost:
+        return await node.pushes.now(producer.record)
     last = producer.running.last
     if last is None:
-        return "streaming"
-    if isinstance(last, Complete):
-        return "stopped" if last.reason in STOPPED else "complete"
-    return "error"
+        state = "streaming"
+    elif isinstance(last, Complete):
+        state = "stopped" if last.reason in STOPPED else "complete"
+    else:
+        state = "error"
+    return Now(state, producer.next)
 
 
 def _over(now: Now) -> Conflict:

@@ -76,8 +76,6 @@ class Producer:
         any more."""
         self.why = ""
         """REPLACED or DRAINING, where it was told to go."""
-        self.left = False
-        """It has gone, and what was taken of it has been published or goes out."""
         self.completed = False
         """It has told the end itself."""
         self._mark = mark
@@ -129,7 +127,7 @@ class Producer:
     def leave(self, seconds: float, why: str = "") -> None:
         """It is not fed any more, and may be again within ``seconds``; what was taken goes out."""
         if not (self.is_over or self.completed):
-            self.left, self.why = True, why
+            self.why = why
             self._finish(Away(seconds))
 
     def _finish(self, outcome: Exception) -> None:

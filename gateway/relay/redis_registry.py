@@ -229,6 +229,9 @@ class RedisRegistry:
         self._held[id] = _Held(record, lost)
         return request
 
+    def sure_for(self) -> float:
+        return self._renewed_at + LEASE_SECONDS - trio.current_time()
+
     def statistics(self) -> RegistryStatistics:
         return RegistryStatistics(held=len(self._held), renewal_failures=self._renewal_failures)
 

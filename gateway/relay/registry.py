@@ -19,6 +19,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import islice
+from math import inf
 from typing import Protocol
 
 import trio
@@ -88,6 +89,9 @@ class Registry(Protocol):
     async def restart(self, id: str, lost: Callable[[], None]) -> bytes | None:
         """The request of an overdue stream that is idempotent and has not begun, held here from now
         on; None where it must not be made again. Behind it `begin` is true here."""
+
+    def sure_for(self) -> float:
+        """Seconds for which what is held here certainly is nobody else's."""
 
     def statistics(self) -> RegistryStatistics: ...
 
@@ -208,6 +212,9 @@ class MemoryRegistry:
         entry.begun, entry.request = True, None
         await self.claim(id, lost)
         return request
+
+    def sure_for(self) -> float:
+        return inf
 
     def statistics(self) -> RegistryStatistics:
         return RegistryStatistics(
