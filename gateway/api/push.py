@@ -40,7 +40,10 @@ SLICE = 64
 
 MAX_NUMBER_DIGITS = 15
 
-_PATH, _SUFFIX = STREAMS.encode() + b"/", b"/events"
+BELOW = STREAMS.encode() + b"/"
+"""With which the targets of such requests begin."""
+
+_SUFFIX = b"/events"
 
 
 class Body(Protocol):
@@ -62,13 +65,10 @@ class Whole:
         return piece
 
 
-def is_push(method: bytes, target: bytes) -> bool:
+def is_push(method: str, target: bytes) -> bool:
     """Whether the body of such a request is to be taken as it comes."""
-    return (
-        target.startswith(_PATH)
-        and method == b"POST"
-        and target.partition(b"?")[0].endswith(_SUFFIX)
-    )
+    path = target.partition(b"?")[0]
+    return method == "POST" and path.startswith(BELOW) and path.endswith(_SUFFIX)
 
 
 async def push(node: Node, request: Request, body: Body) -> Answer:
@@ -79,7 +79,7 @@ async def push(node: Node, request: Request, body: Body) -> Answer:
         identity = await identify(node, request)
         if identity is NOBODY:
             raise Unauthorized(f"Nobody pushes without saying who: {NEEDED}.", bad_token=False)
-        id = request.path[len(_PATH) : -len(_SUFFIX)]
+        id = request.path[len(BELOW) : -len(_SUFFIX)]
         first, ends = _first(request), _ends(request)
         found = await node.relays.registry.find(id)
         if found is None:
