@@ -314,7 +314,8 @@ class RequestReader:
 
     def _begin_body(self, request: Parsed) -> None:
         """Raises ContentTooLarge where it is known already."""
-        if request.version == "1.1" and self._is_streamed is not None:
+        may_be = request.version == "1.1" and request.target.startswith(self._streamed_below)
+        if may_be and self._is_streamed is not None:
             request.streamed = self._is_streamed(request.method, request.target)
         if request.streamed or self._length == CHUNKED:
             self._start_counting()
