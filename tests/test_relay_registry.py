@@ -208,11 +208,27 @@ async def test_a_record_is_forgotten_some_time_after_the_end_and_its_channel_fre
     other = await worker.open(record("chat.2"))
     await worker.registry.finish(one.id)
     with trio.fail_after(10):
-        while await worker.registry.find(one.id) is not None:
+        while await worker.registry.find(one.id) is not None:  # noqa: ASYNC110
             wall.ms += 10
             await trio.sleep(0.01)
     await worker.open(record("chat.1"))
     assert await worker.owner(other) == "worker1"
+
+
+async def test_what_is_forgotten_was_never_opened(worker: Worker) -> None:
+    one = await worker.open(record("chat.1"))
+    released, ended = await worker.open(record("a")), await worker.open(record("b"))
+    await worker.registry.release(released.id, 60.0)
+    await worker.registry.finish(ended.id)
+    for id in (one.id, one.id, released.id, ended.id, new_id()):
+        worker.registry.forget(id)
+    with trio.fail_after(5):
+        while await worker.registry.find(one.id) is not None:  # noqa: ASYNC110
+            await trio.sleep(0.005)
+    await worker.open(record("chat.1"))
+    for kept in (released, ended):  # which somebody may have been told of
+        assert await worker.owner(kept) is None
+    assert (worker.lost, worker.registry.statistics().held) == ([], 1)
 
 
 # -- leases

@@ -48,7 +48,7 @@ RENEWED, UNKNOWN = 1, -1
 """Answered of a lease; UNKNOWN where there is no record."""
 
 MAX_FORGOTTEN = 1000
-"""Streams that could not be opened, of which Redis may hold a record, and is to be told. More are
+"""Streams that have come to nothing, of which Redis may hold a record, and is to be told. More are
 left to whoever finds their leases overdue."""
 
 
@@ -88,6 +88,8 @@ class RedisRegistry:
         self._touched_at = self._renewed_at = -inf
         self._unbroken_since: float | None = None
         self._renewal_failures = 0
+        self._rest = trio.CancelScope()
+        """Until leases are renewed again; cancelled, that is at once."""
 
     # -- leases
 
@@ -102,7 +104,7 @@ class RedisRegistry:
                 except LinkLost:
                     self._unbroken_since = None
                     self._renewal_failures += 1
-                with trio.move_on_after(LEASE_SECONDS / RENEWALS):
+                with trio.move_on_after(LEASE_SECONDS / RENEWALS) as self._rest:
                     await self._commands.wait_lost(losses)
 
     async def _renew(self) -> None:
@@ -171,11 +173,17 @@ class RedisRegistry:
             )
             known = True
         finally:
-            if not known and len(self._to_forget) < MAX_FORGOTTEN:
-                self._to_forget[record.id] = None
+            if not known:
+                self.forget(record.id)
         if not is_opened:
             raise taken(record)
         self._held[record.id] = _Held(encoded, lost)
+
+    def forget(self, id: str) -> None:
+        self._held.pop(id, None)
+        if len(self._to_forget) < MAX_FORGOTTEN:
+            self._to_forget[id] = None
+            self._rest.cancel()
 
     async def find(self, id: str) -> Found | None:
         fields = ("record", "owner")
