@@ -208,7 +208,7 @@ async def test_a_record_is_forgotten_some_time_after_the_end_and_its_channel_fre
     other = await worker.open(record("chat.2"))
     await worker.registry.finish(one.id)
     with trio.fail_after(10):
-        while await worker.registry.find(one.id) is not None:  # noqa: ASYNC110
+        while await worker.registry.find(one.id) is not None:
             wall.ms += 10
             await trio.sleep(0.01)
     await worker.open(record("chat.1"))
@@ -667,6 +667,26 @@ async def test_what_redis_has_lost_and_another_stream_has_the_channel_of_is_lost
     await renew(one)
     assert one.lost == [stream.id]
     assert await other.owner(kept) == "worker1"
+
+
+@pytest.mark.parametrize("told", [b"", b"{}", b"\xff", b'{"id": "x", "format": "later"}'])
+async def test_a_record_of_another_version_is_said_to_be_one_and_does_no_harm(
+    workers: Workers, client: redis.Redis, told: bytes
+) -> None:
+    one = await workers.start()
+    stream, kept = await one.open(record()), await one.open(record())
+    client.hset(workers.cluster.key(f"t:{stream.id}"), "record", told)
+    with pytest.raises(Unavailable, match="another version") as refusal:
+        await one.registry.find(stream.id)
+    assert refusal.value.extra["reason"] == "version"
+    await one.registry.release(stream.id, 0.0)
+    assert await one.claim(stream)
+    await renew(one)
+    assert one.lost == []
+    client.delete(*all_keys(workers, client))
+    await renew(one)
+    assert one.lost == [stream.id]
+    assert await one.owner(kept) == "worker1"
 
 
 async def test_what_may_have_ended_and_been_forgotten_is_not_entered_anew(

@@ -62,6 +62,15 @@ class _Held:
 _decoder = msgspec.json.Decoder(Record)
 
 
+def _decode(record: bytes) -> Record:
+    try:
+        return _decoder.decode(record)
+    except msgspec.DecodeError:
+        raise Unavailable(
+            "The record of the token stream is of another version of the gateway.", reason="version"
+        ) from None
+
+
 class RedisRegistry:
     """A `gateway.relay.registry.Registry`. ``now_ms`` stands for Redis's clock in tests; 0 is that
     clock."""
@@ -137,7 +146,10 @@ class RedisRegistry:
         return now - self._renewed_at < self._config.stream_seconds
 
     async def _enter(self, held: _Held) -> bool:
-        record = _decoder.decode(held.record)
+        try:
+            record = _decode(held.record)
+        except Unavailable:
+            return False
         if self._held.get(record.id) is not held:  # it has ended meanwhile
             return False
         names = (record.channel, record.raw)
@@ -191,7 +203,7 @@ class RedisRegistry:
         record, owner = found
         if record is None:
             return None
-        return Found(_decoder.decode(record), owner.decode() if owner is not None else None)
+        return Found(_decode(record), owner.decode() if owner is not None else None)
 
     async def begin(self, id: str) -> bool:
         return bool(await self._patiently("begin", id))
