@@ -73,8 +73,11 @@ _UPSTREAM_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}", re.ASCII)
 NAMES_TAKEN = frozenset({"push", "demo"})
 """No upstream's: streams without one, and the one that is built in."""
 
+_LABEL = "[A-Za-z0-9_-]{1,63}"
 _URL = re.compile(
-    r"https?://(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(:[0-9]{1,5})?(/[\w.~:@+-]+)*/?", re.ASCII
+    rf"https?://(\[[0-9A-Fa-f:.]+\]|{_LABEL}(?:\.{_LABEL})*\.?)(:[0-9]{{1,5}})?"
+    r"(/[A-Za-z0-9_.~:@+-]+)*/?",
+    re.ASCII,
 )
 """Of an upstream: neither user nor query, and nothing that would have to be escaped."""
 

@@ -381,6 +381,8 @@ class _Connection:
             while data:
                 data = bytes(await self._stream.receive_some(READ_BYTES))
                 self._early += data
+        if call.is_complete:
+            return
         call.closed_at = trio.current_time()
         call.closed.set()
         scope.cancel()
