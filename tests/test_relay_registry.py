@@ -979,3 +979,21 @@ async def test_who_has_stood_still_himself_takes_nobody_for_dead(
         one.pause()  # and now for good
         await trio.sleep(GRACE_SECONDS + 1)
         assert list(await other.registry.overdue()) == [stream.id]
+
+
+async def test_what_was_pushed_to_a_worker_that_died_waits_for_whoever_pushes(
+    workers: Workers,
+) -> None:
+    dead, other = await workers.several(2, Config(push_lease=15.0))
+    one, claimed = (Record(new_id(), name, name, Format.PUSH, 1) for name in ("a", "b"))
+    await dead.open(one)
+    await dead.open(claimed)
+    dead.pause()
+    workers.wall.ms += LEASE_MS
+    assert list(await other.registry.overdue()) == []
+    assert await other.owner(one) is None
+    assert await other.claim(claimed)
+    workers.wall.ms += 14_999
+    assert list(await other.registry.overdue()) == []
+    workers.wall.ms += 1
+    assert list(await other.registry.overdue()) == [one.id]

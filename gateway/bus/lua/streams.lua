@@ -161,11 +161,17 @@ function wanted.forget(id)
   return 1
 end
 
--- Streams whose leases have run out, which this worker deals with from now on.
-function wanted.overdue(most)
+-- Streams whose leases have run out, which this worker deals with from now on. What is pushed is
+-- released first in the name of the worker that has died, for so many ms: whoever pushes comes back
+-- at another one.
+function wanted.overdue(most, patience)
   local given = {}
   for _, id in ipairs(redis.call('ZRANGEBYSCORE', leases, '-inf', now, 'LIMIT', 0, most)) do
-    if state(id) then
+    local found = state(id)
+    if found and found.owner and cjson.decode(found.record).format == 'push' then
+      lease(id, tonumber(patience))
+      redis.call('HDEL', record_of(id), 'owner')
+    elseif found then
       lease(id, lasts)
       redis.call('HSET', record_of(id), 'dealer', worker)
       redis.call('HDEL', record_of(id), 'owner')
