@@ -26,10 +26,11 @@ local function expire(id, ms)
   end
 end
 
--- The owner and who deals with it; nothing where there is no such stream, or it has ended.
+-- The owner and who deals with it; nothing where there is no such stream, it has ended, or somebody
+-- else's key is in its place. Whether there is no record stands behind that.
 local function state(id)
-  local found = redis.call('HMGET', record_of(id), 'record', 'over', 'owner', 'dealer', 'begun')
-  if not found[1] or found[2] then return nil end
+  local found = redis.pcall('HMGET', record_of(id), 'record', 'over', 'owner', 'dealer', 'begun')
+  if found.err or not found[1] or found[2] then return nil, not found.err and not found[1] end
   return {record = found[1], owner = found[3], dealer = found[4], begun = found[5]}
 end
 
@@ -73,14 +74,14 @@ function wanted.renew(touch, ...)
   redis.call('ZADD', leases, 'XX', 0, '')
   local answers = {}
   for i, id in ipairs({...}) do
-    local found = state(id)
+    local found, is_unknown = state(id)
     local is_own = found
       and (found.owner == worker or not found.owner and found.dealer == worker)
     if is_own then
       if found.owner then lease(id, lasts) else hold(id) end
       if touch == '1' then expire(id, kept) end
     end
-    answers[i] = is_own and 1 or redis.call('HGET', record_of(id), 'record') and 0 or -1
+    answers[i] = is_own and 1 or is_unknown and -1 or 0
   end
   return answers
 end
