@@ -444,6 +444,17 @@ async def test_a_line_may_end_the_stream_before_its_body_does(line: str, state: 
         assert (answer.status, answer.json) == (200, {"id": id, "next": 2, "state": state})
 
 
+async def test_ends_that_an_application_has_words_for_count_as_one() -> None:
+    async with running() as gateway:
+        for each in range(3):
+            for line in (
+                '{"event":"error","data":{"code":"ours-%d","message":"No."}}',
+                '{"event":"complete","data":{"reason":"ours-%d"}}',
+            ):
+                await pushed(gateway, await opened(gateway), (line % each).encode())
+        assert gateway.node.relays.statistics().ended == {"other": 6}
+
+
 async def test_a_line_behind_the_end_is_refused() -> None:
     async with running() as gateway:
         id = await opened(gateway)

@@ -234,11 +234,11 @@ class Pushes:
                 await registry.finish(record.id)
                 adopted = True
                 return await self.now(record)
+            mark = await self._mark(record, frames)
             if self.leaving:
                 raise leaving()
             if lost or not frames:
                 raise Unavailable("It cannot be known what the stream has had.", reason="bus")
-            mark = await self._mark(record, frames)
             producer = Producer(record, mark, self._most, self._config.max_event_bytes)
             left = self._config.push_seconds - (self._now_ms() - record.created_ms) / 1000
             producer.running = self._relays.adopt(
