@@ -143,8 +143,8 @@ class RedisRegistry:
             )
             known = True
         finally:
-            if not known and len(self._to_forget) < MAX_FORGOTTEN:
-                self._to_forget[record.id] = None
+            if not known:
+                self.forget(record.id)
         if not is_opened:
             raise taken(record)
         self._held[record.id] = lost
@@ -173,6 +173,11 @@ class RedisRegistry:
     async def finish(self, id: str) -> None:
         self._held.pop(id, None)
         await self._patiently("finish", id, int(self._config.stream_seconds * 1000))
+
+    def forget(self, id: str) -> None:
+        self._held.pop(id, None)
+        if len(self._to_forget) < MAX_FORGOTTEN:
+            self._to_forget[id] = None
 
     async def restart(self, id: str, lost: Callable[[], None]) -> bytes | None:
         if id in self._held:

@@ -80,6 +80,10 @@ class Registry(Protocol):
     async def finish(self, id: str) -> None:
         """Its last event has been published, by whomever. To repeat it changes nothing."""
 
+    def forget(self, id: str) -> None:
+        """It is held here, and was never begun: soon nothing is known of it, and its channels are
+        free."""
+
     async def overdue(self) -> Sequence[str]:
         """Streams whose leases have run out; they are this worker's to deal with for
         LEASE_SECONDS, and then anybody's again unless they are finished or claimed."""
@@ -186,6 +190,12 @@ class MemoryRegistry:
             entry.lost = entry.request = None
             entry.until_ms = self._now_ms() + int(self._config.stream_seconds * 1000)
             self._over[id] = entry
+
+    def forget(self, id: str) -> None:
+        entry = self._open.pop(id, None) or self._over.pop(id, None)
+        if entry is not None:
+            self._left.pop(id, None)
+            self._forget(entry)
 
     async def overdue(self) -> Sequence[str]:
         now = self._now_ms()
