@@ -81,8 +81,8 @@ class Registry(Protocol):
         """Its last event has been published, by whomever. To repeat it changes nothing."""
 
     def forget(self, id: str) -> None:
-        """It is held here, and was never begun: soon nothing is known of it, and its channels are
-        free."""
+        """It was opened here, or not even that, and was never begun: soon nothing is known of it,
+        and its channels are free."""
 
     async def overdue(self) -> Sequence[str]:
         """Streams whose leases have run out; they are this worker's to deal with for

@@ -247,9 +247,9 @@ class Relays:
         finally:
             if not begun:
                 self._leave(running)
-                if refused:
+                if refused or not entered:
                     self.registry.forget(id)
-                elif entered:  # its start may have been taken, or be taken yet
+                else:  # its start may have been taken, or be taken yet
                     assert self._nursery is not None
                     self._nursery.start_soon(self._undo, record)
         self._opened[plan.format] += 1
