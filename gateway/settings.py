@@ -73,21 +73,25 @@ _UPSTREAM_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}", re.ASCII)
 NAMES_TAKEN = frozenset({"push", "demo"})
 """No upstream's: streams without one, and the one that is built in."""
 
+_LABEL = "[A-Za-z0-9_-]{1,63}"
 _URL = re.compile(
-    r"https?://(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(:[0-9]{1,5})?(/[\w.~:@+-]+)*/?", re.ASCII
+    rf"https?://(\[[0-9A-Fa-f:.]+\]|{_LABEL}(?:\.{_LABEL})*\.?)(:[0-9]{{1,5}})?"
+    r"(/[A-Za-z0-9_.~:@+-]+)*/?",
+    re.ASCII,
 )
 """Of an upstream: neither user nor query, and nothing that would have to be escaped."""
 
 _PATH = re.compile(r"(GET|POST|PUT|PATCH|DELETE)( [\w.~:@+*-]+(/[\w.~:@+*-]+)*)?", re.ASCII)
-_ALLOWED = re.compile(r"users|keys|user:.{1,200}|key:[A-Za-z0-9_.-]{1,64}")
+_ALLOWED = re.compile(r"users|keys|user:.+|key:[A-Za-z0-9_.-]{1,64}")
 
 _HEADER = re.compile(r"[!#$%&'*+.^_`|~A-Za-z0-9-]{1,100}", re.ASCII)
 _HEADER_VALUE = re.compile(r"[\x21-\x7e]([\x20-\x7e]*[\x21-\x7e])?", re.ASCII)
 
-MAX_HEADERS = 32
-MAX_HEADER_VALUE = 8 * 1024
-MAX_LISTED = 1000
-"""Entries of ``allow``, and of ``paths``."""
+MAX_HEADERS = 16
+MAX_HEADER_VALUE = 4 * 1024
+MAX_LISTED = 200
+"""Entries of ``allow``, and of ``paths``. All upstreams together fit a message to a worker."""
+MAX_LISTED_ENTRY = 200
 
 REFERENCE = re.compile(
     r"(?:(?P<word>[A-Za-z][A-Za-z0-9-]*) )?"
@@ -358,9 +362,12 @@ def _upstream(table: dict[str, Any], source: str) -> Upstream:
     ):
         listed = getattr(upstream, name)
         if len(listed) > MAX_LISTED:
-            raise ConfigError(f"{name} has {len(listed)} entries ({source}), but at most 1000.")
+            raise ConfigError(
+                f"{name} has {len(listed)} entries ({source}); the most is {MAX_LISTED}."
+            )
         for each in listed:
-            if not shape.fullmatch(each) or {".", ".."} & set(re.split("[ /]", each)):
+            is_dotted = not {".", ".."}.isdisjoint(re.split("[ /]", each))
+            if not shape.fullmatch(each) or is_dotted or len(each) > MAX_LISTED_ENTRY:
                 raise _refused(name, each, source, f"made of {expected}")
     _check_headers(upstream.headers, source)
     if upstream.max_event_bytes > upstream.max_bytes:
@@ -470,7 +477,7 @@ def _check(config: Config, sources: Mapping[str, str]) -> None:
     _check_keys(config, sources)
     _check_origins(config, sources)
     _check_proxies(config, sources)
-    _check_upstreams(config)
+    _check_upstreams(config, sources)
     for one, other in (("tls_cert", "tls_key"), ("tls_key", "tls_cert")):
         if getattr(config, one) and not getattr(config, other):
             raise ConfigError(
@@ -519,7 +526,7 @@ def _check_origins(config: Config, sources: Mapping[str, str]) -> None:
         raise ConfigError(f"cors_origins ({source}) cannot be used: {error}") from error
 
 
-def _check_upstreams(config: Config) -> None:
+def _check_upstreams(config: Config, sources: Mapping[str, str]) -> None:
     if len(config.upstreams) > MAX_UPSTREAMS:
         found = len(config.upstreams)
         raise ConfigError(f"There are {found} [[upstream]] tables; the most is {MAX_UPSTREAMS}.")
@@ -528,6 +535,13 @@ def _check_upstreams(config: Config) -> None:
         raise ConfigError(f"Two [[upstream]] tables have the name {repeated[0]!r}; each its own.")
     keys = {f"key:{key.name}" for key in config.api_keys}
     for upstream in config.upstreams:
+        for name, kept in (("max_bytes", "stream_bytes"), ("max_tokens", "stream_events")):
+            most, room = getattr(upstream, name), getattr(config, kept)
+            if most > room:
+                raise ConfigError(
+                    f"The upstream {upstream.name} has {name} = {most}, but {kept}, which is {room}"
+                    f" ({sources[kept]}), must hold all of a stream."
+                )
         for allowed in upstream.allow:
             if allowed.startswith("key:") and allowed not in keys:
                 raise ConfigError(
