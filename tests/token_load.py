@@ -14,7 +14,7 @@ import random
 import signal
 import sys
 from collections import Counter
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,7 +23,7 @@ import httpx
 import token_upstream
 import trio
 from process import NodeProcess, child, node
-from redis_server import RedisServer, free_port
+from redis_server import RedisServer, free_port, redis_server
 
 READ_BYTES = 64 * 1024
 CONNECT_SECONDS = 2.0
@@ -37,6 +37,9 @@ STOPPED = ("complete", "stopped")
 WHOLE = ("complete", "end")
 
 PUSH_LINES = 25
+
+NODES = 3
+LEASES_SECONDS = 20.0
 
 End = tuple[str, str]
 """The type of the last event, and its reason or code."""
@@ -290,29 +293,36 @@ class Load:
 
     async def run(self) -> None:
         """Return when all viewers have been told an end."""
-        async with trio.open_nursery() as nursery:
+        async with (
+            httpx.AsyncClient(
+                trust_env=False,
+                verify=False,  # nobody speaks TLS, and it costs 30 ms to prepare for it
+                timeout=ANSWER_SECONDS,
+                limits=httpx.Limits(max_connections=None, max_keepalive_connections=0),
+            ) as client,
+            trio.open_nursery() as nursery,
+        ):
             for number in range(self._streams):
-                nursery.start_soon(self._stream, number, nursery)
+                nursery.start_soon(self._stream, client, number, nursery)
 
-    async def _stream(self, number: int, nursery: trio.Nursery) -> None:
+    async def _stream(self, client: httpx.AsyncClient, number: int, nursery: trio.Nursery) -> None:
         dice = random.Random(f"{self.seed} {number}")
         pushed, stopped, idempotent = (dice.random() < share for share in self._shares)
         await trio.sleep(dice.uniform(0, self._spread))
-        async with httpx.AsyncClient(trust_env=False, timeout=ANSWER_SECONDS) as client:
-            told = await self._begin(client, number, pushed, idempotent and not pushed, dice)
-            self.told.append(told)
-            self.counts.streams += 1
-            for each in range(self._viewers):
-                viewer = Viewer(self, told, each)
-                self.viewers.append(viewer)
-                self.counts.viewers += 1
-                nursery.start_soon(viewer.run)
-            if pushed:
-                self.counts.pushed += 1
-                await self._push(client, told)
-            elif stopped:
-                await trio.sleep(dice.uniform(0, self.seconds))
-                await self._stop(client, told)
+        told = await self._begin(client, number, pushed, idempotent and not pushed, dice)
+        self.told.append(told)
+        self.counts.streams += 1
+        for each in range(self._viewers):
+            viewer = Viewer(self, told, each)
+            self.viewers.append(viewer)
+            self.counts.viewers += 1
+            nursery.start_soon(viewer.run)
+        if pushed:
+            self.counts.pushed += 1
+            await self._push(client, told)
+        elif stopped:
+            await trio.sleep(dice.uniform(0, self.seconds))
+            await self._stop(client, told)
 
     async def _begin(
         self,
@@ -491,3 +501,59 @@ class Chaos:
         await trio.sleep(step / 8)
         await self._redis.start()
         self.note("and is there again, with its log")
+
+
+@dataclass
+class Outcome:
+    """What became of a load."""
+
+    load: Load
+    happened: list[str]
+    calls: dict[str, list[int]]
+    took: float
+    defects: list[str]
+
+
+async def trial(
+    directory: Path,
+    load_on: Callable[[Sequence[int]], Load],
+    *,
+    nodes: int = NODES,
+    step: float | None,
+    most_seconds: float,
+    fsync: str = "always",
+) -> Outcome:
+    """A load on nodes of its own, which lasts ``most_seconds`` at the most; ``step`` is that of
+    `Chaos`, None for quiet."""
+    async with (
+        upstream() as url,
+        redis_server(aof=True, appendfsync=fsync) as redis,
+        trio.open_nursery() as nursery,
+    ):
+        site = Nodes(nodes, configuration(directory, url), redis, nursery)
+        for at in range(nodes):
+            await site.start(at)
+        load, chaos, began = load_on(site.ports), Chaos(site, redis), trio.current_time()
+        with trio.move_on_after(most_seconds) as patience:
+            async with trio.open_nursery() as both:
+                both.start_soon(load.run)
+                if step is not None:
+                    both.start_soon(chaos.run, step)
+        took = trio.current_time() - began
+        calls = await calls_of(url)
+        defects = [*chaos.wrong, *load.defects(calls)]
+        if patience.cancelled_caught:
+            defects.append(f"it was not over within {most_seconds:g} seconds")
+        else:
+            await _no_leases(redis, defects)
+        nursery.cancel_scope.cancel()
+    return Outcome(load, chaos.happened, calls, took, defects)
+
+
+async def _no_leases(redis: RedisServer, defects: list[str]) -> None:
+    """Add to ``defects`` if streams are being made still, behind the last one's end."""
+    with trio.move_on_after(LEASES_SECONDS):
+        while await redis.call("ZCARD", "gateway:streams"):  # noqa: ASYNC110  # in other processes
+            await trio.sleep(AGAIN_SECONDS)
+        return
+    defects.append("there are leases of streams that have ended")
