@@ -78,6 +78,8 @@ class Counts:
     """Openings that were answered by 204: the end is known."""
     stops: int = 0
     pushed: int = 0
+    sent_away: Counter[str] = field(default_factory=Counter)
+    """By the reason that the node gave; "cut" for none."""
     resumed: int = 0
     """Bodies that were sent to go on with what had been pushed."""
 
@@ -93,6 +95,7 @@ class Connection:
         self._stream = stream
         self._data = b""
         self._text = b""
+        self._is_over = False
         self.status = 0
 
     async def ask(self, target: str, position: str | None) -> None:
@@ -122,12 +125,15 @@ class Connection:
                 if len(self._data) < behind + 2:
                     break
                 if not size:
-                    raise Broken
+                    self._is_over = True
+                    break
                 self._text += self._data[at + 2 : behind]
                 self._data = self._data[behind + 2 :]
             *blocks, self._text = self._text.split(b"\n\n")
             if blocks:
                 return blocks
+            if self._is_over:
+                raise Broken
             await self._more()
 
 
@@ -143,6 +149,8 @@ class Viewer:
         self._random = random.Random(f"{load.seed} {told.key} {number}")
         self._parts: list[str] = []
         self._position: str | None = None
+        self._retry = AGAIN_SECONDS
+        self._why = "cut"
 
     @property
     def text(self) -> str:
@@ -157,13 +165,15 @@ class Viewer:
             try:
                 await self._watch(self._load.url())
             except (OSError, trio.BrokenResourceError, trio.TooSlowError, Broken):
-                await trio.sleep(self._random.uniform(0.5, 1.5) * AGAIN_SECONDS)
+                counts.sent_away[self._why] += 1
+                await trio.sleep(self._retry * self._random.uniform(0.9, 1.1))
         self.told.ends[self.end] += 1
 
     async def _watch(self, port: int) -> None:
-        counts = self._load.counts
+        counts, self._why = self._load.counts, "no connection"
         with trio.fail_after(CONNECT_SECONDS):
             stream = await trio.open_tcp_stream("127.0.0.1", port)
+        self._why = "cut"
         async with stream:
             counts.connections += 1
             connection = Connection(stream)
@@ -174,6 +184,7 @@ class Viewer:
                 self.wrong.append("was told that it has ended, and not how")
                 self.end = ("204", "")
             if connection.status != 200:
+                self._why = f"status {connection.status}"
                 raise Broken
             until = trio.current_time() + self._random.expovariate(1 / self._load.patience)
             while self.end is None:
@@ -210,6 +221,8 @@ class Viewer:
                 kind = line[7:].decode()
             elif line.startswith(b"id: "):
                 id = line[4:].decode()
+            elif line.startswith(b"retry: "):
+                self._retry = int(line[7:]) / 1000
         self._load.counts.events += 1
         if kind == "token":
             self._parts.append(json.loads(data)["text"])
@@ -226,7 +239,9 @@ class Viewer:
                 error = document.get("error") or {}
                 reason = error.get("code") or document.get("reason") or "?"
                 self.end = ("error" if document["state"] == "error" else "complete", reason)
-        elif kind in ("gap", "dropped", "closed"):
+        elif kind == "reconnect":
+            self._why = json.loads(data)["reason"]
+        elif kind in ("gap", "dropped") or (kind == "closed" and self.end is None):
             self.wrong.append(f"was told of {kind}: {data.decode()}")
         if id is not None:
             self._position = id
