@@ -76,6 +76,7 @@ class Counts:
     events: int = 0
     gone: int = 0
     """Openings that were answered by 204: the end is known."""
+    gaps: int = 0
     stops: int = 0
     pushed: int = 0
     sent_away: Counter[str] = field(default_factory=Counter)
@@ -241,6 +242,8 @@ class Viewer:
                 self.end = ("error" if document["state"] == "error" else "complete", reason)
         elif kind == "reconnect":
             self._why = json.loads(data)["reason"]
+        elif kind == "gap" and self._load.forgetful:
+            self._load.counts.gaps += 1
         elif kind in ("gap", "dropped") or (kind == "closed" and self.end is None):
             self.wrong.append(f"was told of {kind}: {data.decode()}")
         if id is not None:
@@ -284,15 +287,18 @@ class Load:
         late: float = 0.3,
         patience: float = 4.0,
         snapshots: bool = False,
+        forgetful: bool = False,
     ) -> None:
         """``pushed``, ``stopped``, ``idempotent`` and ``late`` are shares; ``patience`` is for how
-        long, about, a viewer reads before something happens to its connection."""
+        long, about, a viewer reads before something happens to its connection. A Redis that is
+        ``forgetful`` may lose what it has confirmed: viewers are told of that by gaps."""
         self.ports = list(ports)
         self.seed = seed
         self.seconds = seconds
         self.late = late
         self.patience = patience
         self.snapshots = snapshots
+        self.forgetful = forgetful
         self.counts = Counts()
         self.told: list[Told] = []
         self.viewers: list[Viewer] = []
