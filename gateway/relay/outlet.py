@@ -53,6 +53,7 @@ class Outlet:
         self.position = ZERO
         """That of the last one."""
         self.published = 0
+        self._is_broken = False
 
     @property
     def waits(self) -> int:
@@ -74,12 +75,16 @@ class Outlet:
             await self._left.wait()
 
     def put(self, event: Event) -> None:
+        """Behind a hole (`clear`) all but an end is thrown away."""
+        if self._is_broken and not event.end:
+            return
         self._waiting.append(event)
         self._bytes += len(event.data)
         self._more.set()
 
     def clear(self) -> None:
         """Forget what waits: a hole, behind which only an end that tells of it may follow."""
+        self._is_broken = True
         self._waiting.clear()
         self._bytes = 0
         self._free()

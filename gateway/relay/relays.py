@@ -177,6 +177,8 @@ class Relays:
         self.running: dict[str, Running] = {}
         self._unwatched: dict[Running, float] = {}
         """Those that are to stop without viewers, and after how many seconds."""
+        self._left = trio.Event()
+        """One of the running has gone."""
         self._of_upstream: Counter[str | None] = Counter()
         self._of_user: Counter[tuple[str | None, str]] = Counter()
         self.leaving = False
@@ -236,23 +238,28 @@ class Relays:
         )
         running = self._running(record, plan.limits)
         self._enter(running, plan.limits)
-        begun = entered = False
+        begun = entered = refused = False
         try:
             await self.registry.open(record, running.lose, plan.request)
             entered = True
             start = render(Start(id, plan.upstream, record.model), channel)
             (began,) = await self._bus.publish((start,))
             if isinstance(began, ChannelEnded):
+                refused = True
                 raise Conflict(f"The channel {channel} has ended; take another one.")
             if isinstance(began, GatewayError):
+                refused = began.extra.get("outcome") != "unknown"
                 raise began
             running.outlet.began = running.outlet.position = began
             begun = True
         finally:
             if not begun:
                 self._leave(running)
-                if entered:
+                if refused or not entered:
                     self.registry.forget(id)
+                else:  # its start may have been taken, or be taken yet
+                    assert self._nursery is not None
+                    self._nursery.start_soon(self._undo, record)
         self._opened[plan.format] += 1
         if plan.produce is not None:
             self._start(running, plan.produce)
@@ -260,6 +267,16 @@ class Relays:
             self._leave(running)
             await self.registry.release(id, plan.away_seconds)
         return running
+
+    async def _undo(self, record: Record) -> None:
+        """End what nobody was told of, in case that somebody watches its channel."""
+        with suppress(Unavailable):
+            try:
+                await self._publish_end(record, Failure("internal").told())
+            except GatewayError:
+                await self.registry.release(record.id, 0.0)  # whoever finds it overdue ends it
+            else:
+                self.registry.forget(record.id)
 
     def adopt(self, record: Record, limits: Limits, began: Position, produce: Produce) -> Running:
         """Make on a stream whose lease is this worker's already, and whose ``start`` stands at
@@ -323,6 +340,8 @@ class Relays:
         record = running.record
         if self.running.get(record.id) is running:
             del self.running[record.id]
+        self._left.set()
+        self._left = trio.Event()
         self._unwatched.pop(running, None)
         _uncount(self._of_upstream, record.upstream)
         if record.user is not None:
@@ -335,7 +354,11 @@ class Relays:
     async def _make(self, running: Running, produce: Produce) -> None:
         record = running.record
         try:
-            await running.run(produce)
+            try:
+                await running.run(produce)
+            except Exception:  # noqa: BLE001  # a fault of ours must not end everybody's streams
+                running.last = None  # whoever finds it overdue ends it
+                _log.exception("a token stream was lost", {"stream": record.id})
             if running.last is not None:
                 self._count_end(record, running.last)
             with suppress(Unavailable):  # its lease runs out by itself, and nobody ends it twice
@@ -390,15 +413,19 @@ class Relays:
 
     async def _end(self, record: Record, last: Complete | Error) -> bool:
         """End a stream that is not made here; whether this was its end."""
+        was_its_end = await self._publish_end(record, last)
+        if was_its_end:
+            self._count_end(record, last)
+        await self.registry.finish(record.id)
+        return was_its_end
+
+    async def _publish_end(self, record: Record, last: Complete | Error) -> bool:
+        """Whether nobody else had told one."""
         channels = tuple(dict.fromkeys((record.channel, record.raw)))
         (result,) = await self._bus.publish((render(last, *channels, end=True),))
         if isinstance(result, GatewayError) and not isinstance(result, ChannelEnded):
             raise result
-        await self.registry.finish(record.id)
-        if isinstance(result, ChannelEnded):
-            return False
-        self._count_end(record, last)
-        return True
+        return not isinstance(result, ChannelEnded)
 
     # -- what has become of one
 
@@ -426,15 +453,15 @@ class Relays:
         """Begin no more, let those that run go on for so long, and end what is left by an error."""
         self.leaving = True
         with trio.move_on_after(seconds):
-            while self.running:
-                await next(iter(self.running.values())).ended.wait()
-                await trio.lowlevel.checkpoint()
-        left = tuple(self.running.values())
-        for running in left:
+            await self._all_left()
+        for running in tuple(self.running.values()):
             running.stop(lost(running.record))
         with trio.move_on_after(STOP_SECONDS):
-            for running in left:
-                await running.ended.wait()
+            await self._all_left()
+
+    async def _all_left(self) -> None:
+        while self.running:
+            await self._left.wait()
 
     # -- looking
 
@@ -442,11 +469,22 @@ class Relays:
         """End the streams of workers that have died, or begin them again."""
         while True:
             await trio.sleep(LOOK_SECONDS)
+            if self.leaving and self._cluster.link is not None:
+                continue  # the others look as well, and can begin again what this one cannot
             try:
                 for id in await self.registry.overdue():
-                    await self._bury_one(id)
+                    await self._bury_one_or_leave_it(id)
             except GatewayError as error:
                 _log.debug("streams of the dead cannot be looked at", {"why": error.detail})
+
+    async def _bury_one_or_leave_it(self, id: str) -> None:
+        """Nothing that is wrong with one stream is to keep others from their end."""
+        try:
+            await self._bury_one(id)
+        except Unavailable:
+            raise
+        except Exception:  # noqa: BLE001  # it is overdue again later, as for nodes of another version
+            _log.exception("a stream of the dead could not be ended", {"stream": id})
 
     async def _bury_one(self, id: str) -> None:
         found = await self.registry.find(id)
@@ -466,20 +504,26 @@ class Relays:
             if running is not None:
                 running.lose()
 
+        if len(self.running) >= MAX_RUNNING:
+            return False
         request = await self.registry.restart(record.id, lose)
         if request is None:
             return False
-        again = self.again(record, request)
-        if again is None:
-            return False
-        limits, produce = again
-        page = await self._bus.history(record.channel, Position(0, 0), self._bus.head(), 1)
-        if not page.frames:
-            return False
-        # The fence was passed by `restart` already.
-        running = self.adopt(_without_fence(record), limits, page.frames[0].position, produce)
-        self._restarted += 1
-        return True
+        settled = False
+        try:
+            again = self.again(record, request)
+            frames = (await self._bus.history(record.channel, ZERO, self._bus.head(), 1)).frames
+            if again is not None and frames:
+                limits, produce = again
+                # The fence was passed by `restart` already.
+                running = self.adopt(_without_fence(record), limits, frames[0].position, produce)
+                self._restarted += 1
+            settled = True
+        finally:
+            if not settled:  # or it would be held, and nobody would make it
+                with trio.move_on_after(STOP_SECONDS, shield=True), suppress(Unavailable):
+                    await self.registry.release(record.id, 0.0)
+        return running is not None
 
     async def _watch(self) -> None:
         """Stop what nobody watches, where that is wanted."""
@@ -503,7 +547,7 @@ class Relays:
         asked = OfViewers([record.channel for record in records])
         try:
             gathered = await self._cluster.ask_all(COUNT_VIEWERS, asked)
-        except Unavailable:
+        except GatewayError:
             return [1] * len(records)
         if gathered.missing or any(len(told.counts) != len(records) for told in gathered.told):
             return [1] * len(records)
