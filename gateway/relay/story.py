@@ -7,6 +7,7 @@
 4. It holds no more than the channel's history does.
 """
 
+import sys
 from typing import Any, TypeVar
 
 import msgspec
@@ -60,6 +61,12 @@ class Story:
         self.whole = False
         """Whether ``start`` is among the frames; otherwise the beginning of the text is gone."""
         self._text: list[str] = []
+        self._used = 0
+
+    @property
+    def size(self) -> int:
+        """Bytes that what it holds takes in memory."""
+        return sys.getsizeof(self.text) + self._used
 
     @property
     def text(self) -> str:
@@ -82,6 +89,7 @@ class Story:
             used = _decode(_TOOL_USE, data)
             if used is not None:
                 self.tool_uses.append(used)
+                self._used += len(data)
         if frame.end:
             self._end(kind, data)
 
