@@ -127,6 +127,30 @@ async def test_with_patience_an_outage_is_survived_and_each_event_is_taken_once(
     assert node.bus.statistics().link.unknown == 0
 
 
+async def test_who_has_patience_waits_for_room_behind_what_was_given_up(
+    nodes: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(publisher_module, "QUEUED_BYTES", 2000)
+    node = await nodes.node("a", config=QUICK)
+    node.link.cut()
+    await until(lambda: not node.bus.statistics().link.up)
+    results: list[Position | GatewayError] = []
+
+    async def publish() -> None:
+        sent = [event(data=str(n) * 500) for n in range(9)]
+        results.extend(await node.bus.publish(sent, 60.0))
+
+    assert await outcome(node, event(data="x" * 1500)) == "refused"
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(publish)
+        await wait_all_tasks_blocked()
+        assert node.bus._publisher._queued < 2000
+        node.link.resume()
+    assert [type(each) for each in results] == [Position] * 9
+    await node.sink.until(9)
+    assert node.sink.positions == results
+
+
 async def test_behind_what_redis_refused_nothing_of_a_patient_call_is_sent(
     nodes: Cluster, scripts: Scripts, monkeypatch: pytest.MonkeyPatch
 ) -> None:
