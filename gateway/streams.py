@@ -172,7 +172,7 @@ class Streams:
         stream_log.opened(client, resume)
         if preamble is not None:
             client.stage(preamble(client))
-        stands = after if snapshot is None else snapshot.position
+        stands = after if snapshot is None else None  # nothing of before has been given yet
         client.stage_control(
             control.retry(self._config.retry)
             + control.connected(client.id, stands, stream.channels, self._config.keepalive)

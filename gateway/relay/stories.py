@@ -152,7 +152,7 @@ async def read_on(bus: Bus, record: Record, story: Story, until: Position = MAX_
     while True:
         page = await bus.history(record.channel, story.position, until, PAGE_FRAMES)
         if page.frames and page.previous > story.position > ZERO:
-            story.whole = False
+            story.forget()
         for frame in page.frames:
             story.add(frame)
         if page.complete or not page.frames:

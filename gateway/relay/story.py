@@ -74,6 +74,13 @@ class Story:
             self._text = ["".join(self._text)]
         return self._text[0] if self._text else ""
 
+    def forget(self) -> None:
+        """What comes next does not follow on what has come so far."""
+        self.whole = False
+        self._text.clear()
+        self.tool_uses.clear()
+        self._used = 0
+
     def add(self, frame: Frame) -> None:
         if frame.position <= self.position:
             return
