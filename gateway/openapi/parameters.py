@@ -1,5 +1,6 @@
 """What an operation takes beside its body."""
 
+from gateway.api.asked import View
 from gateway.api.listing import DEFAULT_LIMIT, MAX_LIMIT
 from gateway.api.poll import DEFAULT_WAIT, MAX_WAIT
 from gateway.api.push import MAX_NUMBER_DIGITS
@@ -16,6 +17,7 @@ from gateway.openapi.schemas import (
     RETRY,
     SUBSCRIBABLE,
     USER,
+    VIEW,
     Schema,
 )
 from gateway.replay import MAX_NEWEST
@@ -76,6 +78,21 @@ ANNOTATE = in_query(
     {"type": "boolean", "default": False},
     "Whether each event has a line `channel:` that names those of the stream's channels through "
     "which it comes.",
+    **_EMPTY,
+)
+
+VIEW_OF_STREAM = in_query(
+    "view",
+    VIEW,
+    "As what token streams are shown: by the events that are the same for every vendor, by the "
+    "upstream's as they were, or as the former with all so far as one event, `snapshot`, which is "
+    "of one channel.",
+    **_EMPTY,
+)
+VIEW_OF_POLL = in_query(
+    "view",
+    VIEW | {"enum": [str(view) for view in View if view is not View.SNAPSHOT]},
+    "As what token streams are shown.",
     **_EMPTY,
 )
 
@@ -160,7 +177,7 @@ OF_LINES = (
     ),
     in_query(
         "end",
-        {"enum": ["true", "false"]},
+        {"type": "boolean", "default": True},
         "`false`: the end of the body is not that of the stream.",
         **_EMPTY,
     ),
