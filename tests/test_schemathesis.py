@@ -170,7 +170,7 @@ BEYOND_WORDS = {
     "This node has no keys": r"/users/.*|/tokens/.*|/clients/.*/token",
     "A stream is given another token": r"/clients/.*/token",
     "exp is past": r"/users/.*|/tokens/.*",
-    "A snapshot": r"/events.*",
+    "A snapshot": r"/events.*|/poll.*",
     "There is no upstream": r"/streams",
     "The channel ": r"/streams",
 }

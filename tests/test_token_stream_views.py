@@ -441,16 +441,36 @@ async def test_a_view_that_cannot_be_is_refused_with_a_sentence(query: str, says
         assert (answer.status, says in answer.detail) == (400, True), answer.detail
 
 
-async def test_a_poll_has_no_snapshot_and_a_body_no_other_view() -> None:
+async def test_a_body_has_no_view_that_there_is_not_and_a_query_none_beside_it() -> None:
     async with running() as gateway:
-        stream = await begin(gateway)
-        polled = await ask(gateway, "GET", f"/poll/{stream.name}?view=snapshot")
-        assert (polled.status, "GET /streams/<id>" in polled.detail) == (400, True)
-        body = msgspec.json.encode({"channels": [stream.name], "view": "all"})
+        body = msgspec.json.encode({"channels": ["a"], "view": "all"})
         answer = await ask(gateway, "POST", "/events", JSON, body=body)
         assert (answer.status, "view" in answer.detail) == (400, True)
         both = await ask(gateway, "POST", "/events?view=raw", JSON, body=b'{"channels": ["a"]}')
         assert (both.status, "leave view out" in both.detail) == (400, True)
+
+
+async def test_polls_begin_with_a_snapshot_and_go_on_behind_it(
+    bus_settings: dict[str, Any],
+) -> None:
+    """As a client does for which no stream comes through."""
+    async with running(**bus_settings) as gateway:
+        stream = await begin(gateway)
+        await stream.say(*["x" * 1000] * 200)
+        target = f"/poll/{stream.name}?view=snapshot&wait=0"
+        polled = await ask(gateway, "GET", target)
+        (first,) = events_of(polled)
+        assert (first["event"], first["channel"]) == ("snapshot", stream.name)
+        assert msgspec.json.decode(first["data"])["text"] == stream.text
+        assert polled.json["lastEventId"] == first["id"] == str(stream.running.outlet.position)
+        await stream.say("y")
+        polled = await ask(gateway, "GET", f"{target}&lastEventId={first['id']}")
+        assert [event["data"] for event in events_of(polled)] == ['{"text":"y"}']
+        await stream.end()
+        polled = await ask(gateway, "GET", target)
+        (first,) = events_of(polled)
+        assert msgspec.json.decode(first["data"])["state"] == "complete"
+        assert str(polled.json["lastEventId"]).endswith(".closed")
 
 
 # -- what is not there

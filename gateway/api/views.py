@@ -70,8 +70,6 @@ async def viewed(
 
 
 def _check_snapshot(asked: Sequence[str], stream: EventStream) -> None:
-    if stream.is_poll:
-        raise BadRequest("A poll has no snapshot; GET /streams/<id> shows what there is so far.")
     if len(asked) != 1:
         raise BadRequest(f"A snapshot is of one token stream; {len(asked)} channels are named.")
     if isinstance(stream.resume, int):

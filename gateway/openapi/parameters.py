@@ -1,6 +1,5 @@
 """What an operation takes beside its body."""
 
-from gateway.api.asked import View
 from gateway.api.listing import DEFAULT_LIMIT, MAX_LIMIT
 from gateway.api.poll import DEFAULT_WAIT, MAX_WAIT
 from gateway.api.push import MAX_NUMBER_DIGITS
@@ -81,18 +80,12 @@ ANNOTATE = in_query(
     **_EMPTY,
 )
 
-VIEW_OF_STREAM = in_query(
+VIEW_OF_STREAMS = in_query(
     "view",
     VIEW,
     "As what token streams are shown: by the events that are the same for every vendor, by the "
     "upstream's as they were, or as the former with all so far as one event, `snapshot`, which is "
     "of one channel.",
-    **_EMPTY,
-)
-VIEW_OF_POLL = in_query(
-    "view",
-    VIEW | {"enum": [str(view) for view in View if view is not View.SNAPSHOT]},
-    "As what token streams are shown.",
     **_EMPTY,
 )
 

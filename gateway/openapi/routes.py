@@ -88,8 +88,8 @@ class Routes:
     def _streaming(self) -> Schema:
         where = takes.where(self._config)
         below = [takes.CHANNEL_TO_READ, *where]
-        of_stream = [takes.ANNOTATE, takes.VIEW_OF_STREAM]
-        of_poll = [takes.WAIT, takes.VIEW_OF_POLL]
+        of_stream = [takes.ANNOTATE, takes.VIEW_OF_STREAMS]
+        of_poll = [takes.WAIT, takes.VIEW_OF_STREAMS]
         return {
             EVENTS: {
                 "get": self._events("openStream", [*where, *of_stream]),
