@@ -293,6 +293,9 @@ async def test_what_is_too_long_for_one_event_is_replayed_from_its_beginning(
         ]
         assert texts(blocks) == stream.text
         assert gateway.node.relays.statistics().joined_late == 1
+        monkeypatch.setattr(stories, "_snapshot", None)  # that it is too long is known by now
+        last, _, _ = await opened(gateway, target)
+        assert texts(await last.blocks()) == stream.text
 
 
 async def test_over_http_1_0_and_over_a_slow_connection_a_snapshot_comes_whole() -> None:
