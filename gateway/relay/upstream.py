@@ -17,8 +17,8 @@ import random
 import re
 import ssl
 from collections import Counter
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from pathlib import Path
@@ -32,7 +32,7 @@ import trio
 
 from gateway.config import Format, Upstream
 from gateway.errors import BadRequest, ConfigError, Forbidden
-from gateway.relay.events import Failure
+from gateway.relay.events import UPSTREAM_FAILURES, Failure
 from gateway.settings import REFERENCE, is_header_value
 
 KEEPALIVE_SECONDS = 5.0
@@ -97,7 +97,7 @@ class CallerStatistics:
     calls: int
     retries: int
     failures: dict[str, int]
-    """By code, those that were retried as well."""
+    """By code; of each call, those that were made again as well, and of what its answer brought."""
 
 
 def headers_of(upstream: Upstream, environ: Mapping[str, str] = os.environ) -> Headers:
@@ -320,7 +320,7 @@ class Caller:
             "write": upstream.silence,
         }
         self._calls = self._retries = 0
-        self._failures: Counter[str] = Counter()
+        self._failures: Counter[str] = Counter(dict.fromkeys(sorted(UPSTREAM_FAILURES), 0))
 
     async def aclose(self) -> None:
         await self._transport.aclose()
@@ -341,7 +341,8 @@ class Caller:
                 failure = sent if isinstance(sent, Failure) else _failure_of(sent)
                 if failure is None:
                     assert isinstance(sent, Answer)
-                    yield sent
+                    with self._counting():
+                        yield sent
                     return
                 wait = _wait_of(sent, attempt)
             self._failures[failure.code] += 1
@@ -355,6 +356,16 @@ class Caller:
                 raise failure
             self._retries += 1
             await trio.sleep(wait)
+
+    @contextmanager
+    def _counting(self) -> Iterator[None]:
+        """Count what goes wrong with an answer after its head."""
+        try:
+            yield
+        except Failure as failure:
+            if failure.code in UPSTREAM_FAILURES:
+                self._failures[failure.code] += 1
+            raise
 
     @asynccontextmanager
     async def forward(
@@ -373,7 +384,8 @@ class Caller:
                 self._failures[failure.code] += 1
                 raise failure
             assert isinstance(sent, Answer)
-            yield sent
+            with self._counting():
+                yield sent
 
     @asynccontextmanager
     async def _sent(
