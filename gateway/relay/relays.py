@@ -299,8 +299,8 @@ class Relays:
         self._tokens += count
 
     def _time_first_token(self, record: Record, seconds: float) -> None:
-        times = self._first_tokens.get(record.upstream or "")
-        if times is not None:  # of what is pushed the application knows
+        if record.upstream is not None:  # of what is pushed the application knows
+            times = self._first_tokens.setdefault(record.upstream, Histogram(FIRST_TOKENS))
             times.observe(seconds)
 
     def _enter(self, running: Running, limits: Limits) -> None:
