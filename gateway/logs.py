@@ -276,9 +276,15 @@ def start(level: str, *, as_json: bool, rate: float, process: str = "") -> None:
     handler = QueueHandler(Writer(STANDARD_ERROR, formatter, pace), pace)
     handler.writer.start()
     logging.basicConfig(level=level.upper(), handlers=[handler])
-    for chatty in ("httpx", "httpcore", "urllib3"):  # else every URL that is fetched is a line
-        logging.getLogger(chatty).setLevel(logging.WARNING)
+    quieten()
     _started[:] = [handler]
+
+
+def quieten() -> None:
+    """Have others say no more than what is wrong: every URL that is fetched would be a line, and
+    at the level of debugging every header, with the secrets of upstreams."""
+    for chatty in ("httpx", "httpcore", "urllib3"):
+        logging.getLogger(chatty).setLevel(logging.WARNING)
 
 
 def allows(logger: str, sentence: str, level: int) -> bool:

@@ -38,12 +38,8 @@ def make_token(
         "exp": now + seconds,
         "iat": now,
         "jti": secrets.token_urlsafe(TOKEN_ID_BYTES),
-        "gateway": {
-            "subscribe": list(subscribe),
-            "publish": list(publish),
-            "admin": admin,
-            "relay": list(relay),
-        },
+        "gateway": {"subscribe": list(subscribe), "publish": list(publish), "admin": admin}
+        | ({"relay": list(relay)} if relay else {}),
     }
     named = {"sub": user, "iss": issuer.issuer, "aud": issuer.audience}
     claims |= {name: value for name, value in named.items() if value}

@@ -470,7 +470,7 @@ def _check(config: Config, sources: Mapping[str, str]) -> None:
     _check_keys(config, sources)
     _check_origins(config, sources)
     _check_proxies(config, sources)
-    _check_upstreams(config)
+    _check_upstreams(config, sources)
     for one, other in (("tls_cert", "tls_key"), ("tls_key", "tls_cert")):
         if getattr(config, one) and not getattr(config, other):
             raise ConfigError(
@@ -519,7 +519,7 @@ def _check_origins(config: Config, sources: Mapping[str, str]) -> None:
         raise ConfigError(f"cors_origins ({source}) cannot be used: {error}") from error
 
 
-def _check_upstreams(config: Config) -> None:
+def _check_upstreams(config: Config, sources: Mapping[str, str]) -> None:
     if len(config.upstreams) > MAX_UPSTREAMS:
         found = len(config.upstreams)
         raise ConfigError(f"There are {found} [[upstream]] tables; the most is {MAX_UPSTREAMS}.")
@@ -528,6 +528,13 @@ def _check_upstreams(config: Config) -> None:
         raise ConfigError(f"Two [[upstream]] tables have the name {repeated[0]!r}; each its own.")
     keys = {f"key:{key.name}" for key in config.api_keys}
     for upstream in config.upstreams:
+        for name, kept in (("max_bytes", "stream_bytes"), ("max_tokens", "stream_events")):
+            most, room = getattr(upstream, name), getattr(config, kept)
+            if most > room:
+                raise ConfigError(
+                    f"The upstream {upstream.name} has {name} = {most}, but {kept}, which is {room}"
+                    f" ({sources[kept]}), must hold all of a stream."
+                )
         for allowed in upstream.allow:
             if allowed.startswith("key:") and allowed not in keys:
                 raise ConfigError(

@@ -22,6 +22,7 @@ import h11
 import hiredis
 import msgspec
 import trio
+import vendors
 
 from gateway import messages, sse
 from gateway.api import commands
@@ -56,6 +57,11 @@ from gateway.names import (
 )
 from gateway.node import Node
 from gateway.position import ZERO, Closed, Position, Start, parse_resume
+from gateway.relay import events as normal
+from gateway.relay.formats import normalizer
+from gateway.relay.reading import Reading
+from gateway.relay.record import Format
+from gateway.relay.story import Story
 
 BYTE_BY_BYTE = 512
 """Input up to this long is also given byte by byte."""
@@ -585,6 +591,46 @@ def ask_for_stream(data: bytes) -> None:
     assert same.annotated is stream.annotated
 
 
+# --- what upstreams send --------------------------------------------------------------------------
+
+FORMATS = (
+    (Format.OPENAI, "chat/completions"),
+    (Format.OPENAI, "responses"),
+    (Format.OPENAI, "completions"),
+    (Format.ANTHROPIC, "messages"),
+)
+
+
+def normalize(data: bytes) -> None:
+    """The first byte says which format the others are read as."""
+    format, path = FORMATS[data[0] % len(FORMATS) if data else 0]
+    same_however_it_comes(data[1:], lambda pieces: _normalized(format, path, pieces))
+
+
+def _normalized(format: Format, path: str, pieces: list[bytes]) -> object:
+    reading = Reading(max_event_bytes=4096, max_bytes=65536)
+    reader = normalizer(format, path)
+    told: list[normal.Normal] = []
+    end: normal.Complete | normal.Error
+    try:
+        for event in (e for piece in [*pieces, b""] for e in reading.receive_data(piece)):
+            told += reader.feed(event)
+            if reader.is_done:
+                break
+        end = reader.finish()
+    except normal.Failure as failure:
+        end = failure.told()
+    story = Story()
+    frames: list[Event] = [normal.render(event, "stream:a") for event in told]
+    frames.append(normal.render(end, "stream:a", end=True))
+    for ms, frame in enumerate(frames, start=1):
+        story.add(render(frame, Position(ms, 0)))
+    assert story.text == "".join(e.text for e in told if isinstance(e, normal.Token))
+    assert story.error == (end if isinstance(end, normal.Error) else None)
+    assert story.events == len(told) + 1
+    return frames
+
+
 TARGETS = {
     "sse-parser": Target(
         parse_stream,
@@ -759,6 +805,31 @@ TARGETS = {
             b"Content-Length: |5\r\n|Transfer-Encoding: chunked\r\n|0\r\n\r\n|\n|\r|\0|"
             b"Connection: close\r\n|Upgrade: h2c\r\n|Connection: upgrade\r\n| x|\t|\x85|"
             b"Expect: 100-continue\r\n|5\r\nhello\r\n|;a=b|Connection: host\r\n|:|,"
+        ),
+    ),
+    "upstream": Target(
+        normalize,
+        [
+            b"\0" + b"".join(vendors.chat_blocks(vendors.Answer(calls=(vendors.Call(),)))),
+            b"\1" + b"".join(vendors.response_blocks(vendors.Answer(calls=(vendors.Call(),)))),
+            b"\2" + b"".join(vendors.completion_blocks(vendors.Answer())),
+            b"\3" + b"".join(vendors.anthropic_blocks(vendors.Answer(calls=(vendors.Call(),)))),
+            b"\0" + vendors.chat_error_block(429) + vendors.DONE,
+            b"\1" + vendors.response_failed_block(vendors.Answer(), "server_error", 1),
+            b"\3" + vendors.anthropic_error_block(529),
+            b'\0data: {"choices":[{"delta":{"tool_calls":[{"id":"a"}]}}]}\n\n',
+            b'\1event: response.output_item.done\ndata: {"item":{"type":"custom_tool_call"}}\n\n',
+            b'\3event: content_block_stop\ndata: {"index":0}\n\n',
+            b'\0data: {"choices":[{"delta":{"content":"\\ud800"}}]}\n\n',
+            b"\0data: " + b"[" * 2000 + b"\n\n",
+        ],
+        _words(
+            b'\0|\1|\2|\3|data: |event: |\n\n|\n|\r|[DONE]|{"choices":[{"delta":{|"content":"a"|'
+            b'"tool_calls":[{"index":0,|"id":"a"|"function":{"name":"f","arguments":"{}"}|}}]}|'
+            b'"finish_reason":"stop"|{"error":{"code":|"usage":{|message_stop|error|'
+            b'content_block_start|content_block_delta|{"index":0,"delta":{"type":"text_delta",'
+            b'"text":"a"}}|"content_block":{"type":"tool_use"}|response.completed|'
+            b'{"response":{"usage":null}}|response.output_text.delta|{"delta":"a"}|null|1e999|\xff'
         ),
     ),
 }

@@ -263,6 +263,9 @@ BEYOND = {
     "a rate": ("GET", "gateway:r:c:a"),
     "a rate of its own making": ("SET", "gateway:r:c:a", "1000 0"),
     "revocations": ("HGETALL", "gateway:revoked"),
+    "a token stream": ("HGETALL", "gateway:t:x"),
+    "whose a channel is": ("SET", "gateway:o:news", "x"),
+    "a lease": ("ZADD", "gateway:streams", 1, "x"),
     "no revocations": ("UNLINK", "gateway:revoked"),
     "who is there": ("ZCARD", "gateway:workers"),
     "the epoch": ("UNLINK", "gateway:epoch"),
@@ -316,6 +319,7 @@ OTHER_SCRIPTS = {
     "leases": (0, 1000, 1, 0, "worker1", "user:u", "worker1.b", 0),
     "rates": (0, "c:a", 10, 1000),
     "revoke": (0, 100, "token:a", 1, "-"),
+    "streams": ("renew", 0, "worker1", 1000, 1000, 0),
 }
 
 

@@ -261,16 +261,66 @@ def test_a_call_of_chat_is_complete_when_the_next_one_begins() -> None:
     assert len(feed(reader, blocks[stop])) == 1
 
 
-def test_calls_that_some_write_whole_and_without_index_are_told_apart() -> None:
+def fragment(**members: object) -> bytes:
+    function = {key: members.pop(key) for key in ("name", "arguments") if key in members}
+    call = {**members, "function": function}
+    return chat_chunk(Answer(), [chat_choice({"tool_calls": [call]})])
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        ({"id": "a"}, {}),
+        ({"index": 0, "id": "a"}, {"index": 0}),
+        ({"index": 0, "id": "a"}, {"index": 0, "id": "a", "name": "f"}),
+        ({"id": "a"}, {"id": "a"}),
+        ({"index": 0, "id": "a"}, {"index": 0, "id": "", "name": ""}),
+    ],
+    ids=["no index", "index", "all again", "id again", "empty"],
+)
+def test_fragments_of_a_call_are_joined_however_they_are_named(
+    first: dict[str, object], second: dict[str, object]
+) -> None:
+    begins = fragment(**first, name="f", arguments='{"x":')
     reader = chat()
-    functions = [{"name": f"f{i}", "arguments": json.dumps({"i": i})} for i in range(3)]
-    for i, function in enumerate(functions):
-        call = {"id": f"call_{i}", "function": function}
-        feed(reader, chat_chunk(Answer(), [chat_choice({"tool_calls": [call]})]))
-    more = {"function": {"arguments": " "}}
-    told = feed(reader, chat_chunk(Answer(), [chat_choice({"tool_calls": [more]})]), DONE)
-    assert uses(told) == [("call_2", "f2", {"i": 2})]
+    told = feed(reader, begins, fragment(**second, arguments="1"), fragment(arguments="}"), DONE)
+    assert uses(told) == [("a", "f", {"x": 1})]
     assert reader.finish().reason == "tool_use"
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        ({"index": 0, "id": "a"}, {"index": 1, "id": "b"}),
+        ({"index": 0, "id": "a"}, {"index": 0, "id": "b"}),
+        ({"id": "a"}, {"id": "b"}),
+        ({"index": 0, "id": "a"}, {"index": 1, "id": "a"}),
+        ({"index": 0}, {"index": 1}),
+        ({"index": 1, "id": "a"}, {"index": 0, "id": "b"}),
+    ],
+    ids=["documented", "one index", "no index", "one id", "no id", "backwards"],
+)
+def test_calls_are_told_apart_however_they_are_named(
+    first: dict[str, object], second: dict[str, object]
+) -> None:
+    told = feed(
+        chat(),
+        fragment(**first, name="f", arguments='{"x":'),
+        fragment(arguments="1}"),
+        fragment(**second, name="g", arguments="{}"),
+        DONE,
+    )
+    assert [use[1:] for use in uses(told)] == [("f", {"x": 1}), ("g", {})]
+    assert [use[0] for use in uses(told)] == [first.get("id", ""), second.get("id", "")]
+
+
+def test_arguments_of_no_call_that_is_open_are_malformed() -> None:
+    first = fragment(index=0, id="a", name="f", arguments="{")
+    second = fragment(index=1, id="b", name="g", arguments="{}")
+    late = fragment(index=0, arguments="}")
+    assert fails(chat(), late).code == "malformed"
+    assert fails(chat(), first, second, late).code == "malformed"
+    assert len(uses(feed(chat(), first, second, fragment(index=0, arguments=""), DONE))) == 2
 
 
 def test_a_reason_that_is_not_known_is_told_in_the_vendors_word() -> None:
@@ -315,6 +365,9 @@ def test_a_response_that_failed_says_why() -> None:
     assert fails(responses(), *begun, limited).code == "rate-limited"
     failed = response_failed_block(Answer(), "server_error", 5)
     assert fails(responses(), *begun, failed).code == "upstream-error"
+    silent = data({"response": {"error": None}}, "response.failed")
+    with pytest.raises(Failure, match="upstream-error"):
+        responses().feed(silent)
 
 
 def test_a_response_is_incomplete_for_a_reason() -> None:
@@ -365,6 +418,17 @@ def test_a_block_may_begin_with_what_it_holds() -> None:
         anthropic_block({"type": "content_block_stop", "index": 1}),
     )
     assert (text(told), uses(told)) == ("Well", [("t", "f", {"a": [1.5]})])
+
+
+def test_a_call_whose_block_is_not_ended_is_told_all_the_same() -> None:
+    def begin(id: str) -> bytes:
+        block = {"type": "tool_use", "id": id, "name": "f", "input": {}}
+        return anthropic_block({"type": "content_block_start", "index": 0, "content_block": block})
+
+    reader = messages()
+    assert feed(reader, begin("a")) == []
+    assert uses(feed(reader, begin("b"))) == [("a", "f", {})]
+    assert uses(feed(reader, anthropic_block({"type": "message_stop"}))) == [("b", "f", {})]
 
 
 def test_usage_is_what_the_last_event_says_of_each_count() -> None:
@@ -552,7 +616,8 @@ def fragments(draw: st.DrawFn, whole: str) -> tuple[str, ...]:
 def calls(draw: st.DrawFn) -> Call:
     value = draw(st.dictionaries(st.text(max_size=4), json_values, max_size=3))
     whole = json.dumps(value, ensure_ascii=draw(st.booleans()), indent=draw(st.none() | st.just(1)))
-    return Call(draw(st.text(max_size=9)), draw(fragments(whole)), draw(st.text(max_size=9)))
+    name = draw(st.text(min_size=1, max_size=9))
+    return Call(name, draw(fragments(whole)), draw(st.text(max_size=9)))
 
 
 utf8_text = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)

@@ -3,13 +3,16 @@
 1. What one worker asks is one call of a script, so that two never have the same stream. A call
    whose reply was lost is made again, and answered the same.
 2. Each worker renews all that it holds several times within a lease, and at once when its link has
-   come back; what turns out to be another's by then is lost.
+   come back; what turns out to be another's by then is lost. What Redis has lost is entered anew:
+   whoever makes the stream is to find out what became of its events, and to tell its viewers.
 3. After a break of its link a worker takes nobody for dead for GRACE_SECONDS: others had the same
    break, and must be able to renew first. It counts as a break when Redis takes no writes, or the
    worker itself stood still.
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from math import inf
 
 import msgspec
 import trio
@@ -41,11 +44,31 @@ KEPT_SECONDS = HOUR
 TOUCHES = 6
 """Times that a record is kept for longer, within the time for which it is."""
 
+RENEWED, UNKNOWN = 1, -1
+"""Answered of a lease; UNKNOWN where there is no record."""
+
 MAX_FORGOTTEN = 1000
-"""Streams that could not be opened, of which Redis may hold a record, and is to be told. More are
+"""Streams that have come to nothing, of which Redis may hold a record, and is to be told. More are
 left to whoever finds their leases overdue."""
 
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Held:
+    record: bytes
+    """As Redis has it."""
+    lost: Callable[[], None]
+
+
 _decoder = msgspec.json.Decoder(Record)
+
+
+def _decode(record: bytes) -> Record:
+    try:
+        return _decoder.decode(record)
+    except msgspec.DecodeError:
+        raise Unavailable(
+            "The record of the token stream is of another version of the gateway.", reason="version"
+        ) from None
 
 
 class RedisRegistry:
@@ -68,13 +91,14 @@ class RedisRegistry:
         self._now_ms = now_ms
         self._patience = config.publish_wait + config.redis_timeout
         self._kept = max(config.stream_seconds, KEPT_SECONDS)
-        self._held: dict[str, Callable[[], None]] = {}
-        """What to call when it is lost, by id."""
+        self._held: dict[str, _Held] = {}
+        self._releasing: dict[str, trio.Event] = {}
         self._to_forget: dict[str, None] = {}
-        self._touched_at = 0.0
+        self._touched_at = self._renewed_at = -inf
         self._unbroken_since: float | None = None
-        self._renewed_at = 0.0
         self._renewal_failures = 0
+        self._rest = trio.CancelScope()
+        """Until leases are renewed again; cancelled, that is at once."""
 
     # -- leases
 
@@ -89,7 +113,7 @@ class RedisRegistry:
                 except LinkLost:
                     self._unbroken_since = None
                     self._renewal_failures += 1
-                with trio.move_on_after(LEASE_SECONDS / RENEWALS):
+                with trio.move_on_after(LEASE_SECONDS / RENEWALS) as self._rest:
                     await self._commands.wait_lost(losses)
 
     async def _renew(self) -> None:
@@ -100,19 +124,36 @@ class RedisRegistry:
             await self._commands.room()  # what is held now is when the call is sent
             some = {id: self._held[id] for id in ids[start : start + BATCH] if id in self._held}
             answers = await self._ask("renew", int(touches), *some)
-            for (id, lost), is_held in zip(some.items(), answers, strict=True):
-                if not is_held and self._held.get(id) is lost:
+            for (id, held), answer in zip(some.items(), answers, strict=True):
+                is_ours = answer == RENEWED or (
+                    answer == UNKNOWN and self._may_enter_anew(began) and await self._enter(held)
+                )
+                if not is_ours and self._held.get(id) is held:
                     del self._held[id]
-                    lost()
+                    held.lost()
         if touches:
             self._touched_at = began
         now = trio.current_time()
         if self._unbroken_since is None or self._stood_still(now):
             self._unbroken_since = now
-        self._renewed_at = now
+        self._renewed_at = began
         for id in tuple(self._to_forget):
             await self._ask("forget", id)
             self._to_forget.pop(id, None)
+
+    def _may_enter_anew(self, now: float) -> bool:
+        """Whether a record that is not there cannot have ended at another worker and expired."""
+        return now - self._renewed_at < self._config.stream_seconds
+
+    async def _enter(self, held: _Held) -> bool:
+        try:
+            record = _decode(held.record)
+        except Unavailable:
+            return False
+        if self._held.get(record.id) is not held:  # it has ended meanwhile
+            return False
+        names = (record.channel, record.raw)
+        return bool(await self._ask("open", record.id, held.record, *names, 0, b""))
 
     def _stood_still(self, now: float) -> bool:
         """For so long that others may have taken what is held here, or may not have renewed."""
@@ -129,13 +170,14 @@ class RedisRegistry:
     # -- one stream
 
     async def open(self, record: Record, lost: Callable[[], None], request: bytes = b"") -> None:
+        encoded = msgspec.json.encode(record)
         is_kept = record.idempotent and len(request) <= self._config.max_body_bytes
         known = False
         try:
             is_opened = await self._patiently(
                 "open",
                 record.id,
-                msgspec.json.encode(record),
+                encoded,
                 record.channel,
                 record.raw,
                 int(is_kept),
@@ -143,11 +185,17 @@ class RedisRegistry:
             )
             known = True
         finally:
-            if not known and len(self._to_forget) < MAX_FORGOTTEN:
-                self._to_forget[record.id] = None
+            if not known:
+                self.forget(record.id)
         if not is_opened:
             raise taken(record)
-        self._held[record.id] = lost
+        self._held[record.id] = _Held(encoded, lost)
+
+    def forget(self, id: str) -> None:
+        self._held.pop(id, None)
+        if len(self._to_forget) < MAX_FORGOTTEN:
+            self._to_forget[id] = None
+            self._rest.cancel()
 
     async def find(self, id: str) -> Found | None:
         fields = ("record", "owner")
@@ -155,19 +203,34 @@ class RedisRegistry:
         record, owner = found
         if record is None:
             return None
-        return Found(_decoder.decode(record), owner.decode() if owner is not None else None)
+        return Found(_decode(record), owner.decode() if owner is not None else None)
 
     async def begin(self, id: str) -> bool:
         return bool(await self._patiently("begin", id))
 
     async def release(self, id: str, seconds: float) -> None:
         self._held.pop(id, None)
-        await self._patiently("release", id, int(seconds * 1000))
+        released = self._releasing[id] = trio.Event()
+        try:
+            await self._patiently("release", id, int(seconds * 1000))
+        finally:
+            if self._releasing.get(id) is released:
+                del self._releasing[id]
+            released.set()
+
+    async def _released(self, id: str) -> None:
+        """Return when no call is under way that would release what is held behind it."""
+        while (released := self._releasing.get(id)) is not None:
+            await released.wait()
 
     async def claim(self, id: str, lost: Callable[[], None]) -> bool:
-        if id in self._held or not await self._patiently("claim", id) or id in self._held:
+        await self._released(id)
+        if id in self._held:
             return False
-        self._held[id] = lost
+        record = await self._patiently("claim", id)
+        if record is None or id in self._held:
+            return False
+        self._held[id] = _Held(record, lost)
         return True
 
     async def finish(self, id: str) -> None:
@@ -175,12 +238,14 @@ class RedisRegistry:
         await self._patiently("finish", id, int(self._config.stream_seconds * 1000))
 
     async def restart(self, id: str, lost: Callable[[], None]) -> bytes | None:
+        await self._released(id)
         if id in self._held:
             return None
-        request: bytes | None = await self._patiently("restart", id)
-        if request is None or id in self._held:
+        told: list[bytes] | None = await self._patiently("restart", id)
+        if told is None or id in self._held:
             return None
-        self._held[id] = lost
+        record, request = told
+        self._held[id] = _Held(record, lost)
         return request
 
     def statistics(self) -> RegistryStatistics:

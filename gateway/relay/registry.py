@@ -65,6 +65,10 @@ class Registry(Protocol):
         one of its channels, until that one's record is gone.
         """
 
+    def forget(self, id: str) -> None:
+        """Have a stream that is held here, and of which nobody has been told, as if it had never
+        been opened: as soon as that can be."""
+
     async def find(self, id: str) -> Found | None: ...
 
     async def begin(self, id: str) -> bool:
@@ -150,6 +154,12 @@ class MemoryRegistry:
         self._open[record.id] = _Entry(record, lost, request if is_kept else None)
         self._channels |= dict.fromkeys(names, record.id)
 
+    def forget(self, id: str) -> None:
+        entry = self._open.get(id)
+        if entry is not None and entry.lost is not None:
+            del self._open[id]
+            self._free(entry)
+
     async def find(self, id: str) -> Found | None:
         self._sweep()
         entry = self._open.get(id) or self._over.get(id)
@@ -220,16 +230,16 @@ class MemoryRegistry:
     def _sweep(self) -> None:
         now = self._now_ms()
         while self._over and next(iter(self._over.values())).until_ms <= now:
-            self._forget(self._over.popitem(last=False)[1])
+            self._free(self._over.popitem(last=False)[1])
 
     def _evict(self) -> None:
         id, entry = (self._over or self._open).popitem(last=False)
         self._left.pop(id, None)
-        self._forget(entry)
+        self._free(entry)
         self._evicted += 1
         if entry.lost is not None:
             entry.lost()
 
-    def _forget(self, entry: _Entry) -> None:
+    def _free(self, entry: _Entry) -> None:
         for name in (entry.record.channel, entry.record.raw):
             self._channels.pop(name, None)

@@ -256,8 +256,7 @@ class Relays:
             if not begun:
                 self._leave(running)
                 if entered:
-                    with trio.move_on_after(STOP_SECONDS, shield=True):
-                        await self.registry.finish(id)
+                    self.registry.forget(id)
         self._opened[plan.format] += 1
         if plan.produce is not None:
             self._start(running, plan.produce)

@@ -104,12 +104,14 @@ class Running:
             await self.outlet.room()
 
     def tell(self, event: Normal) -> None:
-        """An event of the normal view. Raises Failure("limit-tokens")."""
+        """An event of the normal view. Raises Failure: "limit-tokens", "too-large"."""
         if isinstance(event, Token):
             self._tell_token(event)
         else:
             self._flush()
-            self.outlet.put(render(event, self.record.channel))
+            made = render(event, self.record.channel)
+            self._check_size(made.data)
+            self.outlet.put(made)
 
     def tell_raw(self, event: ServerSentEvent) -> None:
         """An event as the upstream sent it. Raises Failure, as `tell` and for one that cannot be

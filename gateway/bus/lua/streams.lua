@@ -30,7 +30,7 @@ end
 local function state(id)
   local found = redis.call('HMGET', record_of(id), 'record', 'over', 'owner', 'dealer', 'begun')
   if not found[1] or found[2] then return nil end
-  return {owner = found[3], dealer = found[4], begun = found[5]}
+  return {record = found[1], owner = found[3], dealer = found[4], begun = found[5]}
 end
 
 local function is_due(id)
@@ -66,8 +66,9 @@ function wanted.open(id, record, name, raw, idempotent, request)
   return 1
 end
 
--- Of each stream 1 if its lease is this worker's and renewed, else 0. With touch '1' the records are
--- kept for longer as well. A Redis that takes no writes says so also where there is no stream.
+-- Of each stream 1 if its lease is this worker's and renewed, -1 if there is no record of it, else 0.
+-- With touch '1' the records are kept for longer as well. A Redis that takes no writes says so also
+-- where there is no stream.
 function wanted.renew(touch, ...)
   redis.call('ZADD', leases, 'XX', 0, '')
   local answers = {}
@@ -79,7 +80,7 @@ function wanted.renew(touch, ...)
       if found.owner then lease(id, lasts) else hold(id) end
       if touch == '1' then expire(id, kept) end
     end
-    answers[i] = is_own and 1 or 0
+    answers[i] = is_own and 1 or redis.call('HGET', record_of(id), 'record') and 0 or -1
   end
   return answers
 end
@@ -106,18 +107,19 @@ function wanted.release(id, ms)
   return 1
 end
 
--- 1, or 0 where somebody else makes the stream or deals with it.
+-- The record, and nothing where somebody else makes the stream or deals with it.
 function wanted.claim(id)
   local found = state(id)
-  if not found then return 0 end
+  if not found then return nil end
   local other = found.owner or found.dealer
-  if other and other ~= worker and not is_due(id) then return 0 end
+  if other and other ~= worker and not is_due(id) then return nil end
   hold(id)
   expire(id, kept)
-  return 1
+  return found.record
 end
 
--- The request, and nothing where it is not to be made again, as when it has been already.
+-- The record and the request, and nothing where that is not to be made again, as when it has been
+-- already.
 function wanted.restart(id)
   local found = state(id)
   if not found then return nil end
@@ -129,7 +131,7 @@ function wanted.restart(id)
   redis.call('HSET', record_of(id), 'begun', worker)
   hold(id)
   expire(id, kept)
-  return request
+  return {found.record, request}
 end
 
 -- Its record is kept for so long from the first time on.

@@ -154,7 +154,7 @@ _CODES = {
         "413",
         "422",
     ),
-    "timeout": ("timeout_error", "timeout", "gateway_timeout_error", "408", "504"),
+    "timeout": ("timeout_error", "timeout", "408", "504"),
 }
 """An upstream's words by our codes. OpenAI's `type` of a rate limit names what there was too much
 of, and others put the status that there would have been into `code`."""

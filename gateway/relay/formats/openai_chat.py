@@ -64,12 +64,16 @@ class _Chunk(Struct, gc=False):
 
 _CHUNK = msgspec.json.Decoder(_Chunk)
 
+_OPEN = 0
+"""The key of the one call that is open."""
+
 
 class OpenAiChat:
     def __init__(self) -> None:
         self.is_done = False
         self._tools = Tools()
-        self._tool = -1  # the one whose arguments come
+        self._index: int | None = None  # of the call that is open
+        self._id: str | None = None
         self._reason: str | None = None
         self._usage: Usage | None = None
 
@@ -106,15 +110,29 @@ class OpenAiChat:
             told += self._tools.close_all()
 
     def _take_call(self, call: _ToolCall, told: list[Normal]) -> None:
-        index = call.index
-        if index is None:
-            index = self._tool + 1 if call.id or self._tool < 0 else self._tool
+        """One call is open at a time: it is complete when the next one begins, as the vendor's own
+        SDK has it."""
         function = call.function or _Function()
-        if index not in self._tools:
+        if self._begins(call, function):
             told += self._tools.close_all()
-            self._tools.open(index, call.id or "", function.name or "")
-        self._tool = index
-        self._tools.extend(index, function.arguments or "")
+            self._index, self._id = call.index, call.id
+            self._tools.open(_OPEN, call.id or "", function.name or "")
+        if function.arguments:
+            if _OPEN not in self._tools or self._is_other(call):
+                raise Failure("malformed")  # of a call that has been told
+            self._tools.extend(_OPEN, function.arguments)
+
+    def _begins(self, call: _ToolCall, function: _Function) -> bool:
+        """Whether it is the first fragment of a call. Some who speak the format say 0 for the index
+        of every call; some repeat id and name in every fragment; some have no ids."""
+        if _OPEN not in self._tools:
+            return bool(call.id or function.name)
+        if call.id and call.id != self._id:
+            return True
+        return bool(call.id or function.name) and self._is_other(call)
+
+    def _is_other(self, call: _ToolCall) -> bool:
+        return call.index is not None and call.index != self._index
 
     def finish(self) -> Complete:
         if not self.is_done:
