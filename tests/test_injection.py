@@ -33,7 +33,8 @@ from gateway.hub import Opening
 from gateway.log_lines import JsonFormatter, LogfmtFormatter
 from gateway.names import user_channel
 from gateway.relay.events import UPSTREAM_FAILURES
-from gateway.relay.relays import ENDS, FIRST_TOKENS, REFUSALS
+from gateway.relay.relays import ENDS as STREAM_ENDS
+from gateway.relay.relays import FIRST_TOKENS, REFUSALS
 from gateway.requests import OTHER
 from gateway.stream_state import Reason
 from gateway.tallies import DEFAULT, Dropped
@@ -140,7 +141,7 @@ REASONS_OF: dict[str, set[str]] = {
     "gateway_gaps_total": set(Gap),
     "gateway_opened_total": set(Opening),
     "gateway_refused_total": {*WORDS, *STATUSES},
-    "gateway_token_streams_ended_total": set(chain(*ENDS.values())),
+    "gateway_token_streams_ended_total": set(chain(*STREAM_ENDS.values())),
     "gateway_token_streams_refused_total": set(REFUSALS),
 }
 """All values that there may be of the label ``reason``."""
@@ -153,8 +154,8 @@ OTHER_LABELS: dict[str, set[str]] = {
     "le": {*(str(float(bound)) for bound in (*WAITS, *PAUSES, *CROWDS, *FIRST_TOKENS)), "+Inf"},
     "route": {*ROUTES.values(), OTHER},
     "source": set(Source),
-    "state": set(ENDS),
-    "upstream": {"configured"},
+    "state": set(STREAM_ENDS),
+    "upstream": {"configured", "demo"},
     "version": {__version__},
     "worker": {"1"},
 }

@@ -74,7 +74,7 @@ async def test_every_metric_is_there_from_the_beginning() -> None:
 
 
 async def test_a_node_without_upstreams_has_none_by_name() -> None:
-    async with running() as gateway:
+    async with running(demo=False) as gateway:
         found = await scrape(gateway)
         assert not [name for name, _ in found if name.startswith("gateway_upstream_")]
         assert value(found, "token_streams") == 0
