@@ -689,6 +689,24 @@ async def test_a_record_of_another_version_is_said_to_be_one_and_does_no_harm(
     assert await one.owner(kept) == "worker1"
 
 
+async def test_somebody_elses_key_in_the_place_of_a_record_harms_that_stream_alone(
+    workers: Workers, client: redis.Redis
+) -> None:
+    one, other = await workers.several(2)
+    stream, kept = await one.open(record()), await one.open(record())
+    key = workers.cluster.key(f"t:{stream.id}")
+    client.delete(key)
+    client.set(key, "theirs")
+    await renew(one)
+    assert one.lost == [stream.id]
+    assert not await other.claim(stream)
+    one.pause()
+    workers.wall.ms += LEASE_MS
+    await overdue(other, workers.wall, kept)
+    await other.registry.finish(stream.id)
+    assert client.get(key) == b"theirs"
+
+
 async def test_what_may_have_ended_and_been_forgotten_is_not_entered_anew(
     workers: Workers, client: redis.Redis
 ) -> None:
@@ -961,3 +979,21 @@ async def test_who_has_stood_still_himself_takes_nobody_for_dead(
         one.pause()  # and now for good
         await trio.sleep(GRACE_SECONDS + 1)
         assert list(await other.registry.overdue()) == [stream.id]
+
+
+async def test_what_was_pushed_to_a_worker_that_died_waits_for_whoever_pushes(
+    workers: Workers,
+) -> None:
+    dead, other = await workers.several(2, Config(push_lease=15.0))
+    one, claimed = (Record(new_id(), name, name, Format.PUSH, 1) for name in ("a", "b"))
+    await dead.open(one)
+    await dead.open(claimed)
+    dead.pause()
+    workers.wall.ms += LEASE_MS
+    assert list(await other.registry.overdue()) == []
+    assert await other.owner(one) is None
+    assert await other.claim(claimed)
+    workers.wall.ms += 14_999
+    assert list(await other.registry.overdue()) == []
+    workers.wall.ms += 1
+    assert list(await other.registry.overdue()) == [one.id]

@@ -164,7 +164,8 @@ class RedisRegistry:
         since = self._unbroken_since
         if since is None or now - since < GRACE_SECONDS or self._stood_still(now):
             return ()
-        given = await self._patiently("overdue", MAX_OVERDUE)
+        patience = int(self._config.push_lease * 1000)
+        given = await self._patiently("overdue", MAX_OVERDUE, patience)
         return [id for each in given if (id := each.decode()) not in self._held]
 
     # -- one stream
@@ -247,6 +248,9 @@ class RedisRegistry:
         record, request = told
         self._held[id] = _Held(record, lost)
         return request
+
+    def sure_for(self) -> float:
+        return self._renewed_at + LEASE_SECONDS - trio.current_time()
 
     def statistics(self) -> RegistryStatistics:
         return RegistryStatistics(held=len(self._held), renewal_failures=self._renewal_failures)

@@ -8,6 +8,7 @@
    Nobody is found `overdue` whose worker has not been able to reach what keeps the leases because
    nobody was.
 3. *Overdue* streams are given to one worker at a time, and again if that one has died over it.
+   One that is pushed counts as released when its worker has died, for ``push_lease``.
 4. *The fence.* Of a stream that is idempotent `begin` is true for one worker alone, and for none
    after another one has had it restarted. It is restarted once at the most: a request that ends
    workers does not go from one to the next.
@@ -18,6 +19,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import islice
+from math import inf
 from typing import Protocol
 
 import trio
@@ -91,6 +93,9 @@ class Registry(Protocol):
     async def restart(self, id: str, lost: Callable[[], None]) -> bytes | None:
         """The request of an overdue stream that is idempotent and has not begun, held here from now
         on; None where it must not be made again. Behind it `begin` is true here."""
+
+    def sure_for(self) -> float:
+        """Seconds for which what is held here certainly is nobody else's."""
 
     def statistics(self) -> RegistryStatistics: ...
 
@@ -217,6 +222,9 @@ class MemoryRegistry:
         entry.begun, entry.request = True, None
         await self.claim(id, lost)
         return request
+
+    def sure_for(self) -> float:
+        return inf
 
     def statistics(self) -> RegistryStatistics:
         return RegistryStatistics(
