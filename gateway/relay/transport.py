@@ -8,7 +8,9 @@ of what an event of an upstream costs; here a piece is one wait, one call of the
    for a while, the youngest first, unless its server has closed it or said what nobody asked for.
 2. A connection is used again only after an answer that was read to its end, and said so.
 3. Whatever ends a request early, its cancellation included, closes its connection at once.
-4. llhttp bounds nothing: heads, trailers and what frames a body are bounded here.
+4. How long an answer may be silent is one time for all, and so watched by one task for all: a trio
+   scope for each read is a quarter of what a token costs.
+5. llhttp bounds nothing: heads, trailers and what frames a body are bounded here.
 """
 
 import re
@@ -40,8 +42,10 @@ class Transport(httpx.AsyncBaseTransport):
         *,
         max_connections: int,
         keepalive_seconds: float,
+        silence: float,
     ) -> None:
-        """``trusted`` is what an upstream that speaks TLS is held to; None: it does not."""
+        """``trusted`` is what an upstream that speaks TLS is held to; None: it does not.
+        ``silence`` is for how long a read may take; the other times are each request's."""
         self._host = url.raw_host.decode("ascii")
         self._port = url.port or (443 if url.scheme == "https" else 80)
         self._tls = trusted
@@ -49,6 +53,7 @@ class Transport(httpx.AsyncBaseTransport):
             trusted.set_alpn_protocols(["http/1.1"])
         self._places = trio.Semaphore(max_connections)
         self._keepalive_seconds = keepalive_seconds
+        self._silence = _Silence(silence)
         self._idle: list[_Connection] = []
         self._is_closed = False
 
@@ -64,7 +69,7 @@ class Transport(httpx.AsyncBaseTransport):
         connection = None
         try:
             connection = self._idle_one() or await self._connect(times["connect"])
-            head = await connection.ask(request, times["read"], times["write"])
+            head = await connection.ask(request, times["write"])
         except BaseException:
             if connection is not None:
                 connection.close()
@@ -73,7 +78,7 @@ class Transport(httpx.AsyncBaseTransport):
         return httpx.Response(
             head.status,
             headers=head.headers,
-            stream=_Body(self, connection, times["read"]),
+            stream=_Body(self, connection),
             extensions={"http_version": b"HTTP/" + head.version.encode()},
         )
 
@@ -97,7 +102,8 @@ class Transport(httpx.AsyncBaseTransport):
                 stream = await trio.open_tcp_stream(self._host, self._port)
             except OSError as error:
                 raise httpx.ConnectError("There is no connection.") from error
-            connection = _Connection(socket.socket(fileno=stream.socket.detach()))
+            sock = socket.socket(fileno=stream.socket.detach())
+            connection = _Connection(sock, self._silence)
             if self._tls is not None:
                 try:
                     await connection.secure(self._tls, self._host)
@@ -122,10 +128,9 @@ class Transport(httpx.AsyncBaseTransport):
 class _Body(httpx.AsyncByteStream):
     """Of an answer. An iterator, and no generator, which nobody closes when it is left."""
 
-    def __init__(self, transport: Transport, connection: "_Connection", seconds: float) -> None:
+    def __init__(self, transport: Transport, connection: "_Connection") -> None:
         self._transport = transport
         self._connection: _Connection | None = connection
-        self._seconds = seconds
 
     def __aiter__(self) -> "_Body":
         return self
@@ -134,7 +139,7 @@ class _Body(httpx.AsyncByteStream):
         connection = self._connection
         if connection is None:
             raise StopAsyncIteration
-        piece = await connection.receive_body(self._seconds)
+        piece = await connection.receive_body()
         if piece:
             return piece
         await self.aclose()
@@ -206,11 +211,12 @@ class _Head:
 class _Connection:
     """Its socket is non-blocking; with TLS OpenSSL is on it itself, as in `gateway.transport`."""
 
-    def __init__(self, sock: socket.socket) -> None:
+    def __init__(self, sock: socket.socket, silence: "_Silence") -> None:
         sock.setblocking(False)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._socket = sock
         self._tls: ssl.SSLSocket | None = None
+        self._silence = silence
         self._head = _Head()
         self._without_body = 0
         """Bytes that have come since the last ones of a body."""
@@ -244,7 +250,7 @@ class _Connection:
         """Without TLS's own farewell, which nobody waits for (RFC 2818, section 2.2.2)."""
         self._socket.close()
 
-    async def ask(self, request: httpx.Request, read: float, write: float) -> _Head:
+    async def ask(self, request: httpx.Request, write: float) -> _Head:
         """Send a request; the head of what is answered. Raises as httpx's transport does."""
         head = self._head = _Head()
         self._without_body = 0
@@ -253,7 +259,7 @@ class _Connection:
         with _in_time(write, httpx.WriteTimeout), suppress(OSError):
             await self._send(_rendered(request) + body)  # unless it is answered before it is read
         while not head.is_whole:
-            if not await self._receive(read):
+            if not await self._receive():
                 raise httpx.RemoteProtocolError("There is no answer.")
         if head.is_unreadable or head.status == 101:
             raise httpx.RemoteProtocolError("The answer cannot be read.")
@@ -261,11 +267,11 @@ class _Connection:
             head.is_over = True
         return head
 
-    async def receive_body(self, seconds: float) -> bytes:
+    async def receive_body(self) -> bytes:
         """The next bytes of it; none at its end."""
         head = self._head
         while not head.body and not head.is_over:
-            if not await self._receive(seconds):
+            if not await self._receive():
                 if not head.ends_with_connection:
                     raise httpx.RemoteProtocolError("The answer has ended before its end.")
                 head.is_over = True
@@ -273,11 +279,11 @@ class _Connection:
         head.body.clear()
         return body
 
-    async def _receive(self, seconds: float) -> bool:
+    async def _receive(self) -> bool:
         """Read on; whether there was anything."""
         if self._head.is_broken:
             raise httpx.RemoteProtocolError("The answer is not HTTP.")
-        data = await self._read(seconds)
+        data = await self._read()
         head = self._head
         before = len(head.body)
         if data:
@@ -301,9 +307,10 @@ class _Connection:
             except (BlockingIOError, ssl.SSLWantWriteError):
                 await trio.lowlevel.wait_writable(self._socket)
 
-    async def _read(self, seconds: float) -> bytes:
+    async def _read(self) -> bytes:
         """Always lets others have their turn."""
-        with trio.CancelScope(deadline=trio.current_time() + seconds):
+        self._silence.begin(self._socket)
+        try:
             while True:
                 try:
                     if self._tls is not None and self._tls.pending():
@@ -315,9 +322,46 @@ class _Connection:
                     continue
                 except ssl.SSLWantWriteError:
                     await trio.lowlevel.wait_writable(self._socket)
-                except OSError:
-                    raise httpx.ReadError("The connection is broken.") from None
-        raise httpx.ReadTimeout("There was nothing to be read in time.")
+        except trio.ClosedResourceError:
+            raise httpx.ReadTimeout("There was nothing to be read in time.") from None
+        except OSError:
+            raise httpx.ReadError("The connection is broken.") from None
+        finally:
+            self._silence.end(self._socket)
+
+
+class _Silence:
+    """Who waits for what does not come is woken, by a ClosedResourceError, after ``seconds``.
+
+    Its task lives while somebody waits, and for that long after.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+        self._until: dict[socket.socket, float] = {}
+        """In order, since all wait for equally long."""
+        self._is_watched = False
+
+    def begin(self, sock: socket.socket) -> None:
+        self._until[sock] = trio.current_time() + self._seconds
+        if not self._is_watched:
+            self._is_watched = True
+            trio.lowlevel.spawn_system_task(self._watch)
+
+    def end(self, sock: socket.socket) -> None:
+        self._until.pop(sock, None)
+
+    async def _watch(self) -> None:
+        try:
+            while self._until:
+                sock, until = next(iter(self._until.items()))
+                if until <= trio.current_time():
+                    del self._until[sock]
+                    trio.lowlevel.notify_closing(sock)
+                else:
+                    await trio.sleep_until(until)
+        finally:
+            self._is_watched = False
 
 
 def _rendered(request: httpx.Request) -> bytes:

@@ -332,7 +332,6 @@ class Caller:
         self._timeout = {
             "connect": upstream.connect_timeout,
             "pool": upstream.connect_timeout,
-            "read": upstream.silence,
             "write": upstream.silence,
         }
         self._calls = self._retries = 0
@@ -449,6 +448,7 @@ def _transport(upstream: Upstream) -> Transport:
         ssl.create_default_context() if secure else None,
         max_connections=upstream.max_streams,
         keepalive_seconds=KEEPALIVE_SECONDS,
+        silence=upstream.silence,
     )
 
 
