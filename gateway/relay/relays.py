@@ -8,8 +8,8 @@
 
 import logging
 from collections import Counter
-from collections.abc import Awaitable, Callable, Sequence
-from contextlib import suppress
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -114,6 +114,8 @@ class RelayStatistics:
     """Producers that came back."""
     joined_late: int
     """Viewers that began with a snapshot."""
+    cut_clients: int
+    """Clients of the drop-in that were given no more, since they had fallen too far behind."""
     refused: dict[str, int]
     waiting_events: int
     """Taken in and not yet published."""
@@ -181,7 +183,7 @@ class Relays:
         self.refused: Counter[str] = Counter()
         self._first_token = Histogram(FIRST_TOKENS)
         self._tokens = self._restarted = self._lost = 0
-        self.resumed = self.joined_late = self.retried = 0
+        self.resumed = self.joined_late = self.retried = self.cut_clients = 0
         cluster.serve(STOP_TOKEN_STREAM, self._stop_here)
         cluster.serve(COUNT_VIEWERS, self._count_viewers)
 
@@ -199,6 +201,15 @@ class Relays:
     def count(self, upstream: str | None, user: str | None = None) -> int:
         """How many of an upstream's (None: pushed ones) this worker makes, or of one user's."""
         return self._of_upstream[upstream] if user is None else self._of_user[upstream, user]
+
+    @contextmanager
+    def holding(self, upstream: str, user: str | None) -> Iterator[None]:
+        """Count a call of an upstream that is no token stream, or not yet."""
+        self._count_in(upstream, user)
+        try:
+            yield
+        finally:
+            self._count_out(upstream, user)
 
     async def begin(self, plan: Plan) -> Running:
         """A token stream, whose ``start`` has been published when this returns.
@@ -289,9 +300,7 @@ class Relays:
     def _enter(self, running: Running, limits: Limits) -> None:
         record = running.record
         self.running[record.id] = running
-        self._of_upstream[record.upstream] += 1
-        if record.user is not None:
-            self._of_user[record.upstream, record.user] += 1
+        self._count_in(record.upstream, record.user)
         if limits.unwatched_seconds:
             self._unwatched[running] = limits.unwatched_seconds
 
@@ -300,9 +309,17 @@ class Relays:
         if self.running.get(record.id) is running:
             del self.running[record.id]
         self._unwatched.pop(running, None)
-        _uncount(self._of_upstream, record.upstream)
-        if record.user is not None:
-            _uncount(self._of_user, (record.upstream, record.user))
+        self._count_out(record.upstream, record.user)
+
+    def _count_in(self, upstream: str | None, user: str | None) -> None:
+        self._of_upstream[upstream] += 1
+        if user is not None:
+            self._of_user[upstream, user] += 1
+
+    def _count_out(self, upstream: str | None, user: str | None) -> None:
+        _uncount(self._of_upstream, upstream)
+        if user is not None:
+            _uncount(self._of_user, (upstream, user))
 
     def _start(self, running: Running, produce: Produce) -> None:
         assert self._nursery is not None
@@ -504,6 +521,7 @@ class Relays:
             lost=self._lost,
             resumed=self.resumed,
             joined_late=self.joined_late,
+            cut_clients=self.cut_clients,
             refused=dict(self.refused),
             waiting_events=waiting,
             upstream_errors={name: dict(codes) for name, codes in self._upstream_errors.items()},

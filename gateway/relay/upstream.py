@@ -367,7 +367,9 @@ class Caller:
         """
         check_path(self.upstream, method, path)
         passed = passed_on(headers)
-        async with self._sent(method, path, _query(query), passed, body) as sent:
+        sending = self._sent(method, path, _query(query), passed, body)
+        del body
+        async with sending as sent:
             failure = sent if isinstance(sent, Failure) else _failure_of_redirect(sent)
             if failure is not None:
                 self._failures[failure.code] += 1
@@ -391,11 +393,14 @@ class Caller:
             content=body or None,
             extensions={"timeout": self._timeout},
         )
+        if body:
+            request.stream = _Once(body)
         try:
             response = await self._transport.handle_async_request(request)
         except httpx.TransportError as error:
             yield Failure(_code_of(error))
             return
+        del request, body
         answer = Answer(response)
         try:
             yield answer
@@ -410,6 +415,18 @@ class Caller:
         if query:
             raw += b"?" + query.encode()
         return self._base.copy_with(raw_path=raw or b"/")
+
+
+class _Once(httpx.AsyncByteStream):
+    """A body that is let go once it has been sent: a megabyte is not to wait for the end of an
+    answer that takes minutes."""
+
+    def __init__(self, body: bytes) -> None:
+        self._body = body
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        body, self._body = self._body, b""
+        yield body
 
 
 def _transport(upstream: Upstream) -> httpx.AsyncHTTPTransport:
