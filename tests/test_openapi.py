@@ -143,7 +143,7 @@ def test_an_event_a_stream_asked_for_and_a_problem_have_the_members_that_the_cod
     schemas = described(Config())["components"]["schemas"]
     assert tuple(schemas["Event"]["properties"]) == Document.__struct_fields__
     assert tuple(schemas["StreamAsked"]["properties"]) == Body.__struct_fields__
-    beside = {"title", "status"}
+    beside = {"title", "status", "line", "next", "state"}  # of what is pushed
     assert set(schemas["Problem"]["properties"]) - beside == set(Refusal.__struct_fields__)
 
 

@@ -15,7 +15,7 @@ from gateway.api.refusals import refused
 from gateway.api.request import JSON, NOT_STORED, Answer, Request, answer, sentence
 from gateway.api.subscribe import PATH as EVENTS
 from gateway.auth import NEEDED, NOBODY
-from gateway.config import Config, Format, Upstream
+from gateway.config import Upstream
 from gateway.errors import (
     BadRequest,
     Forbidden,
@@ -39,7 +39,7 @@ from gateway.node import Node
 from gateway.policy import Policy
 from gateway.position import Start
 from gateway.relay.record import Record
-from gateway.relay.relays import Limits, Plan, no_stream
+from gateway.relay.relays import Plan, no_stream
 from gateway.relay.running import Running
 from gateway.request_id import NAME, named_id
 from gateway.streams import EventStream
@@ -48,9 +48,6 @@ PATH = "/streams"
 
 STREAM_ID = b"Stream-Id"
 STREAM_CHANNEL = b"Stream-Channel"
-
-PUSH_LEASE_SECONDS = 15.0
-PUSH_SECONDS = 3600.0
 
 MAX_UNWATCHED_SECONDS = 86_400.0
 
@@ -152,14 +149,11 @@ def _plan(node: Node, identity: Identity, document: Document) -> Plan:
                 f" {_EXAMPLE}."
             )
         check_may_push(identity)
-        return Plan(
-            None,
-            push_limits(node.config, unwatched),
-            Format.PUSH,
+        return node.pushes.plan(
             channel=document.channel,
             user=user,
             publisher=identity.publisher,
-            away_seconds=PUSH_LEASE_SECONDS,
+            unwatched_seconds=unwatched,
         )
     upstream = upstream_for(node, identity, document.upstream)
     check_room(node, upstream, user)
@@ -174,16 +168,6 @@ def _plan(node: Node, identity: Identity, document: Document) -> Plan:
         publisher=identity.publisher,
         idempotent=document.idempotent,
         unwatched_seconds=unwatched,
-    )
-
-
-def push_limits(config: Config, unwatched_seconds: float | None) -> Limits:
-    """Of what an application pushes."""
-    return Limits(
-        max_tokens=config.stream_events,
-        max_seconds=PUSH_SECONDS,
-        max_event_bytes=config.max_event_bytes,
-        unwatched_seconds=unwatched_seconds or 0.0,
     )
 
 

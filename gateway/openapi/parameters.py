@@ -2,6 +2,7 @@
 
 from gateway.api.listing import DEFAULT_LIMIT, MAX_LIMIT
 from gateway.api.poll import DEFAULT_WAIT, MAX_WAIT
+from gateway.api.push import MAX_NUMBER_DIGITS
 from gateway.api.tokens import MAX_SECONDS_DIGITS
 from gateway.client_summary import Standing
 from gateway.config import Config
@@ -148,3 +149,19 @@ TRACE = [
     _in_header("tracestate", "What goes with it."),
 ]
 IF_NONE_MATCH = _in_header("If-None-Match", "The `ETag` of the description that is known.")
+
+TOKEN_STREAM = in_path("id", {"type": "string"}, "Of a token stream.")
+OF_LINES = (
+    in_query(
+        "seq",
+        {"type": "integer", "minimum": 0, "maximum": 10**MAX_NUMBER_DIGITS - 1},
+        "The number of the body's first line, from 0; those that were taken already are skipped.",
+        **_EMPTY,
+    ),
+    in_query(
+        "end",
+        {"enum": ["true", "false"]},
+        "`false`: the end of the body is not that of the stream.",
+        **_EMPTY,
+    ),
+)

@@ -6,11 +6,13 @@ from gateway import metrics
 from gateway.api.poll import PATH as POLL
 from gateway.api.publish import MAX_LINES
 from gateway.api.publish import PATH as PUBLISH
+from gateway.api.push import ROUTE as PUSH
 from gateway.api.request import JSON, NDJSON
 from gateway.api.subscribe import PATH as EVENTS
 from gateway.config import Config
 from gateway.errors import (
     ChannelEnded,
+    Conflict,
     Forbidden,
     GatewayError,
     NotFound,
@@ -47,6 +49,7 @@ class Routes:
         return {
             **self._streaming(),
             **self._publishing(),
+            **self._pushing(),
             **self._clients(),
             **self._node(),
             **self._pages(),
@@ -187,6 +190,26 @@ class Routes:
             },
         )
         return {PUBLISH: {"post": one}, f"{PUBLISH}/{{channel}}": {"post": raw}}
+
+    def _pushing(self) -> Schema:
+        lines: Schema = {
+            "type": "string",
+            "description": '`{"text": "..."}` a line, or `{"event": "...", "data": ...}`.',
+        }
+        post = self._operation(
+            "push",
+            PUBLISHING,
+            "Push lines into a token stream",
+            {200: told("All of the body has been published.", "Pushed")},
+            Forbidden,
+            NotFound,
+            Conflict,
+            parameters=(takes.TOKEN_STREAM, *takes.OF_LINES),
+            requestBody={"required": False, "content": {NDJSON: {"schema": lines}, "*/*": {}}},
+            description="The body is taken as it comes, however long that takes. A refusal says in "
+            "`next` which line is expected, and a line that is malformed is named in `line`.",
+        )
+        return {PUSH.replace("<id>", "{id}"): {"post": post}}
 
     def _clients(self) -> Schema:
         channels = told("The client's channels, and from where on it has them.", "Channels")

@@ -74,6 +74,13 @@ def schemas(config: Config) -> Schema:
         "Event": _event(config.max_channels_per_client),
         "StreamAsked": _asked(config),
         "Published": record({"id": POSITION}),
+        "Pushed": record(
+            {
+                "id": {"type": "string"},
+                "next": COUNT | {"description": "The number of the line that would come next."},
+                "state": {"enum": ["streaming", "complete", "error"]},
+            }
+        ),
         "Polled": record(
             {
                 "events": {
@@ -262,6 +269,9 @@ _PROBLEM: Schema = {
         },
         "closed": COUNT | {"description": "Streams that were ended nevertheless."},
         "missing": COUNT | {"description": "Workers that did not answer."},
+        "line": COUNT | {"description": "The line of a pushed body that is malformed."},
+        "next": COUNT | {"description": "The line of a token stream that is expected."},
+        "state": {"enum": ["streaming", "complete", "stopped", "error"]},
     },
     "required": ["title", "status", "detail"],
 }

@@ -8,6 +8,7 @@ import msgspec
 import trio
 
 from gateway.config import Config, Upstream
+from gateway.relay import demo
 from gateway.relay.events import Complete
 from gateway.relay.formats import normalizer
 from gateway.relay.reading import Reader
@@ -29,7 +30,7 @@ class Kept(msgspec.Struct):
 
 
 class Upstreams:
-    """All that are configured, by name."""
+    """All that are configured, and the demo's where that is offered, by name."""
 
     def __init__(self, config: Config, environ: Mapping[str, str] = os.environ) -> None:
         """Raises ConfigError where a header of an upstream has no value."""
@@ -39,6 +40,8 @@ class Upstreams:
         for upstream in config.upstreams:
             bounded = replace(upstream, max_event_bytes=min(most, upstream.max_event_bytes))
             self._callers[upstream.name] = Caller(bounded, environ=environ)
+        if demo.is_offered(config):
+            self._callers[demo.NAME] = demo.caller()
 
     async def run(self) -> None:
         """Keep their connections, until cancelled."""

@@ -71,4 +71,5 @@ class Reader:
         while data := await self._receive():
             if events := self._reading.receive_data(data):
                 return events
+        self._reading.receive_data(b"")  # raises what was found behind the last events
         return None
