@@ -6,7 +6,9 @@ results, its exceptions, and each byte of the bodies, which a raw connection has
 
 import asyncio
 import json
+import re
 import subprocess
+import sys
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
@@ -18,6 +20,7 @@ import httpx
 import openai
 import pytest
 import trio
+from documents import REFERENCE
 from node_js import JAVASCRIPT, NODE_JS
 from process import environment
 from running import Gateway, Wire, request, running
@@ -537,3 +540,32 @@ async def test_javascript_clients_say_what_the_gateway_refuses() -> None:
     for name in ("openai chat", "openai chat, streamed", "anthropic message, streamed"):
         assert told[name]["error"]["type"] == "AuthenticationError"
         assert "This is no JSON Web Token" in told[name]["error"]["message"]
+
+
+# --- as documented --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("vendor", ["openai", "anthropic"])
+@pytest.mark.parametrize("language", ["python", "javascript"])
+async def test_what_is_documented_runs_as_it_stands_there(vendor: str, language: str) -> None:
+    mark = f"drop-in for {vendor} in {language}"
+    kind = "python" if language == "python" else "js"
+    found = re.search(rf"<!-- {mark} -->\n```{kind}\n(.*?)```\n<!-- /{mark} -->", REFERENCE, re.S)
+    assert found is not None
+    command = [sys.executable, "-W", "error", "-c", found[1]]
+    if language == "javascript":
+        command = [NODE_JS, "--input-type=module", "-e", found[1]]
+    async with sides() as both:
+        both.fake.default = Script(words=40)
+        where = {"GATEWAY_URL": f"http://127.0.0.1:{both.gateway.port}"}
+        done = await trio.run_process(
+            command,
+            capture_stdout=True,
+            capture_stderr=True,
+            cwd=JAVASCRIPT,  # where the packages are
+            env=environment(**where, GATEWAY_TOKEN=both.through.key, PYTHONIOENCODING="utf-8"),
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr.decode()
+        assert done.stdout.decode() == text_of(40)
+        assert both.gateway.node.relays.statistics().opened[vendor] == 1
