@@ -167,7 +167,7 @@ OF_LINES = (
     ),
     in_query(
         "end",
-        {"enum": ["true", "false"]},
+        {"type": "string", "enum": ["true", "false"]},
         "`false`: the end of the body is not that of the stream.",
         **_EMPTY,
     ),
