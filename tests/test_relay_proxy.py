@@ -21,8 +21,8 @@ from upstreams import HUGE_BYTES, FakeUpstream, Fault, Script, chat, fake_upstre
 
 from gateway.config import ApiKey, Format, Upstream
 from gateway.errors import Unavailable
+from gateway.relay.copies import COPY_BYTES, FAIR_BYTES, Copies, Copy
 from gateway.relay.events import Failure
-from gateway.relay.proxy import COPY_BYTES, Copy
 from gateway.relay.story import Story
 
 KEY = "sk-of-the-upstream-alone"
@@ -296,6 +296,16 @@ async def test_behind_the_formats_end_a_client_that_is_gone_ends_the_call() -> N
 # --- errors of the upstream -----------------------------------------------------------------------
 
 
+CODES = {
+    401: "unauthorized",
+    403: "unauthorized",
+    429: "rate-limited",
+    500: "upstream-error",
+    503: "overloaded",
+    529: "overloaded",
+}
+
+
 @pytest.mark.parametrize("vendor", ["chat", "messages"])
 @pytest.mark.parametrize("status", [400, 401, 403, 404, 413, 429, 500, 503, 529])
 async def test_an_error_of_the_upstream_arrives_to_the_byte(vendor: str, status: int) -> None:
@@ -307,6 +317,8 @@ async def test_an_error_of_the_upstream_arrives_to_the_byte(vendor: str, status:
         assert await ours.body() == await directly.body()
         assert both.gateway.node.refused == {}
         await until(lambda: both.gateway.node.relays.count("fake") == 0)
+        failures = both.gateway.node.upstreams.statistics()["fake"].failures
+        assert failures == {CODES.get(status, "rejected"): 1}
     assert ours.head.status == directly.head.status == status
     kept = [(name, value) for name, value in directly.head.headers if name != "connection"]
     assert set(kept) <= set(ours.head.headers)
@@ -515,6 +527,7 @@ async def test_a_client_that_does_not_read_is_cut_and_slows_nothing(stops: bool)
         assert both.gateway.node.relays.statistics().cut_clients == 1
         with pytest.raises(BROKEN):
             await Asked(wire, head).body()
+        assert both.gateway.node.relays.copies.bytes == 0
         call = await both.fake.call()
         assert call.is_complete is not stops
     assert story.state == ("stopped" if stops else "complete")
@@ -522,16 +535,35 @@ async def test_a_client_that_does_not_read_is_cut_and_slows_nothing(stops: bool)
 
 
 async def test_a_copy_that_was_cut_holds_nothing() -> None:
-    copy = Copy()
+    copies = Copies()
+    copy = Copy(copies)
     assert copy.put(b"x" * COPY_BYTES)
+    assert copies.bytes == COPY_BYTES
     assert not copy.put(b"x")
+    assert (copies.bytes, copies.cut) == (0, 1)
     with pytest.raises(Failure):
         await copy.take()
+    assert copy.put(b"x")  # nobody is there to miss it
+    assert copies.bytes == 0
+
+
+async def test_beyond_the_bound_for_all_those_are_cut_who_are_behind(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("gateway.relay.copies.COPIES_BYTES", 3 * FAIR_BYTES)
+    copies = Copies()
+    slow, quick = Copy(copies), Copy(copies)
+    assert slow.put(b"x" * 3 * FAIR_BYTES)
+    assert quick.put(b"y" * FAIR_BYTES)
+    assert not slow.put(b"x")
+    assert copies.bytes == FAIR_BYTES
+    assert await quick.take() == b"y" * FAIR_BYTES
+    assert copies.bytes == 0
 
 
 async def test_a_copy_gives_what_it_has_before_its_end_and_before_a_cut() -> None:
     for state in (Copy.State.OVER, Copy.State.CUT):
-        copy = Copy()
+        copy = Copy(Copies())
         for _ in range(3):
             copy.put(b"abc")
         copy.end(state)
@@ -541,6 +573,18 @@ async def test_a_copy_gives_what_it_has_before_its_end_and_before_a_cut() -> Non
         else:
             with pytest.raises(Failure):
                 await copy.take()
+
+
+async def test_a_copy_gives_as_much_at_a_time_as_goes_out_in_time() -> None:
+    copies = Copies()
+    copy = Copy(copies)
+    for _ in range(9):
+        copy.put(b"x" * 10_000)
+    copy.put(b"y" * 100_000)
+    copy.end(Copy.State.OVER)
+    sizes = [len(await copy.take()) for _ in range(4)]
+    assert sizes == [60_000, 30_000, 100_000, 0]
+    assert copies.bytes == 0
 
 
 async def test_a_stop_breaks_the_clients_connection_and_closes_the_upstreams() -> None:

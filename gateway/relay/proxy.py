@@ -10,31 +10,22 @@
 4. What is no token stream is read as fast as the client takes it, and nothing of it is kept.
 """
 
-from collections import deque
 from collections.abc import Iterable
 from contextlib import AsyncExitStack, ExitStack
 from dataclasses import dataclass
-from enum import Enum, auto
 
 import msgspec
 import trio
 
 from gateway.config import Upstream
 from gateway.http1_render import STRICT_HEADERS
+from gateway.relay.copies import Copy
 from gateway.relay.events import Complete, Failure
 from gateway.relay.plans import relay
 from gateway.relay.record import Record
 from gateway.relay.relays import Limits, Plan, Relays
 from gateway.relay.running import Running
 from gateway.relay.upstream import Answer, Caller, Headers, passed_back
-
-COPY_BYTES = 1024 * 1024
-"""That wait for a client whose connection takes them too slowly: a quarter of the longest answer,
-and minutes of a model's tokens, each of which takes some 200 bytes on the wire."""
-
-PIECE_BYTES = 64 * 1024
-"""Given to a client at a time, unless the upstream's own piece was larger: so much goes out within
-``write_timeout`` on any connection that is alive."""
 
 OURS = frozenset(name.lower() for name, _ in STRICT_HEADERS) | {b"stream-channel", b"stream-id"}
 """Headers that are the gateway's to say."""
@@ -65,60 +56,6 @@ class _Asked(msgspec.Struct):
 
     model: object = None
     stream: object = None
-
-
-class Copy:
-    """What has been read for a client and is still to be taken by it."""
-
-    class State(Enum):
-        OPEN = auto()
-        OVER = auto()
-        """There is no more in it, and the client reads on by itself."""
-        CUT = auto()
-        """There is no more, and that is not the end."""
-        LEFT = auto()
-        """The client is gone."""
-
-    def __init__(self) -> None:
-        self.state = Copy.State.OPEN
-        self._pieces: deque[bytes] = deque()
-        self._bytes = 0
-        self._changed = trio.Event()
-
-    def put(self, data: bytes) -> bool:
-        """Whether there was room. Where there is none, it is cut, and what waits is forgotten."""
-        if self.state is not Copy.State.OPEN:
-            return True
-        if self._bytes + len(data) > COPY_BYTES:
-            self._pieces.clear()
-            self.end(Copy.State.CUT)
-            return False
-        self._pieces.append(data)
-        self._bytes += len(data)
-        self._changed.set()
-        return True
-
-    def end(self, state: State) -> None:
-        if self.state is Copy.State.OPEN:
-            self.state = state
-            self._changed.set()
-
-    async def take(self) -> bytes:
-        """What is next; none once it is over. Raises Failure where it was cut."""
-        while not self._pieces:
-            if self.state is Copy.State.OVER:
-                return b""
-            if self.state is not Copy.State.OPEN:
-                raise Failure("interrupted")
-            self._changed = trio.Event()
-            await self._changed.wait()
-        taken = [self._pieces.popleft()]
-        size = len(taken[0])
-        while self._pieces and size + len(self._pieces[0]) <= PIECE_BYTES:
-            taken.append(self._pieces.popleft())
-            size += len(taken[-1])
-        self._bytes -= size
-        return b"".join(taken)
 
 
 class Passage:
@@ -172,6 +109,7 @@ class Passage:
         copy, running = self._copy, self._running
         if copy is not None and running is not None:
             copy.end(Copy.State.LEFT)
+            copy.clear()
             running.companions -= 1
             if copy.state is not Copy.State.OVER:  # the call is not the client's to end
                 if self._upstream.stop_with_client:
@@ -196,7 +134,7 @@ class Passage:
         self._running = await self._relays.begin(plan)
         # Nothing else has run since its task was started.
         self._running.companions += 1
-        self._copy = Copy()
+        self._copy = Copy(self._relays.copies)
 
     async def produce(self, running: Running, path: str) -> Complete:
         copy = self._copy
@@ -221,7 +159,6 @@ class Passage:
         copy = self._copy
         assert copy is not None
         if not copy.put(data):
-            self._relays.cut_clients += 1
             self.behind.cancel()
         return data
 

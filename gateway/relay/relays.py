@@ -25,6 +25,7 @@ from gateway.histogram import Distribution, Histogram
 from gateway.messages import Command
 from gateway.names import RAW_SUFFIX, stream_channel
 from gateway.position import ZERO, Position
+from gateway.relay.copies import Copies
 from gateway.relay.events import FAILURES, REASONS, Complete, Error, Failure, Start, render
 from gateway.relay.outlet import Outlet
 from gateway.relay.record import MAX_MODEL, Record, new_id
@@ -106,8 +107,9 @@ class Plan:
 
 @dataclass(frozen=True, slots=True)
 class RelayStatistics:
-    """A snapshot; all but ``running`` (by format) and what the registry holds are counted since the
-    start. ``opened`` is by format, ``ended`` by reason of completion or code of error."""
+    """A snapshot; all but ``running`` (by format), what waits and what the registry holds are
+    counted since the start. ``opened`` is by format, ``ended`` by reason of completion or code of
+    error."""
 
     running: dict[str, int]
     opened: dict[str, int]
@@ -123,6 +125,8 @@ class RelayStatistics:
     """Viewers that began with a snapshot."""
     cut_clients: int
     """Clients of the drop-in that were given no more, since they had fallen too far behind."""
+    copied_bytes: int
+    """That wait for clients of the drop-in at the moment."""
     refused: dict[str, int]
     waiting_events: int
     """Taken in and not yet published."""
@@ -190,7 +194,8 @@ class Relays:
         self.refused: Counter[str] = Counter()
         self._first_token = Histogram(FIRST_TOKENS)
         self._tokens = self._restarted = self._lost = 0
-        self.resumed = self.joined_late = self.retried = self.cut_clients = 0
+        self.resumed = self.joined_late = self.retried = 0
+        self.copies = Copies()
         cluster.serve(STOP_TOKEN_STREAM, self._stop_here)
         cluster.serve(COUNT_VIEWERS, self._count_viewers)
 
@@ -547,7 +552,8 @@ class Relays:
             lost=self._lost,
             resumed=self.resumed,
             joined_late=self.joined_late,
-            cut_clients=self.cut_clients,
+            cut_clients=self.copies.cut,
+            copied_bytes=self.copies.bytes,
             refused=dict(self.refused),
             waiting_events=waiting,
             upstream_errors={name: dict(codes) for name, codes in self._upstream_errors.items()},

@@ -399,6 +399,8 @@ class Caller:
                 self._failures[failure.code] += 1
                 raise failure
             assert isinstance(sent, Answer)
+            if sent.status >= 400 and (failure := _failure_of(sent)) is not None:
+                self._failures[failure.code] += 1
             yield sent
 
     @asynccontextmanager
