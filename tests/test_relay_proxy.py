@@ -4,6 +4,7 @@ Each request goes over a raw connection to a node, and where it matters over ano
 to the fake upstream, whose answer is the measure.
 """
 
+import gc
 import hashlib
 import json
 from collections.abc import AsyncIterator, Callable
@@ -512,6 +513,34 @@ async def test_a_client_that_is_gone_before_the_answer_begins_ends_the_call() ->
             await call.closed.wait()
         await until(lambda: both.gateway.node.relays.count("fake") == 0)
         assert both.gateway.node.relays.statistics().opened["openai"] == 0
+
+
+@pytest.mark.parametrize("version", ["1.1", "1.0"])
+@pytest.mark.parametrize("stops", [False, True])
+async def test_whenever_clients_leave_nothing_of_them_is_left(stops: bool, version: str) -> None:
+    streaming = chat(Script(words=8, rate=400, delay=0.005), stream=True)
+    whole = chat(Script(delay=0.01))
+
+    async def leave(both: Pair, number: int) -> None:
+        wire = await both.gateway.connect()
+        asked = whole if number % 4 == 3 else streaming
+        await wire.send(post(CHAT_PATH, asked, version=version))
+        await trio.sleep(number / 1000)
+        await wire.aclose()
+
+    async with pair(stop_with_client=stops) as both:
+        relays = both.gateway.node.relays
+        async with trio.open_nursery() as nursery:
+            for number in range(40):
+                nursery.start_soon(leave, both, number)
+        await until(lambda: relays.count("fake") == 0 and not relays.running)
+        await until(lambda: relays.copies.bytes == 0)
+        await until(lambda: all(call.over.is_set() for call in both.fake.calls))
+        statistics = relays.statistics()
+        ended = {"end", "stopped"} if stops else {"end"}
+        assert set(statistics.ended) <= ended
+        assert sum(statistics.ended.values()) == statistics.opened["openai"]
+        gc.collect()  # what is left of generators would warn now
 
 
 @pytest.mark.parametrize("stops", [False, True])
