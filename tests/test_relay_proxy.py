@@ -908,6 +908,28 @@ async def test_over_tls_it_is_the_same(certificate: certificates.Files) -> None:
             assert (await both.story(left)).text == text_of(40)
 
 
+async def test_pages_of_named_origins_may_use_the_vendors_clients() -> None:
+    page = b"Origin: https://app.example\r\n"
+    wanted = (
+        b"Access-Control-Request-Method: POST\r\n"
+        b"Access-Control-Request-Headers: authorization,content-type,x-api-key,x-stainless-lang,"
+        b"anthropic-version,anthropic-dangerous-direct-browser-access,x-evil\r\n"
+    )
+    async with pair(settings={"cors_origins": "https://app.example"}) as both:
+        asked = await both.gateway.ask(request("OPTIONS", CHAT_PATH, page, wanted))
+        elsewhere = await both.gateway.ask(request("OPTIONS", "/events/a", page, wanted))
+        answer = await both.ask(post(CHAT_PATH, chat(stream=True), page))
+        await answer.body()
+    allowed = str(asked.header("access-control-allow-headers")).lower().split(", ")
+    assert {"authorization", "x-api-key", "x-stainless-lang", "anthropic-version"} < set(allowed)
+    assert "anthropic-dangerous-direct-browser-access" in allowed
+    assert "x-evil" not in allowed
+    assert "x-api-key" not in str(elsewhere.header("access-control-allow-headers"))
+    assert answer.head.header("access-control-allow-origin") == "https://app.example"
+    exposed = str(answer.head.header("access-control-expose-headers"))
+    assert {"Location", "Stream-Id", "X-Request-Id"} < set(exposed.split(", "))
+
+
 async def test_other_methods_are_not_passed_on() -> None:
     async with pair() as both:
         for method in ("HEAD", "GET", "DELETE"):

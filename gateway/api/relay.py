@@ -25,7 +25,7 @@ from gateway.identity import Identity
 from gateway.node import Node
 from gateway.relay.events import FAILURES, Failure
 from gateway.relay.proxy import Passage, Wanted, asked, begin
-from gateway.relay.upstream import below
+from gateway.relay.upstream import below, goes_on
 
 PATH = "/relay"
 ROUTE = f"{PATH}/<upstream>"
@@ -35,6 +35,9 @@ METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE")
 """That the ``paths`` of an upstream can list."""
 
 NOT_BUFFERED = (b"X-Accel-Buffering", b"no")
+
+OF_PAGES = frozenset({"x-api-key", "anthropic-dangerous-direct-browser-access"})
+"""Headers that clients in pages send beside those that go on to an upstream."""
 
 _BEARER = b"Bearer "
 
@@ -51,6 +54,11 @@ _TYPES = {
 
 _IN_VAIN = (b"X-Should-Retry", b"false")
 """To the vendors' clients, which else ask again after any status from 500 on."""
+
+
+def may_be_sent(name: str) -> bool:
+    """Whether a page's request may have the header."""
+    return name in OF_PAGES or goes_on(name)
 
 
 async def forward(

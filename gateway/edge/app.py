@@ -27,8 +27,9 @@ from gateway.api.push import ROUTE as PUSH
 from gateway.api.push import Whole, push
 from gateway.api.refusals import is_refusal, told
 from gateway.api.relay import METHODS as RELAYED
+from gateway.api.relay import PATH as RELAY
 from gateway.api.relay import ROUTE as RELAY_TO
-from gateway.api.relay import forward, headers_of
+from gateway.api.relay import forward, headers_of, may_be_sent
 from gateway.api.request import NOT_STORED, Answer, Request, parse_target, problem
 from gateway.api.subscribe import STREAM_HEADERS, head_of, subscribe
 from gateway.edge.pages import PUBLIC, add_pages, is_asset
@@ -148,7 +149,9 @@ def _bare_app(node: Node) -> QuartTrio:
             methods = _methods(request_ctx.url_adapter.allowed_methods())
             if not methods:
                 raise NotFound(f"There is nothing at {request.path}.")
-            return _response(options(node.origins, node.config.cors_max_age, methods, _header))
+            max_age = node.config.cors_max_age
+            more = may_be_sent if request.path.startswith(f"{RELAY}/") else None
+            return _response(options(node.origins, max_age, methods, _header, more))
         check_page(node, request.method, _header)
         return None
 

@@ -227,12 +227,17 @@ def _is_segment(segment: str) -> bool:
     return segment not in (".", "..") and _SEGMENT.fullmatch(segment) is not None
 
 
+def goes_on(name: str) -> bool:
+    """Whether an upstream gets a client's header of that name, in lower case."""
+    return name in PASSED_ON or name.startswith(PASSED_ON_PREFIX)
+
+
 def passed_on(headers: Iterable[tuple[str, str]]) -> Headers:
     """Those of a client's headers, with names in lower case, that its upstream gets."""
     return [
         (name.encode("latin-1"), value.encode("latin-1"))
         for name, value in headers
-        if name in PASSED_ON or name.startswith(PASSED_ON_PREFIX)
+        if goes_on(name)
     ]
 
 
