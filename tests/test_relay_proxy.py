@@ -7,6 +7,7 @@ to the fake upstream, whose answer is the measure.
 import gc
 import hashlib
 import json
+from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -308,22 +309,24 @@ CODES = {
 
 
 @pytest.mark.parametrize("vendor", ["chat", "messages"])
-@pytest.mark.parametrize("status", [400, 401, 403, 404, 413, 429, 500, 503, 529])
-async def test_an_error_of_the_upstream_arrives_to_the_byte(vendor: str, status: int) -> None:
+async def test_an_error_of_the_upstream_arrives_to_the_byte(vendor: str) -> None:
     format, path, doubled, body = VENDORS[vendor]
-    script = Script(status=status, retry_after="7" if status == 429 else "")
+    statuses = (400, 401, 403, 404, 413, 429, 500, 503, 529)
     async with pair(format=format) as both:
-        ours = await both.ask(post(f"/relay/fake/{doubled}{path}", body(script)))
-        directly = await both.ask_directly(post(f"/v1/{path}", body(script)))
-        assert await ours.body() == await directly.body()
-        assert both.gateway.node.refused == {}
-        await until(lambda: both.gateway.node.relays.count("fake") == 0)
-        failures = both.gateway.node.upstreams.statistics()["fake"].failures
-        assert failures == {CODES.get(status, "rejected"): 1}
-    assert ours.head.status == directly.head.status == status
-    kept = [(name, value) for name, value in directly.head.headers if name != "connection"]
-    assert set(kept) <= set(ours.head.headers)
-    assert [n for n, _ in ours.head.headers].count("x-request-id") == 1
+        for status in statuses:
+            script = Script(status=status, retry_after="7" if status == 429 else "")
+            ours = await both.ask(post(f"/relay/fake/{doubled}{path}", body(script)))
+            directly = await both.ask_directly(post(f"/v1/{path}", body(script)))
+            assert await ours.body() == await directly.body()
+            assert ours.head.status == directly.head.status == status
+            kept = [pair for pair in directly.head.headers if pair[0] != "connection"]
+            assert set(kept) <= set(ours.head.headers)
+            assert [name for name, _ in ours.head.headers].count("x-request-id") == 1
+        node = both.gateway.node
+        assert node.refused == {}
+        await until(lambda: node.relays.count("fake") == 0)
+        failures = node.upstreams.statistics()["fake"].failures
+        assert failures == Counter(CODES.get(status, "rejected") for status in statuses)
 
 
 @pytest.mark.parametrize(
@@ -720,12 +723,12 @@ HOSTILE = [
 
 
 @pytest.mark.parametrize("version", ["1.1", "1.0"])
-@pytest.mark.parametrize("target", HOSTILE)
-async def test_nobody_chooses_where_a_call_goes(target: str, version: str) -> None:
+async def test_nobody_chooses_where_a_call_goes(version: str) -> None:
     async with pair() as both:
-        asked = await both.gateway.ask(post(target, chat(), version=version))
-        assert asked.status in (400, 403, 404)
-        assert both.fake.calls == []
+        for target in HOSTILE:
+            asked = await both.gateway.ask(post(target, chat(), version=version))
+            assert asked.status in (400, 403, 404), target
+            assert both.fake.calls == []
 
 
 @pytest.mark.parametrize("version", ["1.1", "1.0"])
