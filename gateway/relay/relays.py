@@ -8,8 +8,8 @@
 
 import logging
 from collections import Counter
-from collections.abc import Awaitable, Callable, Sequence
-from contextlib import suppress
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -25,6 +25,7 @@ from gateway.histogram import Distribution, Histogram
 from gateway.messages import Command
 from gateway.names import RAW_SUFFIX, stream_channel
 from gateway.position import ZERO, Position
+from gateway.relay.copies import Copies
 from gateway.relay.events import FAILURES, REASONS, Complete, Error, Failure, Start, render
 from gateway.relay.outlet import Outlet
 from gateway.relay.record import MAX_MODEL, Record, new_id
@@ -129,7 +130,9 @@ class RelayStatistics:
     joined_late: int
     """Viewers that began with a snapshot."""
     cut_clients: int
-    """Of the drop-in, that did not take their answer."""
+    """Clients of the drop-in that were given no more, since they had fallen too far behind."""
+    copied_bytes: int
+    """That wait for clients of the drop-in at the moment."""
     refused: dict[str, int]
     waiting_events: int
     """Taken in and not yet published."""
@@ -195,7 +198,8 @@ class Relays:
         self.refused: Counter[str] = Counter(dict.fromkeys(REFUSALS, 0))
         self._first_tokens = {each.name: Histogram(FIRST_TOKENS) for each in config.upstreams}
         self._tokens = self._restarted = self._lost = 0
-        self.resumed = self.joined_late = self.cut_clients = 0
+        self.resumed = self.joined_late = 0
+        self.copies = Copies()
         cluster.serve(STOP_TOKEN_STREAM, self._stop_here)
         cluster.serve(COUNT_VIEWERS, self._count_viewers)
 
@@ -213,6 +217,15 @@ class Relays:
     def count(self, upstream: str | None, user: str | None = None) -> int:
         """How many of an upstream's (None: pushed ones) this worker makes, or of one user's."""
         return self._of_upstream[upstream] if user is None else self._of_user[upstream, user]
+
+    @contextmanager
+    def holding(self, upstream: str, user: str | None) -> Iterator[None]:
+        """Count a call of an upstream that is no token stream, or not yet."""
+        self._count_in(upstream, user)
+        try:
+            yield
+        finally:
+            self._count_out(upstream, user)
 
     async def begin(self, plan: Plan) -> Running:
         """A token stream, whose ``start`` has been published when this returns.
@@ -341,9 +354,7 @@ class Relays:
     def _enter(self, running: Running, limits: Limits) -> None:
         record = running.record
         self.running[record.id] = running
-        self._of_upstream[record.upstream] += 1
-        if record.user is not None:
-            self._of_user[record.upstream, record.user] += 1
+        self._count_in(record.upstream, record.user)
         if limits.unwatched_seconds:
             self._unwatched[running] = limits.unwatched_seconds
 
@@ -354,9 +365,17 @@ class Relays:
         self._left.set()
         self._left = trio.Event()
         self._unwatched.pop(running, None)
-        _uncount(self._of_upstream, record.upstream)
-        if record.user is not None:
-            _uncount(self._of_user, (record.upstream, record.user))
+        self._count_out(record.upstream, record.user)
+
+    def _count_in(self, upstream: str | None, user: str | None) -> None:
+        self._of_upstream[upstream] += 1
+        if user is not None:
+            self._of_user[upstream, user] += 1
+
+    def _count_out(self, upstream: str | None, user: str | None) -> None:
+        _uncount(self._of_upstream, upstream)
+        if user is not None:
+            _uncount(self._of_user, (upstream, user))
 
     def _start(self, running: Running, produce: Produce) -> None:
         assert self._nursery is not None
@@ -579,7 +598,8 @@ class Relays:
             lost=self._lost,
             resumed=self.resumed,
             joined_late=self.joined_late,
-            cut_clients=self.cut_clients,
+            cut_clients=self.copies.cut,
+            copied_bytes=self.copies.bytes,
             refused=dict(self.refused),
             waiting_events=waiting,
             registry=self.registry.statistics(),

@@ -225,12 +225,17 @@ def _is_segment(segment: str) -> bool:
     return segment not in (".", "..") and _SEGMENT.fullmatch(segment) is not None
 
 
+def goes_on(name: str) -> bool:
+    """Whether an upstream gets a client's header of that name, in lower case."""
+    return name in PASSED_ON or name.startswith(PASSED_ON_PREFIX)
+
+
 def passed_on(headers: Iterable[tuple[str, str]]) -> Headers:
     """Those of a client's headers, with names in lower case, that its upstream gets."""
     return [
         (name.encode("latin-1"), value.encode("latin-1"))
         for name, value in headers
-        if name in PASSED_ON or name.startswith(PASSED_ON_PREFIX)
+        if goes_on(name)
     ]
 
 
@@ -298,8 +303,9 @@ class Answer:
 
 
 class _Body(httpx.AsyncByteStream):
-    """Of a request; httpx's own is a generator, which nobody closes when the sending of it is
-    cancelled."""
+    """Of a request, let go once it has been sent: a megabyte is not to wait for the end of an
+    answer that takes minutes. httpx's own is moreover a generator, which nobody closes when the
+    sending of it is cancelled."""
 
     def __init__(self, body: bytes) -> None:
         self._pieces = [body] if body else []
@@ -393,12 +399,16 @@ class Caller:
         """
         check_path(self.upstream, method, path)
         passed = passed_on(headers)
-        async with self._sent(method, path, _query(query), passed, body) as sent:
+        sending = self._sent(method, path, _query(query), passed, body)
+        del body
+        async with sending as sent:
             failure = sent if isinstance(sent, Failure) else _failure_of_redirect(sent)
             if failure is not None:
                 self._failures[failure.code] += 1
                 raise failure
             assert isinstance(sent, Answer)
+            if sent.status >= 400 and (failure := _failure_of(sent)) is not None:
+                self._failures[failure.code] += 1
             with self._counting():
                 yield sent
 
@@ -424,6 +434,7 @@ class Caller:
         except httpx.TransportError as error:
             yield Failure(_code_of(error))
             return
+        del request, body
         answer = Answer(response)
         try:
             yield answer
