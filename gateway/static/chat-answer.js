@@ -1,0 +1,174 @@
+// An answer: one token stream, from the request that opens it to its last event. It knows no page.
+//
+// 1. Whoever looks at it is a viewer like any other, also the tab that asked: it opens the stream by
+//    its id, begins with a snapshot of all text so far, and goes on with the tokens behind it.
+// 2. What the client does about a lost link is the client's affair; here it is only told.
+// 3. An answer ends once: by the last event of its stream, or because the gateway has it no more.
+
+import { connect } from "/client.js";
+
+const MAX_DELAY = 2000;  // ms between two attempts: somebody is watching
+
+export class Answer {
+  text = "";
+  state = "unsent";  // "opening", "joining", "streaming"; "complete", "stopped", "error"; "gone"
+  link = "";  // of the client: "connecting", "open", "reconnecting", "closed"
+  tokens = 0;
+  problem = null;  // {message, status, again}: again is "ask", "join" or ""
+  figures = null;  // what GET /streams/<id> says at last
+  isStopping = false;
+  #stream = null;
+  #isTorn = false;  // something of the text did not come
+
+  // `wire` is told what goes over it; `changed` is called after each change.
+  constructor(id, {token, wire, changed}) {
+    Object.assign(this, {id, token, wire, changed});
+  }
+
+  get isOver() { return !["opening", "joining", "streaming"].includes(this.state); }
+
+  // Open it: one request, answered at once; the answer does not depend on who asked any more.
+  async open(upstream, request) {
+    this.#set({state: "opening", problem: null, text: "", tokens: 0, figures: null, isStopping: false});
+    try {
+      const {id} = await this.#ask("POST", "/streams", {upstream, request});
+      this.id = id;
+    } catch (error) {
+      return this.#set({state: "unsent", problem: {...error.problem, again: error.problem.isPassing ? "ask" : ""}});
+    }
+    this.#follow();
+  }
+
+  // Come to one that was opened before, by whomever.
+  async join() {
+    this.#set({state: "joining", problem: null});
+    const found = await this.#look();
+    if (found?.state === "streaming") this.#follow();
+    else if (found) this.#found(found);
+  }
+
+  // Ask for its end. That it has ended is told by the stream, to all who watch it.
+  async stop() {
+    if (this.isOver || this.isStopping || !this.id) return;
+    this.#set({isStopping: true});
+    try {
+      await this.#ask("DELETE", `/streams/${this.id}`);
+    } catch (error) {
+      this.#set({isStopping: false, problem: {...error.problem, again: ""}});
+    }
+  }
+
+  close() {
+    this.#stream?.close();
+    this.#stream = null;
+  }
+
+  #set(changes) {
+    Object.assign(this, changes);
+    this.changed();
+  }
+
+  #follow() {
+    this.close();
+    const channel = `stream:${this.id}`;
+    const own = take => event => { if (event.channels.includes(channel) || !event.channel) take(event); };
+    this.wire.begin();
+    this.#set({state: "streaming", link: "connecting"});
+    this.#stream = connect({
+      url: "/events?view=snapshot", channels: [channel], token: this.token, maxDelay: MAX_DELAY,
+      on: {
+        "*": own(event => this.wire.event(event)),
+        "snapshot": own(event => this.#snapshot(event.json())),
+        "start": own(() => this.#set({text: "", tokens: 0})),
+        "token": own(event => this.#set({text: this.text + event.json().text, tokens: this.tokens + 1})),
+        "complete": own(event => this.#ended(stateOf(event.json()))),
+        "error": own(event => this.#ended({state: "error", problem: problemOf(event.json())})),
+      },
+      onState: ({status, reason, delay}) => {
+        this.wire.link(status, reason, delay);
+        if (status !== "closed") this.#set({link: status});
+      },
+      onGap: ({reason}) => this.#tear("gap", reason),
+      onDropped: ({count}) => this.#tear("dropped", `${count} events`),
+      onEnd: () => this.#finish(),
+      onError: ({status, message}) => this.#lost({status, message}),
+    });
+  }
+
+  #snapshot({text, tokens}) {
+    this.#isTorn = false;
+    this.#set({text, tokens});
+  }
+
+  // Not all of the text has come: is the rest still there? At the end it is put right.
+  #tear(name, reason) {
+    this.#isTorn = true;
+    this.wire.told(name, reason);
+    this.#look();
+  }
+
+  // By its last event. What else the gateway knows of it comes after, and may as well not come.
+  async #ended(changes) {
+    this.close();
+    this.#set({...changes, link: "", isStopping: false});
+    const figures = await this.#ask("GET", `/streams/${this.id}`).catch(() => null);
+    if (figures) this.#set({figures, ...this.#isTorn && {text: figures.text}});
+  }
+
+  // The stream is over for whoever comes now: all is asked for at once.
+  async #finish() {
+    this.close();
+    const found = await this.#look();
+    if (found?.state === "streaming") this.#lost({message: "The stream has ended before its end."});
+    else if (found) this.#found(found);
+  }
+
+  #found(figures) {
+    const {state, text, tokens, error} = figures;
+    this.#set({state, text, tokens, figures, problem: error ? problemOf(error) : null, link: "", isStopping: false});
+  }
+
+  // What the gateway knows of it; null where it does not say, and then the problem is told.
+  async #look() {
+    try {
+      return await this.#ask("GET", `/streams/${this.id}`);
+    } catch (error) {
+      this.#lost(error.problem);
+      return null;
+    }
+  }
+
+  #lost({status, message}) {
+    this.close();
+    if (status === 404)
+      this.#set({state: "gone", link: "", problem: {message: "This answer is no longer kept.", again: "ask"}});
+    else
+      this.#set({state: "error", link: "", problem: {status, message, again: "join"}});
+  }
+
+  // What the gateway answers; an Error with a `problem` where it refuses or cannot be reached.
+  async #ask(method, path, body) {
+    const token = this.token();
+    const headers = {...token && {Authorization: `Bearer ${token}`}, ...body && {"Content-Type": "application/json"}};
+    const sent = {method, headers, cache: "no-store", body: body && JSON.stringify(body)};
+    let response;
+    try {
+      response = await fetch(path, sent);
+    } catch {
+      this.wire.request(method, path, "no answer", sent.body);
+      throw refusal(0, "The gateway cannot be reached.");
+    }
+    this.wire.request(method, path, response.status, sent.body);
+    const answer = await response.json().catch(() => ({}));
+    if (response.ok) return answer;
+    throw refusal(response.status, answer.detail ?? answer.title ?? `The answer was ${response.status}.`);
+  }
+}
+
+const stateOf = ({reason}) => ({state: ["stopped", "unwatched"].includes(reason) ? "stopped" : "complete"});
+const problemOf = ({code, message, retryable}) => ({message: `${message} (${code})`, again: retryable ? "ask" : ""});
+
+function refusal(status, message) {
+  const isPassing = status === 0 || status === 429 || status >= 500;
+  return Object.assign(new Error(message), {problem: {status, message, isPassing}});
+}

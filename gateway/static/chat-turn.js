@@ -1,0 +1,65 @@
+// One question and its answer, as the page shows them.
+
+import { amount, counted, element } from "./demo-page.js";
+import { Text } from "./chat-text.js";
+
+export class Turn {
+  #text;
+  #shown = {text: null, isOver: null};
+
+  constructor(question, answer, again) {
+    Object.assign(this, {question, answer});
+    this.element = element("article", "turn", "");
+    this.#text = element("div", "text", "");
+    this.note = element("p", "note muted", "");
+    this.problem = element("p", "problem", "");
+    this.words = element("span", "", "");
+    this.button = element("button", "", "Try again");
+    this.button.type = "button";
+    this.button.addEventListener("click", () => again(this));
+    this.problem.append(this.words, this.button);
+    const reply = element("div", "answer", "");
+    reply.append(this.#text, this.problem, this.note);
+    this.element.append(element("p", "question", question), reply);
+    this.text = new Text(this.#text);
+  }
+
+  draw() {
+    const {state, text, problem, isOver} = this.answer;
+    this.element.dataset.state = state;
+    this.element.ariaBusy = String(!isOver);
+    if (this.#shown.text !== text || this.#shown.isOver !== isOver) {
+      this.text.show(text, !isOver);
+      this.#shown = {text, isOver};
+    }
+    this.problem.hidden = !problem;
+    this.words.textContent = problem?.message ?? "";
+    this.button.hidden = !problem?.again;
+    const note = this.#note();
+    if (this.note.textContent !== note) this.note.textContent = note;
+  }
+
+  // The smallest print: what it does now, and in the end what it took.
+  #note() {
+    const {state, link, tokens, isStopping, figures} = this.answer;
+    switch (state) {
+      case "opening": return "asking …";
+      case "joining": return "joining …";
+      case "streaming":
+        if (link === "reconnecting") return "The connection is lost and comes back by itself; the answer goes on meanwhile.";
+        return isStopping ? "stopping …" : tokens ? `writing · ${counted(tokens, "token")}` : "waiting for the first token …";
+      case "complete": case "stopped": case "error": return [ENDS[state], ...measured(figures, tokens)].join(" · ");
+      default: return "";
+    }
+  }
+}
+
+const ENDS = {complete: "complete", stopped: "stopped", error: "ended by an error"};
+
+function measured(figures, tokens) {
+  const {startedAt, firstTokenAt, endedAt} = figures ?? {};
+  const told = tokens ? [counted(tokens, "token")] : [];
+  if (startedAt && firstTokenAt) told.push(`the first after ${((firstTokenAt - startedAt) / 1000).toFixed(2)} s`);
+  if (tokens > 1 && endedAt > firstTokenAt) told.push(`${amount(Math.round((tokens - 1) / (endedAt - firstTokenAt) * 10_000) / 10)} tokens/s`);
+  return told;
+}
