@@ -23,13 +23,15 @@ from gateway.errors import ChannelEnded, Conflict, GatewayError, NotFound, Unava
 from gateway.histogram import Distribution, Histogram
 from gateway.messages import Command
 from gateway.names import RAW_SUFFIX, stream_channel
-from gateway.position import ZERO, Position
+from gateway.position import Position
 from gateway.relay.events import Complete, Error, Failure, Start, render
 from gateway.relay.outlet import Outlet
 from gateway.relay.record import MAX_MODEL, Record, new_id
 from gateway.relay.registry import Registry, RegistryStatistics
 from gateway.relay.running import Running
+from gateway.relay.stories import Stories
 from gateway.relay.story import Story
+from gateway.streams import Beginning
 
 MAX_RUNNING = 10_000
 """Token streams that a worker makes at a time, over all upstreams."""
@@ -40,17 +42,11 @@ LOOK_SECONDS = 1.0
 MAX_ASKED = 500
 """Streams whose viewers other workers are asked for at a time."""
 
-PAGE_FRAMES = 256
-"""Read of a channel between two checkpoints."""
-
 STOP_SECONDS = 2.0
 """For which a stop is waited for; the upstream's connection is closed at its beginning."""
 
 FIRST_TOKENS = (0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 60.0)
 """Seconds."""
-
-MAX_POSITION = Position(2**64, 0)
-"""Later than any event."""
 
 _log = logging.getLogger("gateway")
 
@@ -164,6 +160,7 @@ class Relays:
         self._bus = bus
         self._cluster = cluster
         self.registry = registry
+        self.stories = Stories(bus)
         self._viewers = viewers
         self._now_ms = now_ms
         self._nursery: trio.Nursery | None = None
@@ -377,24 +374,17 @@ class Relays:
     # -- what has become of one
 
     async def story(self, record: Record) -> Story:
-        """All that its channel holds of it. Raises Unavailable."""
-        story = Story()
-        await self.read_on(record, story)
-        return story
+        """All that its channel has had of it. Raises Unavailable."""
+        return await self.stories.story(record)
 
-    async def read_on(self, record: Record, story: Story) -> None:
-        """Add what came behind the last position of a ``story``."""
-        while True:
-            page = await self._bus.history(
-                record.channel, story.position, MAX_POSITION, PAGE_FRAMES
-            )
-            if page.frames and page.previous > story.position > ZERO:
-                story.whole = False
-            for frame in page.frames:
-                story.add(frame)
-            if page.complete or not page.frames:
-                return
-            await trio.lowlevel.checkpoint()
+    async def snapshot(
+        self, record: Record, head: Position, *, annotated: bool
+    ) -> Beginning | None:
+        """As `Stories.snapshot`, for a viewer who joins late."""
+        beginning = await self.stories.snapshot(record, head, annotated=annotated)
+        if beginning is not None:
+            self.joined_late += 1
+        return beginning
 
     async def leave(self, seconds: float) -> None:
         """Begin no more, let those that run go on for so long, and end what is left by an error."""
