@@ -58,8 +58,8 @@ DEMO = (
 CHAT = (
     "chat.css",
     "chat.js",
-    *("chat-address.js", "chat-answer.js", "chat-text.js", "chat-turn.js", "chat-voice.js"),
-    "chat-wire.js",
+    *("chat-address.js", "chat-answer.js", "chat-tail.js", "chat-text.js", "chat-turn.js"),
+    *("chat-voice.js", "chat-wire.js"),
 )
 """What the chat page consists of, beside what it shares with the demo page."""
 

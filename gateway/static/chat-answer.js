@@ -6,8 +6,10 @@
 // 3. An answer ends once: by the last event of its stream, or because the gateway has it no more.
 
 import { connect } from "/client.js";
+import { parse } from "./demo-page.js";
 
 const MAX_DELAY = 2000;  // ms between two attempts: somebody is watching
+const STOPPED = ["stopped", "unwatched"];  // reasons of an end that the upstream did not make
 
 export class Answer {
   text = "";
@@ -71,19 +73,11 @@ export class Answer {
   #follow() {
     this.close();
     const channel = `stream:${this.id}`;
-    const own = take => event => { if (event.channels.includes(channel) || !event.channel) take(event); };
     this.wire.begin();
     this.#set({state: "streaming", link: "connecting"});
     this.#stream = connect({
       url: "/events?view=snapshot", channels: [channel], token: this.token, maxDelay: MAX_DELAY,
-      on: {
-        "*": own(event => this.wire.event(event)),
-        "snapshot": own(event => this.#snapshot(event.json())),
-        "start": own(() => this.#set({text: "", tokens: 0})),
-        "token": own(event => this.#set({text: this.text + event.json().text, tokens: this.tokens + 1})),
-        "complete": own(event => this.#ended(stateOf(event.json()))),
-        "error": own(event => this.#ended({state: "error", problem: problemOf(event.json())})),
-      },
+      on: {"*": event => { if (event.channels.includes(channel) || !event.channel) this.#take(event); }},
       onState: ({status, reason, delay}) => {
         this.wire.link(status, reason, delay);
         if (status !== "closed") this.#set({link: status});
@@ -95,9 +89,17 @@ export class Answer {
     });
   }
 
-  #snapshot({text, tokens}) {
-    this.#isTorn = false;
-    this.#set({text, tokens});
+  #take(event) {
+    this.wire.event(event);
+    const told = parse(event.data) ?? {};
+    switch (event.type) {
+      case "snapshot":
+        this.#isTorn = false;
+        return this.#set({text: told.text, tokens: told.tokens});
+      case "token": return this.#set({text: this.text + (told.text ?? ""), tokens: this.tokens + 1});
+      case "complete": return this.#ended({state: STOPPED.includes(told.reason) ? "stopped" : "complete"});
+      case "error": return this.#ended({state: "error", problem: problemOf(told)});
+    }
   }
 
   // Not all of the text has come: is the rest still there? At the end it is put right.
@@ -165,7 +167,6 @@ export class Answer {
   }
 }
 
-const stateOf = ({reason}) => ({state: ["stopped", "unwatched"].includes(reason) ? "stopped" : "complete"});
 const problemOf = ({code, message, retryable}) => ({message: `${message} (${code})`, again: retryable ? "ask" : ""});
 
 function refusal(status, message) {

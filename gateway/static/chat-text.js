@@ -14,8 +14,8 @@ const RULE = /^\s{0,3}(?:-{3,}|\*{3,}|_{3,})\s*$/;
 const BULLET = /^\s{0,3}[-*+]\s+(.*)$/;
 const NUMBER = /^\s{0,3}(\d{1,9})[.)]\s+(.*)$/;
 
-const CLOSED = /`([^`]+)`|\*\*(?=\S)([^]+?)\*\*|\*(?=[^\s*])([^*]+)\*/;
-const GROWING = /`([^`]+)(?:`|$)|\*\*(?=\S)([^]+?)(?:\*\*|\*?$)|\*(?=[^\s*])([^*]+)(?:\*|$)/;
+const CLOSED = /`([^`]+)`|\*\*(?=\S)([^]+?)\*\*|(?<![*\w])\*(?=[^\s*])([^*]*[^\s*])\*(?!\*)/;
+const OPEN = /`([^`]+)$|\*\*(?=\S)([^]+?)\*?$|(?<![*\w])\*(?=[^\s*])([^*]+)$/;
 const INLINE = ["code", "strong", "em"];
 
 export class Text {
@@ -89,10 +89,11 @@ function drawn(block, isGrowing) {
 function inline(text, isGrowing) {
   const nodes = [];
   let rest = isGrowing ? text.replace(/(^|[\s(])(\*{1,2}|`)$/, "$1") : text;
-  for (let match; (match = (isGrowing ? GROWING : CLOSED).exec(rest)); rest = rest.slice(match.index + match[0].length)) {
+  for (let match; (match = CLOSED.exec(rest) ?? (isGrowing ? OPEN.exec(rest) : null));) {
     if (match.index) nodes.push(rest.slice(0, match.index));
     const at = match.slice(1).findIndex(part => part !== undefined);
     nodes.push({tag: INLINE[at], attributes: {}, children: [match[at + 1]]});
+    rest = rest.slice(match.index + match[0].length);
   }
   return rest ? [...nodes, rest] : nodes;
 }

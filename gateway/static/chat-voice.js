@@ -13,13 +13,14 @@ export class Voice {
     this.element = element;
   }
 
-  // Nothing of a text is said that was there before anybody listened.
-  begin(text) {
-    this.#said = text.length;
+  // With a text of which so many characters need not be said; all that is there at first, with null.
+  begin(said) {
+    this.#said = said;
     this.#next = performance.now() + EVERY;
   }
 
   follow(text) {
+    this.#said ??= text.length;
     if (performance.now() < this.#next) return;
     const sentences = SENTENCES.exec(text.slice(this.#said))?.[0];
     if (!sentences) return;
@@ -28,6 +29,7 @@ export class Voice {
   }
 
   end(text, how) {
+    this.#said ??= text.length;
     this.#say(`${text.slice(this.#said)} ${how}`);
     this.#said = text.length;
   }

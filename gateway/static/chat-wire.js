@@ -4,6 +4,7 @@
 // Tokens in a row are one row with a count, and there are never more than ROWS.
 
 import { $, amount, authorization, copied, element, quote } from "./demo-page.js";
+import { Tail } from "./chat-tail.js";
 
 const ROWS = 100;
 const LETTERS = 160;  // of what is shown of an event's data
@@ -25,10 +26,22 @@ export class Wire {
   #tokens = null;  // the row of the tokens that come now
   #waiting = [];  // rows that the next animation frame shows
   #isDrawing = false;
+  #id = "";  // of the stream whose commands are shown
+  #command = "watch";
   #isOpen = false;
+  #tail = new Tail($("wire"));
+
+  constructor() {
+    $("commands-of").addEventListener("click", ({target}) => {
+      this.#command = target.dataset.command ?? this.#command;
+      this.show(this.#id);
+    });
+    $("copy").addEventListener("click", () => copied($("copy"), $("command")));
+  }
 
   request(method, path, status, body = "") {
-    this.#add("request", `${method} ${path}`, `${status}`, body);
+    const short = path.replace(/([\w-]{8})[\w-]{8,}$/, "$1…");
+    this.#add("request", `${method} ${short}`, `${status}`, body);
   }
 
   event({type, data, id}) {
@@ -46,7 +59,7 @@ export class Wire {
   // What the client does about its link; that it stands is told of what was lost alone.
   link(status, reason, delay) {
     if (status === "reconnecting") this.told(status, `${reason}: again ${delay ? `in ${(delay / 1000).toFixed(1)} s` : "at once"}`);
-    else if (status === "open") this.told("connected", this.#isOpen ? "again, behind the last event that came" : "a viewer of the stream");
+    else if (status === "open") this.told("connected", this.#isOpen ? "again, behind the last event that came" : "as a viewer, with a snapshot of the text so far");
     this.#isOpen ||= status === "open";
   }
 
@@ -57,6 +70,7 @@ export class Wire {
 
   // The commands for a stream. The token itself is never shown: the shell is to know it as TOKEN.
   show(id) {
+    this.#id = id;
     $("commands").hidden = !id;
     const {origin} = location;
     const token = authorization().Authorization ? ' -H "Authorization: Bearer $TOKEN"' : "";
@@ -67,7 +81,8 @@ export class Wire {
       stop: `curl${token} -X DELETE ${quote(`${origin}/streams/${id}`)}`,
       page: PAGE.replaceAll("ORIGIN", origin).replace("ID", id),
     };
-    for (const [name, text] of Object.entries(lines)) $(`command-${name}`).textContent = text;
+    for (const button of $("commands-of").children) button.ariaPressed = String(button.dataset.command === this.#command);
+    $("command").textContent = lines[this.#command];
   }
 
   #add(kind, type, note, data = "", id = "", isCounted = false) {
@@ -84,13 +99,12 @@ export class Wire {
     this.#isDrawing = true;
     requestAnimationFrame(() => {
       this.#isDrawing = false;
-      const list = $("wire");
-      const isAtEnd = list.scrollHeight - list.scrollTop - list.clientHeight < 24;
+      const list = this.#tail.element;
       for (const row of this.#waiting) list.append(row.item);
       for (const row of new Set([...this.#waiting, this.#tokens].filter(Boolean))) show(row);
       this.#waiting = [];
       while (list.childElementCount > ROWS) list.firstChild.remove();
-      if (isAtEnd) list.scrollTop = list.scrollHeight;
+      this.#tail.grown();
     });
   }
 }
@@ -109,9 +123,4 @@ function show({item, type, note, data, id, count, time}) {
   shownNote.textContent = count ? `×${amount(count)}` : note;
   shownData.textContent = text;
   shownId.textContent = id;
-}
-
-export function commands() {
-  for (const button of document.querySelectorAll("#commands [data-command]"))
-    button.addEventListener("click", () => copied(button, $(`command-${button.dataset.command}`)));
 }

@@ -2,19 +2,18 @@
 
 import { hashOf, chosen, MAX_TURNS, messages, turnsOf } from "./chat-address.js";
 import { Answer } from "./chat-answer.js";
+import { Tail } from "./chat-tail.js";
 import { Turn } from "./chat-turn.js";
 import { Voice } from "./chat-voice.js";
-import { commands, Wire } from "./chat-wire.js";
+import { Wire } from "./chat-wire.js";
 import { $, help, value } from "./demo-page.js";
-
-const AT_END = 24;  // px above the end of the conversation that still count as its end
 
 const {upstream, request} = chosen(location.search);
 const wire = new Wire();
 const voice = new Voice($("aloud"));
 const changed = new Set();  // turns that the next animation frame draws
-let turns = [];
-let isFollowing = true;  // until the reader scrolls up
+const tail = new Tail($("talk"), () => { $("latest").hidden = tail.isFollowing; });
+const turns = [];
 let spoken = null;  // the turn that is said aloud
 
 const last = () => turns.at(-1);
@@ -38,8 +37,9 @@ function add(question, id) {
 function ask(question) {
   if (!question || isBusy()) return;
   $("question").value = "";
-  isFollowing = true;
+  if (matchMedia("(pointer: fine)").matches) $("question").focus();
   open(add(question, ""));
+  tail.toEnd();
 }
 
 // The question is in the address before there is an answer, and so survives a reload just then.
@@ -48,7 +48,7 @@ async function open(turn) {
   turn.answer.close();
   turn.answer.id = "";
   remember();
-  voice.begin("");
+  voice.begin(0);
   spoken = turn;
   await turn.answer.open(upstream, {...request, messages: messages(said, turn.question)});
   remember();
@@ -58,6 +58,9 @@ async function open(turn) {
 async function join(turn) {
   await turn.answer.join();
   needToken(turn);
+  if (turn !== last() || turn.answer.isOver) return;
+  voice.begin(null);
+  spoken = turn;
 }
 
 const again = turn => turn.answer.problem?.again === "join" ? join(turn) : open(turn);
@@ -91,13 +94,14 @@ function drawChanged() {
   const {state, text, link, isOver} = last()?.answer ?? {};
   $("welcome").hidden = turns.length > 0;
   $("second").hidden = $("new").hidden = !turns.length;
+  if (!isBusy() && document.activeElement === $("stop")) $("question").focus();
   $("stop").hidden = !isBusy();
   $("send").hidden = isBusy();
   showState(state, link);
   if (spoken === last() && text && isOver) voice.end(text, state === "stopped" ? "Stopped." : "");
   else if (spoken === last() && text) voice.follow(text);
   if (isOver) spoken = null;
-  scroll();
+  tail.grown();
 }
 
 const STATES = {
@@ -113,18 +117,7 @@ function showState(state, link) {
   if ($("state").textContent !== text) $("state").textContent = text;
 }
 
-const isAtEnd = talk => talk.scrollHeight - talk.scrollTop - talk.clientHeight < AT_END;
-
-function scroll() {
-  if (isFollowing) $("talk").scrollTop = $("talk").scrollHeight;
-  $("latest").hidden = isFollowing;
-}
-
-$("talk").addEventListener("scroll", () => {
-  isFollowing = isAtEnd($("talk"));
-  $("latest").hidden = isFollowing;
-});
-$("latest").addEventListener("click", () => { isFollowing = true; scroll(); });
+$("latest").addEventListener("click", () => tail.toEnd());
 
 // ---- hands
 
@@ -147,7 +140,6 @@ $("fold").addEventListener("click", () => {
   $("fold").ariaExpanded = String(isOpen);
   $("fold").textContent = isOpen ? "Hide" : "Show";
 });
-commands();
 
 // ---- the conversation of the address
 
