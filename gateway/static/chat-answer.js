@@ -9,6 +9,7 @@ import { connect } from "/client.js";
 import { parse } from "./demo-page.js";
 
 const MAX_DELAY = 2000;  // ms between two attempts: somebody is watching
+const ANSWER_WITHIN = 30_000;  // ms, for each request
 const STOPPED = ["stopped", "unwatched"];  // reasons of an end that the upstream did not make
 
 export class Answer {
@@ -31,32 +32,39 @@ export class Answer {
 
   // Open it: one request, answered at once; the answer does not depend on who asked any more.
   async open(upstream, request) {
-    this.#set({state: "opening", problem: null, text: "", tokens: 0, figures: null, isStopping: false});
+    this.close();
+    this.#set({id: "", state: "opening", problem: null, text: "", tokens: 0, figures: null, isStopping: false});
     try {
       const {id} = await this.#ask("POST", "/streams", {upstream, request});
       this.id = id;
-    } catch (error) {
-      return this.#set({state: "unsent", problem: {...error.problem, again: error.problem.isPassing ? "ask" : ""}});
+    } catch ({problem}) {
+      return this.#set({state: "unsent", problem: {...problem, again: problem.isPassing ? "ask" : ""}, isStopping: false});
     }
+    if (this.isStopping) this.#stop();
     this.#follow();
   }
 
   // Come to one that was opened before, by whomever.
   async join() {
+    this.close();
     this.#set({state: "joining", problem: null});
     const found = await this.#look();
     if (found?.state === "streaming") this.#follow();
     else if (found) this.#found(found);
   }
 
-  // Ask for its end. That it has ended is told by the stream, to all who watch it.
-  async stop() {
-    if (this.isOver || this.isStopping || !this.id) return;
-    this.#set({isStopping: true});
+  // Ask for its end, as soon as it has an id. That it has ended is told by the stream, to all who watch it.
+  stop() {
+    if (this.isOver || this.isStopping) return;
+    this.#set({isStopping: true, problem: null});
+    if (this.id) this.#stop();
+  }
+
+  async #stop() {
     try {
       await this.#ask("DELETE", `/streams/${this.id}`);
-    } catch (error) {
-      this.#set({isStopping: false, problem: {...error.problem, again: ""}});
+    } catch ({problem}) {
+      if (!this.isOver) this.#set({isStopping: false, problem: {...problem, again: ""}});
     }
   }
 
@@ -71,7 +79,6 @@ export class Answer {
   }
 
   #follow() {
-    this.close();
     const channel = `stream:${this.id}`;
     this.wire.begin();
     this.#set({state: "streaming", link: "connecting"});
@@ -112,7 +119,7 @@ export class Answer {
   // By its last event. What else the gateway knows of it comes after, and may as well not come.
   async #ended(changes) {
     this.close();
-    this.#set({...changes, link: "", isStopping: false});
+    this.#set({problem: null, ...changes, link: "", isStopping: false});
     const figures = await this.#ask("GET", `/streams/${this.id}`).catch(() => null);
     if (figures) this.#set({figures, ...this.#isTorn && {text: figures.text}});
   }
@@ -152,7 +159,8 @@ export class Answer {
   async #ask(method, path, body) {
     const token = this.token();
     const headers = {...token && {Authorization: `Bearer ${token}`}, ...body && {"Content-Type": "application/json"}};
-    const sent = {method, headers, cache: "no-store", body: body && JSON.stringify(body)};
+    const signal = AbortSignal.timeout(ANSWER_WITHIN);
+    const sent = {method, headers, signal, cache: "no-store", body: body && JSON.stringify(body)};
     let response;
     try {
       response = await fetch(path, sent);
@@ -170,6 +178,6 @@ export class Answer {
 const problemOf = ({code, message, retryable}) => ({message: `${message} (${code})`, again: retryable ? "ask" : ""});
 
 function refusal(status, message) {
-  const isPassing = status === 0 || status === 429 || status >= 500;
+  const isPassing = [0, 401, 429].includes(status) || status >= 500;
   return Object.assign(new Error(message), {problem: {status, message, isPassing}});
 }

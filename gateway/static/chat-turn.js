@@ -7,8 +7,9 @@ export class Turn {
   #text;
   #shown = {text: null, isOver: null};
 
-  constructor(question, answer, again) {
-    Object.assign(this, {question, answer});
+  // `again` is called when it is to be tried again; `explained` makes a sentence of a problem.
+  constructor(question, answer, again, explained) {
+    Object.assign(this, {question, answer, explained});
     this.element = element("article", "turn", "");
     this.#text = element("div", "text", "");
     this.note = element("p", "note muted", "");
@@ -33,7 +34,7 @@ export class Turn {
       this.#shown = {text, isOver};
     }
     this.problem.hidden = !problem;
-    this.words.textContent = problem?.message ?? "";
+    this.words.textContent = problem ? this.explained(problem) : "";
     this.button.hidden = !problem?.again;
     const note = this.#note();
     if (this.note.textContent !== note) this.note.textContent = note;

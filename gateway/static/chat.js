@@ -8,8 +8,11 @@ import { Voice } from "./chat-voice.js";
 import { Wire } from "./chat-wire.js";
 import { $, help, value } from "./demo-page.js";
 
+const NO_DEMO = "The upstream demo is there where a node has no keys. Another one is named in this page’s address: /chat?upstream=NAME&model=MODEL.";
+
 const {upstream, request} = chosen(location.search);
 const wire = new Wire();
+const others = new BroadcastChannel("chat");
 const voice = new Voice($("aloud"));
 const changed = new Set();  // turns that the next animation frame draws
 const tail = new Tail($("talk"), () => { $("latest").hidden = tail.isFollowing; });
@@ -23,7 +26,7 @@ const isBusy = () => Boolean(last() && !last().answer.isOver);
 
 function add(question, id) {
   const answer = new Answer(id, {token: () => value("token"), wire, changed: () => draw(turn)});
-  const turn = new Turn(question, answer, again);
+  const turn = new Turn(question, answer, again, explained);
   turns.push(turn);
   $("turns").append(turn.element);
   for (const old of turns.splice(0, turns.length - MAX_TURNS)) {
@@ -45,19 +48,16 @@ function ask(question) {
 // The question is in the address before there is an answer, and so survives a reload just then.
 async function open(turn) {
   const said = turns.slice(0, turns.indexOf(turn)).map(({question, answer}) => ({question, text: answer.text}));
-  turn.answer.close();
-  turn.answer.id = "";
-  remember();
   voice.begin(0);
   spoken = turn;
-  await turn.answer.open(upstream, {...request, messages: messages(said, turn.question)});
+  const opened = turn.answer.open(upstream, {...request, messages: messages(said, turn.question)});
   remember();
-  needToken(turn);
+  await opened;
+  remember();
 }
 
 async function join(turn) {
   await turn.answer.join();
-  needToken(turn);
   if (turn !== last() || turn.answer.isOver) return;
   voice.begin(null);
   spoken = turn;
@@ -65,21 +65,27 @@ async function join(turn) {
 
 const again = turn => turn.answer.problem?.again === "join" ? join(turn) : open(turn);
 
-function needToken({answer}) {
-  if (answer.problem?.status !== 401) return;
-  answer.problem = {...answer.problem, message: `${answer.problem.message}${help(401)}`, again: answer.id ? "join" : "ask"};
-  answer.changed();
-  $("token-field").hidden = false;
-  $("token").focus();
+function explained({status, message}) {
+  if (status === 401) return `${message}${help(401)}`;
+  return upstream === "demo" && [400, 403].includes(status) ? `${message} ${NO_DEMO}` : message;
 }
 
 function remember() {
-  const hash = hashOf(turns.map(({question, answer}) => ({question, id: answer.id})));
-  history.replaceState(null, "", `${location.pathname}${location.search}${hash}`);
+  const kept = turns.map(({question, answer}) => ({question, id: answer.id}));
+  history.replaceState(null, "", `${location.pathname}${location.search}${hashOf(kept)}`);
   $("second").href = location.href;
   $("new").href = location.pathname + location.search;
   wire.show(last()?.answer.id);
+  if (last()?.answer.id) others.postMessage(kept);
 }
+
+// What another tab of this browser has asked in the same conversation.
+others.addEventListener("message", ({data}) => {
+  const isSame = turns.length > 0 && turns.every(({answer}, at) => answer.id && answer.id === data[at]?.id);
+  if (!isSame || data.length === turns.length) return;
+  for (const {question, id} of data.slice(turns.length)) join(add(question, id));
+  remember();
+});
 
 // ---- what is shown
 
@@ -91,17 +97,24 @@ function draw(turn) {
 function drawChanged() {
   for (const turn of changed) turn.draw();
   changed.clear();
-  const {state, text, link, isOver} = last()?.answer ?? {};
+  const {state, text, link, problem, isOver} = last()?.answer ?? {};
   $("welcome").hidden = turns.length > 0;
   $("second").hidden = $("new").hidden = !turns.length;
   if (!isBusy() && document.activeElement === $("stop")) $("question").focus();
   $("stop").hidden = !isBusy();
   $("send").hidden = isBusy();
   showState(state, link);
+  if (problem?.status === 401) showToken();
   if (spoken === last() && text && isOver) voice.end(text, state === "stopped" ? "Stopped." : "");
   else if (spoken === last() && text) voice.follow(text);
   if (isOver) spoken = null;
   tail.grown();
+}
+
+function showToken() {
+  if (!$("token-field").hidden) return;
+  $("token-field").hidden = false;
+  $("token").focus();
 }
 
 const STATES = {
@@ -143,11 +156,12 @@ $("fold").addEventListener("click", () => {
 
 // ---- the conversation of the address
 
-if (upstream !== "demo") $("token-field").hidden = false;
+$("token-field").hidden = upstream === "demo";
+$("proposals").hidden = upstream !== "demo";
 for (const {question, id} of turnsOf(location.hash)) add(question, id);
 for (const turn of [...turns]) {
   if (turn.answer.id) join(turn);
-  else Object.assign(turn.answer, {problem: {message: "This was not sent.", again: "ask"}});
+  else Object.assign(turn.answer, {problem: {message: "The page was left before this answer had begun.", again: "ask"}});
 }
 remember();
 drawChanged();
