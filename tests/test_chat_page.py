@@ -12,6 +12,7 @@ from urllib.parse import urlencode
 
 import pytest
 from chromium import Chromium, Tab, chromium
+from node_js import run_module
 from playwright.async_api import Page
 from proxy import proxy_to
 from running import Gateway, request, running
@@ -463,6 +464,10 @@ async def test_a_picture_of_it_can_be_taken(
     if "GATEWAY_PICTURES" in os.environ:
         PICTURE.write_bytes(taken)
     assert struct.unpack(">II", PICTURE.read_bytes()[16:24]) == (DESK["width"], DESK["height"])
+
+
+def test_addresses_and_what_is_said_aloud_in_node() -> None:
+    run_module("chat.mjs")
 
 
 @pytest.mark.parametrize("demo", [True, False])
