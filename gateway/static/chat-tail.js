@@ -1,10 +1,10 @@
-// A list that grows at its end, which is kept in view until its reader scrolls up, and again when he
-// has come back.
+// What grows at its end, which is kept in view from `toEnd` on until the reader scrolls up, and again
+// when he has come back there.
 
 const NEAR = 24;  // px above the end that still count as the end
 
 export class Tail {
-  isFollowing = true;
+  isFollowing = false;
 
   // `changed` is called when the reader leaves the end, or comes back to it.
   constructor(element, changed = () => {}) {

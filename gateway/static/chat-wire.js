@@ -32,6 +32,7 @@ export class Wire {
   #tail = new Tail($("wire"));
 
   constructor() {
+    this.#tail.toEnd();
     $("commands-of").addEventListener("click", ({target}) => {
       this.#command = target.dataset.command ?? this.#command;
       this.show(this.#id);

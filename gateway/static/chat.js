@@ -165,3 +165,4 @@ for (const turn of [...turns]) {
 }
 remember();
 drawChanged();
+if (turns.length) tail.toEnd();
