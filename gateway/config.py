@@ -386,6 +386,18 @@ class Config:
         " default, since each event has its head",
     ] = 16 * MIB
 
+    push_lease: Annotated[
+        float,
+        Between(0.1, HOUR, "seconds"),
+        "how long a pushed token stream waits for its application, which opened it or broke off,"
+        " until viewers are told that it is lost; a restart of the application and a few tries",
+    ] = 15.0
+    push_seconds: Annotated[
+        float,
+        Between(0.1, WEEK, "seconds"),
+        "how long a pushed token stream may last in all, an hour; what is never ended, ends",
+    ] = 3600.0
+
     policy: Annotated[
         Policy,
         "what a full outbox does to the next frame;"

@@ -24,6 +24,8 @@ from gateway.api.poll import PATH as POLL
 from gateway.api.poll import poll
 from gateway.api.publish import PATH as PUBLISH
 from gateway.api.publish import publish
+from gateway.api.push import ROUTE as PUSH
+from gateway.api.push import is_push, push
 from gateway.api.refusals import is_refusal, told
 from gateway.api.request import Answer, Request, parse_target, problem
 from gateway.api.streams import PATH as STREAMS
@@ -59,6 +61,9 @@ LINGER_SECONDS = 1.0
 LINGER_BYTES = 1024 * 1024
 """How long and how much is still read after a last answer: closing a socket with unread input
 resets the connection, and the peer may then lose the answer (RFC 9112 9.6)."""
+
+PROBE_SECONDS = 10
+"""Between two probes of a producer that is silent, as those are whose models think."""
 
 STREAM_HEAD = render_stream_head(STREAM_HEADERS)
 
@@ -99,6 +104,8 @@ class Connection:
             max_head_bytes=config.max_head_bytes,
             max_url_bytes=config.max_url_bytes,
             max_body_bytes=config.max_body_bytes,
+            is_streamed=is_push,
+            max_streamed_bytes=config.stream_bytes,
         )
         self._is_new = True
         """No request has come yet."""
@@ -215,6 +222,8 @@ class Connection:
     async def _serve(self, parsed: Parsed) -> bool:
         """Answer one request; whether another one may follow on the connection."""
         self._asked_at = time.perf_counter()
+        if parsed.streamed:
+            return await self._push(parsed)
         target = parsed.target
         gets, posts = parsed.method == "GET", parsed.method == "POST"
         polls = gets and _is_under(target, _POLL)
@@ -273,6 +282,38 @@ class Connection:
         if self._reader.buffered:
             await trio.lowlevel.checkpoint()  # as in _receive, for requests that came together
         return True
+
+    async def _push(self, parsed: Parsed) -> bool:
+        """Serve a request whose body is taken as it comes; whether another one may follow."""
+        self._route = PUSH
+        self._probe_peer()
+        body = _Body(self._reader, self._receive, self._send)
+        try:
+            target = parse_target(parsed.target)
+            request = Request(parsed.method, *target, parsed.header, b"", self._peer)
+        except GatewayError as error:
+            answer = problem(error)
+        else:
+            if self._crowded:
+                answer = refuse(self._node, "connections")
+            else:
+                answer = await push(self._node, request, body)
+        if not (body.ended and parsed.keep_alive) or self._node.draining:
+            await self._end_with(answer, parsed)
+            return False
+        if is_refusal(answer):
+            answer = self._refuse(answer, parsed)
+        await self._send(self._rendered(answer, parsed, keep_alive=True))
+        self._observe(answer.status)
+        return True
+
+    def _probe_peer(self) -> None:
+        """Have the system find out whether a silent peer is still there, since nothing is sent to
+        it meanwhile; it is gone after ``max_behind_seconds`` (TCP_USER_TIMEOUT)."""
+        assert self._sock is not None
+        self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        self._sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, PROBE_SECONDS)
+        self._sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, PROBE_SECONDS)
 
     def _stream_head(
         self, parsed: Parsed, more: Sequence[tuple[bytes, bytes]], client: Client
@@ -412,6 +453,38 @@ class Connection:
                     return
         self._node.refuse("write-timeout")
         raise BrokenPipeError
+
+
+class _Body:
+    """The body of a request that is streamed, read as it is wanted."""
+
+    def __init__(
+        self,
+        reader: RequestReader,
+        receive: Callable[[], Awaitable[bytes]],
+        send: Callable[[bytes], Awaitable[None]],
+    ) -> None:
+        self._reader = reader
+        self._receive = receive
+        self._send = send
+        self.ended = False
+        """All of it has been read."""
+
+    async def piece(self) -> bytes | None:
+        reader = self._reader
+        while (piece := reader.next_piece()) is None:
+            try:
+                if reader.expects_continue:
+                    await self._send(CONTINUE)
+                    reader.continue_sent()
+                data = await self._receive()
+            except OSError:
+                return None
+            if not data:
+                return None
+            reader.receive_data(data)
+        self.ended = not piece
+        return piece
 
 
 def _is_at(target: bytes, path: bytes) -> bool:

@@ -12,6 +12,8 @@ llhttp bounds nothing, reports late, and runs on from one message into the next.
 3. Whatever is fed is counted first: heads, leading blank lines, bodies and their framing.
 4. What has been read is judged only when the head is complete, so that the verdict does not
    depend on how the bytes arrived.
+5. A body is read whole or piece by piece by the same rules. What came of one before it broke is
+   given out before that is said.
 """
 
 from enum import Enum, auto
@@ -19,7 +21,15 @@ from enum import Enum, auto
 import httptools
 
 from gateway.errors import BadRequest, ContentTooLarge, GatewayError, HeadTooLarge
-from gateway.http1_head import CHUNKED, MAX_FIELDS, Parsed, judge_head, refusal
+from gateway.http1_head import (
+    CHUNKED,
+    MAX_FIELDS,
+    IsStreamed,
+    Parsed,
+    check_body,
+    judge_head,
+    refusal,
+)
 
 __all__ = ["Parsed", "Phase", "RequestReader"]
 
@@ -28,8 +38,9 @@ MAX_BLANK_BYTES = 64
 after a body."""
 
 FRAMING_ALLOWANCE = 64 * 1024
-"""What a chunked body may take on the wire beyond twice its largest size, for extensions, trailers
-and small chunks; a chunk of five bytes is half framing."""
+"""What a chunked body may take on the wire beyond twice its largest size, or twice of what has come
+where it is streamed, for extensions, trailers and small chunks; a chunk of five bytes is half
+framing."""
 
 _BLANK_LINE = b"\r\n\r\n"
 
@@ -81,6 +92,9 @@ class RequestReader:
     on. At any time the reader holds what ``receive_data`` was given last, one head of at most
     ``max_head_bytes`` and one body of at most ``max_body_bytes``, each give or take one read.
 
+    A request that ``is_streamed`` is returned at its head. Then ``next_piece`` is called in the
+    same way, and only that until the body is complete; of the body nothing is held.
+
     A request that is not ``keep_alive``, and an error, end the reader: what was or will be received
     after it is ignored.
     """
@@ -90,10 +104,20 @@ class RequestReader:
     """The client holds back a body that is wanted until it is sent ``100 Continue`` (RFC 9110
     10.1.1). Send that once, and call ``continue_sent``."""
 
-    def __init__(self, *, max_head_bytes: int, max_url_bytes: int, max_body_bytes: int) -> None:
+    def __init__(
+        self,
+        *,
+        max_head_bytes: int,
+        max_url_bytes: int,
+        max_body_bytes: int,
+        is_streamed: IsStreamed | None = None,
+        max_streamed_bytes: int = 0,
+    ) -> None:
         self._max_head_bytes = max_head_bytes
         self._max_url_bytes = max_url_bytes
         self._max_body_bytes = max_body_bytes
+        self._is_streamed = is_streamed
+        self._max_streamed_bytes = max_streamed_bytes
         self._input = b""
         self._at = 0  # where in _input that begins which has not been taken
         self._ended = False
@@ -111,8 +135,10 @@ class RequestReader:
         self._request: Parsed | None = None
         self._length = 0  # of the body; CHUNKED if it is not known
         self._body = bytearray()
+        self._content_bytes = 0  # of a body that is chunked or streamed
         self._raw_body_bytes = 0
         self._framing_bytes = 0  # of a chunked body, since its last byte of content
+        self._broken: GatewayError | None = None  # a streamed one, behind what came before that
 
     @property
     def buffered(self) -> bool:
@@ -153,14 +179,40 @@ class RequestReader:
         try:
             request = self._read_request()
         except GatewayError as error:
-            self._error, self._refused = error, self._message
-            self._end()
+            self._fail(error)
             raise
-        if request is not None:
-            self._start_message()
-            if not request.keep_alive:
-                self._end()
+        if request is not None and not request.streamed:
+            self._finish(request)
         return request
+
+    def next_piece(self) -> bytes | None:
+        """Return what more has come of the body of the request that was returned last, which is
+        streamed: nothing (``b""``) once, when it is complete; None if there is no more yet.
+
+        Raises a GatewayError, and the same one ever after, where it is broken or too large.
+        """
+        if self._error is not None:
+            raise self._error
+        request = self._request
+        assert request is not None
+        try:
+            chunked = self._length == CHUNKED
+            piece = self._read_chunked_piece() if chunked else self._read_sized_piece()
+        except GatewayError as error:
+            self._fail(error)
+            raise
+        if piece == b"":
+            self._finish(request)
+        return piece
+
+    def _finish(self, request: Parsed) -> None:
+        self._start_message()
+        if not request.keep_alive:
+            self._end()
+
+    def _fail(self, error: GatewayError) -> None:
+        self._error, self._refused = error, self._message
+        self._end()
 
     def _end(self) -> None:
         self._start_message()
@@ -174,8 +226,8 @@ class RequestReader:
         if self.phase is Phase.HEAD:
             self._read_head()
         request = self._request
-        if request is None:
-            return None
+        if request is None or request.streamed:
+            return request
         if self._length:
             body = self._read_chunked() if self._length == CHUNKED else self._read_sized()
             if body is None:
@@ -242,6 +294,8 @@ class RequestReader:
             upgrade=self._parser.should_upgrade(),
             max_body_bytes=self._max_body_bytes,
             max_url_bytes=self._max_url_bytes,
+            is_streamed=self._is_streamed,
+            max_streamed_bytes=self._max_streamed_bytes,
         )
         self._request = request
         self.phase = Phase.BODY
@@ -260,27 +314,51 @@ class RequestReader:
         self._body += piece
         return bytes(self._body) if len(self._body) == self._length else None
 
+    def _read_sized_piece(self) -> bytes | None:
+        left = self._length - self._content_bytes
+        piece = self._input[self._at : self._at + left]
+        self._at += len(piece)
+        self._content_bytes += len(piece)
+        return piece if piece or not left else None
+
     def _read_chunked(self) -> bytes | None:
         message = self._message
         while not message.complete and (piece := self._take_piece()):
-            content_bytes = len(message.body)
-            broken = self._feed(piece)
-            self._count_chunked(len(piece), grown=len(message.body) > content_bytes)
+            broken = self._read_chunks(piece)
             if broken is not None:
                 raise broken
         return bytes(message.body) if message.complete else None
 
-    def _count_chunked(self, raw_bytes: int, *, grown: bool) -> None:
-        self._raw_body_bytes += raw_bytes
-        self._framing_bytes = 0 if grown else self._framing_bytes + raw_bytes
-        if len(self._message.body) > self._max_body_bytes:
-            raise ContentTooLarge(
-                f"A body may have at most {self._max_body_bytes} bytes (max_body_bytes)."
-            )
+    def _read_chunked_piece(self) -> bytes | None:
+        message = self._message
+        if self._broken is not None:
+            raise self._broken
+        while not message.complete and not message.body and (piece := self._take_piece()):
+            self._broken = self._read_chunks(piece)
+            if self._broken is not None and not message.body:
+                raise self._broken
+        content = bytes(message.body)
+        message.body.clear()
+        return content if content or message.complete else None
+
+    def _read_chunks(self, piece: bytes) -> GatewayError | None:
+        """Feed and count a piece of a chunked body; what breaks it is returned."""
+        assert self._request is not None
+        streamed, message = self._request.streamed, self._message
+        held = len(message.body)
+        broken = self._feed(piece)
+        grown = len(message.body) - held
+        self._content_bytes += grown
+        self._raw_body_bytes += len(piece)
+        self._framing_bytes = 0 if grown else self._framing_bytes + len(piece)
+        most = self._max_streamed_bytes if streamed else self._max_body_bytes
+        check_body(self._content_bytes, most, streamed=streamed)
         if self._framing_bytes > self._max_head_bytes:
             raise HeadTooLarge(
                 "Trailers, and the extensions of a chunk, may have at most"
                 f" {self._max_head_bytes} bytes."
             )
-        if self._raw_body_bytes > 2 * self._max_body_bytes + FRAMING_ALLOWANCE:
+        framed = self._content_bytes if streamed else most
+        if self._raw_body_bytes > 2 * framed + FRAMING_ALLOWANCE:
             raise ContentTooLarge("The body is in too many too small chunks; send larger ones.")
+        return broken

@@ -15,7 +15,7 @@ be right.
 """
 
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from gateway.errors import (
@@ -31,6 +31,10 @@ from gateway.errors import (
 )
 
 Headers = tuple[tuple[bytes, bytes], ...]
+
+IsStreamed = Callable[[bytes, bytes], bool]
+"""Whether the body of a request, by its method and its target in origin form, is read piece by
+piece."""
 
 MAX_LENGTH_DIGITS = 20
 """As 64 bits have. llhttp lets more leading zeros pass than Python converts digits."""
@@ -88,6 +92,8 @@ class Parsed:
     """Whether another request may follow on the connection."""
     _first: dict[bytes, bytes] = field(repr=False)
     body: bytes = b""
+    streamed: bool = False
+    """The body is not here: it comes piece by piece."""
 
     def header(self, name: bytes) -> bytes | None:
         """The first value of the header ``name`` (in lower case)."""
@@ -117,12 +123,15 @@ def judge_head(
     upgrade: bool,
     max_body_bytes: int,
     max_url_bytes: int,
+    is_streamed: IsStreamed | None = None,
+    max_streamed_bytes: int = 0,
 ) -> tuple[Parsed, int]:
     """Return the request, still without its body, and the body's length in bytes or CHUNKED.
 
     ``head`` is the head as it was on the wire, the rest what llhttp read in it; ``upgrade`` says
     that llhttp takes what follows for another protocol. An upgrade is not made: without a body the
-    request is served as HTTP/1.1 and is the connection's last.
+    request is served as HTTP/1.1 and is the connection's last. Only what has a body, in HTTP/1.1,
+    is ever streamed.
 
     Raises the GatewayError by which the request is to be refused.
     """
@@ -144,7 +153,12 @@ def judge_head(
     if host != first.get(b"host"):
         headers = (*(pair for pair in headers if pair[0] != b"host"), (b"host", host or b""))
         first[b"host"] = host or b""
-    length = _judge_length(first, version, max_body_bytes)
+    length = _judge_length(first, version)
+    streamed = (
+        length != 0 and is_streamed is not None and version == "1.1" and is_streamed(method, target)
+    )
+    if length > max_body_bytes or streamed:
+        check_body(length, max_streamed_bytes if streamed else max_body_bytes, streamed=streamed)
     if first.get(b"expect", b"100-continue").lower() != b"100-continue":
         raise ExpectationFailed("The only expectation that can be met is `Expect: 100-continue`.")
     if upgrade and length:
@@ -152,7 +166,16 @@ def judge_head(
     options = connection_options(headers) if b"connection" in first else set()
     persistent = version == "1.1" or b"keep-alive" in options
     keep_alive = persistent and b"close" not in options and not upgrade
-    return Parsed(method.decode(), target, version, headers, keep_alive, first), length
+    parsed = Parsed(method.decode(), target, version, headers, keep_alive, first, b"", streamed)
+    return parsed, length
+
+
+def check_body(size: int, most: int, *, streamed: bool) -> None:
+    """Raises ContentTooLarge for a body that is, or will be, larger than one may be."""
+    if size > most:
+        if streamed:
+            raise ContentTooLarge(f"A streamed body may have at most {most} bytes (stream_bytes).")
+        raise ContentTooLarge(f"A body may have at most {most} bytes (max_body_bytes).")
 
 
 def _judge_lines(head: bytes, method: bytes, target: bytes, headers: Headers) -> str:
@@ -208,7 +231,7 @@ def _judge_target(target: bytes, host: bytes | None, version: str) -> tuple[byte
     return path if path.startswith(b"/") else b"/" + path, host
 
 
-def _judge_length(first: dict[bytes, bytes], version: str, max_body_bytes: int) -> int:
+def _judge_length(first: dict[bytes, bytes], version: str) -> int:
     """Return the length of the body, or CHUNKED (RFC 9112 6.3)."""
     coding = first.get(b"transfer-encoding")
     sized = first.get(b"content-length")
@@ -217,12 +240,7 @@ def _judge_length(first: dict[bytes, bytes], version: str, max_body_bytes: int) 
             return 0
         if len(sized) > MAX_LENGTH_DIGITS:
             raise BadRequest(f"Content-Length has at most {MAX_LENGTH_DIGITS} digits.")
-        length = int(sized)  # llhttp has let only digits pass
-        if length > max_body_bytes:
-            raise ContentTooLarge(
-                f"A body may have at most {max_body_bytes} bytes (max_body_bytes)."
-            )
-        return length
+        return int(sized)  # llhttp has let only digits pass
     if version == "1.0":
         raise BadRequest("HTTP/1.0 has no Transfer-Encoding; send a Content-Length.")
     if sized is not None:

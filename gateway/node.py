@@ -32,6 +32,7 @@ from gateway.origins import parse_origins
 from gateway.process import LoopStatistics, Process, ProcessStatistics
 from gateway.rates import ChannelRates
 from gateway.relay.plans import Upstreams
+from gateway.relay.pushes import Pushes
 from gateway.relay.redis_registry import RedisRegistry
 from gateway.relay.registry import MemoryRegistry, Registry
 from gateway.relay.relays import Relays, RelayStatistics
@@ -126,6 +127,7 @@ class Node:
         "now_ms",
         "origins",
         "proxies",
+        "pushes",
         "refused",
         "relays",
         "replacements",
@@ -253,6 +255,7 @@ class Node:
             viewers=self.hub.members.count,
             now_ms=now_ms,
         )
+        self.pushes = Pushes(config, self.bus, self.cluster, self.relays, now_ms=now_ms)
         self.upstreams = Upstreams(config)
         self.relays.again = self.upstreams.again
         self._budget = Budget(charge, self.hub, self.bus)

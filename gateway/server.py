@@ -324,6 +324,7 @@ async def _drain(
         if config.redis:
             seconds = config.drain_seconds + config.drain_relay_seconds
             token_streams.start_soon(node.relays.leave, seconds)
+            token_streams.start_soon(node.pushes.leave)
         with trio.move_on_after(config.drain_seconds + LAST_WORDS_SECONDS):
             await _end_streams(config, node)
             while node.hub.open_streams or front.serving:

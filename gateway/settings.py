@@ -73,21 +73,25 @@ _UPSTREAM_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}", re.ASCII)
 NAMES_TAKEN = frozenset({"push", "demo"})
 """No upstream's: streams without one, and the one that is built in."""
 
+_LABEL = "[A-Za-z0-9_-]{1,63}"
 _URL = re.compile(
-    r"https?://(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(:[0-9]{1,5})?(/[\w.~:@+-]+)*/?", re.ASCII
+    rf"https?://(\[[0-9A-Fa-f:.]+\]|{_LABEL}(?:\.{_LABEL})*\.?)(:[0-9]{{1,5}})?"
+    r"(/[A-Za-z0-9_.~:@+-]+)*/?",
+    re.ASCII,
 )
 """Of an upstream: neither user nor query, and nothing that would have to be escaped."""
 
 _PATH = re.compile(r"(GET|POST|PUT|PATCH|DELETE)( [\w.~:@+*-]+(/[\w.~:@+*-]+)*)?", re.ASCII)
-_ALLOWED = re.compile(r"users|keys|user:.{1,200}|key:[A-Za-z0-9_.-]{1,64}")
+_ALLOWED = re.compile(r"users|keys|user:.+|key:[A-Za-z0-9_.-]{1,64}")
 
 _HEADER = re.compile(r"[!#$%&'*+.^_`|~A-Za-z0-9-]{1,100}", re.ASCII)
 _HEADER_VALUE = re.compile(r"[\x21-\x7e]([\x20-\x7e]*[\x21-\x7e])?", re.ASCII)
 
-MAX_HEADERS = 32
-MAX_HEADER_VALUE = 8 * 1024
-MAX_LISTED = 1000
-"""Entries of ``allow``, and of ``paths``."""
+MAX_HEADERS = 16
+MAX_HEADER_VALUE = 4 * 1024
+MAX_LISTED = 200
+"""Entries of ``allow``, and of ``paths``. All upstreams together fit a message to a worker."""
+MAX_LISTED_ENTRY = 200
 
 REFERENCE = re.compile(
     r"(?:(?P<word>[A-Za-z][A-Za-z0-9-]*) )?"
@@ -358,9 +362,12 @@ def _upstream(table: dict[str, Any], source: str) -> Upstream:
     ):
         listed = getattr(upstream, name)
         if len(listed) > MAX_LISTED:
-            raise ConfigError(f"{name} has {len(listed)} entries ({source}), but at most 1000.")
+            raise ConfigError(
+                f"{name} has {len(listed)} entries ({source}); the most is {MAX_LISTED}."
+            )
         for each in listed:
-            if not shape.fullmatch(each) or {".", ".."} & set(re.split("[ /]", each)):
+            is_dotted = not {".", ".."}.isdisjoint(re.split("[ /]", each))
+            if not shape.fullmatch(each) or is_dotted or len(each) > MAX_LISTED_ENTRY:
                 raise _refused(name, each, source, f"made of {expected}")
     _check_headers(upstream.headers, source)
     if upstream.max_event_bytes > upstream.max_bytes:

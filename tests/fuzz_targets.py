@@ -479,6 +479,8 @@ HOP_BY_HOP = {
 def read_requests(data: bytes) -> None:
     """Only errors of ours, within bounds; and whoever is given a request reads the same one."""
     same_however_it_comes(data, lambda pieces: _seen(*_requests(pieces)))
+    same_however_it_comes(data, lambda pieces: _seen(*_streamed_requests(pieces)))
+    assert _seen(*_streamed_requests([data])) == _seen(*_requests([data]))
     for parsed in _requests([data])[0]:
         assert len(parsed.body) <= MAX_BODY_BYTES
         assert len(parsed.target) <= MAX_URL_BYTES + 1  # a path of "/" where a URL had none
@@ -495,6 +497,38 @@ def _requests(pieces: list[bytes]) -> tuple[list[Parsed], GatewayError | None]:
             reader.receive_data(piece)
             while (request := reader.next_request()) is not None:
                 requests.append(request)
+    except GatewayError as error:
+        check_sentence(error)
+        return requests, error
+    return requests, None
+
+
+def _streamed_requests(pieces: list[bytes]) -> tuple[list[Parsed], GatewayError | None]:
+    """The same by a reader that streams all bodies, each joined again when it is complete."""
+    reader = RequestReader(
+        max_head_bytes=MAX_HEAD_BYTES,
+        max_body_bytes=MAX_BODY_BYTES,
+        max_url_bytes=MAX_URL_BYTES,
+        is_streamed=lambda method, target: True,
+        max_streamed_bytes=MAX_BODY_BYTES,
+    )
+    requests: list[Parsed] = []
+    under_way: Parsed | None = None
+    try:
+        for piece in pieces:
+            reader.receive_data(piece)
+            while True:
+                if under_way is None:
+                    under_way = reader.next_request()
+                    if under_way is None:
+                        break
+                content = reader.next_piece() if under_way.streamed else b""
+                if content is None:
+                    break
+                under_way.body += content
+                if not content:
+                    requests.append(under_way)
+                    under_way = None
     except GatewayError as error:
         check_sentence(error)
         return requests, error

@@ -25,6 +25,9 @@ from running import ACCEPT, Wire, request, running
 
 from gateway.api.poll import MAX_WAIT
 from gateway.config import Config
+from gateway.http1_render import chunk
+
+JSON = b"Content-Type: application/json\r\n"
 
 of_both = pytest.mark.parametrize("start", [balancers.haproxy, balancers.nginx])
 
@@ -421,7 +424,7 @@ async def test_an_opening_by_post_is_sent_again(
             "POST",
             "/events",
             ACCEPT,
-            b"Content-Type: application/json\r\n",
+            JSON,
             body=b'{"channels": ["a"]}',
         )
         assert b"event: reconnect" in (await balancer.ask(opening, tls=True)).body
@@ -476,6 +479,46 @@ async def test_an_event_waits_for_nothing_in_between(
             assert (await stream.event()).data == str(number)
             took.append(trio.current_time() - begun)
         assert median(took) < 0.1, took
+
+
+@of_both
+@pytest.mark.parametrize("tls", [True, False])
+async def test_what_is_pushed_is_published_as_it_comes(
+    start: Start, certificate: certificates.Files, tls: bool
+) -> None:
+    chunked = b"Transfer-Encoding: chunked\r\n"
+    async with (
+        running(admin_bind="127.0.0.1:0") as gateway,
+        start([gateway], certificate) as balancer,
+    ):
+        opening = request("POST", "/streams", ACCEPT, JSON, body=b"{}")
+        viewer = await balancer.connect(tls=tls)
+        await viewer.send(opening)
+        await viewer.opened()
+        id = (await viewer.event()).json["id"]
+        producer = await balancer.connect(tls=tls)
+        await producer.send(request("POST", f"/streams/{id}/events", chunked))
+        took = []
+        for number in range(9):
+            begun = trio.current_time()
+            await producer.send(chunk(b'{"text": "%d"}\n' % number))
+            assert (await viewer.event()).json == {"text": str(number)}
+            took.append(trio.current_time() - begun)
+        assert median(took) < 0.1, took
+        await producer.send(b"0\r\n\r\n")
+        assert (await producer.response()).json["state"] == "complete"
+        assert [block.event for block in await viewer.blocks()] == ["complete", "closed"]
+
+
+@of_both
+async def test_a_token_stream_is_never_begun_twice(
+    start: Start, certificate: certificates.Files
+) -> None:
+    async with silent_nodes() as nodes, start(nodes, certificate) as balancer:
+        for target in ("/streams", "/relay/openai/chat/completions"):
+            answer = await balancer.ask(request("POST", target, ACCEPT, JSON, body=b"{}"), tls=True)
+            assert (answer.status, answer.json["outcome"]) == (503, "unknown")
+            assert sum(n.asked(f"POST {target}") for n in nodes) == 1
 
 
 @of_both
@@ -724,14 +767,16 @@ def test_the_numbers_fit_each_other_and_the_nodes() -> None:
         shipped(HAPROXY, r"server maxconn (\d+)"),
         shipped(NGINX, r"max_conns=(\d{4}) "),
     ]
-    assert max(streams) + max(requests) < EPHEMERAL_PORTS
+    token_streams = shipped(HAPROXY, r"NODE_TOKEN_STREAMS-(\d+)")
+    assert max(streams) + max(requests) + token_streams < EPHEMERAL_PORTS
+    assert shipped(NGINX, r"client_max_body_size (\d{2})m") * 1024 * 1024 == config.stream_bytes
 
     address = {
         shipped(HAPROXY, r"ADDRESS_CONNECTIONS-(\d+)"),
         shipped(NGINX, r"limit_conn \w+ (\d+);"),
     }
     assert address == {config.max_streams_per_address}
-    assert shipped(NGINX, r"client_max_body_size (\d+)m") * 1024 * 1024 == config.max_body_bytes
+    assert shipped(NGINX, r"client_max_body_size (\d)m") * 1024 * 1024 == config.max_body_bytes
 
 
 EPHEMERAL_PORTS = 60_999 - 32_768 + 1

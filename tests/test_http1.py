@@ -32,9 +32,14 @@ CHUNKED = POST + b"Transfer-Encoding: chunked\r\n\r\n"
 GET = b"GET /after HTTP/1.1\r\nHost: x\r\n\r\n"
 
 
-def make_reader() -> RequestReader:
+def make_reader(*, streamed: bool = False) -> RequestReader:
+    """``streamed`` is what has a body, of whichever request, in HTTP/1.1."""
     return RequestReader(
-        max_head_bytes=MAX_HEAD_BYTES, max_url_bytes=MAX_URL_BYTES, max_body_bytes=MAX_BODY_BYTES
+        max_head_bytes=MAX_HEAD_BYTES,
+        max_url_bytes=MAX_URL_BYTES,
+        max_body_bytes=MAX_BODY_BYTES,
+        is_streamed=(lambda method, target: True) if streamed else None,
+        max_streamed_bytes=MAX_BODY_BYTES,
     )
 
 
@@ -52,6 +57,54 @@ def read(*pieces: bytes) -> tuple[list[Parsed], int | None]:
     return requests, None
 
 
+class Streamed:
+    """What a reader gives out that streams all bodies, which are joined again."""
+
+    def __init__(self, pieces: Iterable[bytes]) -> None:
+        self._reader = make_reader(streamed=True)
+        self._under_way: Parsed | None = None
+        self.requests: list[Parsed] = []
+        self.status: int | None = None
+        try:
+            for piece in pieces:
+                self._reader.receive_data(piece)
+                while self._take():
+                    pass
+        except GatewayError as error:
+            self.status = error.status
+
+    @property
+    def broken(self) -> bytes:
+        """What came of a body that did not end."""
+        return b"" if self._under_way is None else self._under_way.body
+
+    def _take(self) -> bool:
+        """Whether there may be more of what was received."""
+        request = self._under_way
+        if request is None:
+            request = self._reader.next_request()
+            if request is None:
+                return False
+            if request.streamed:
+                assert not request.body
+                self._under_way = request
+            else:
+                self.requests.append(request)
+            return True
+        piece = self._reader.next_piece()
+        if piece is None:
+            return False
+        request.body += piece
+        if not piece:
+            self._under_way = None
+            self.requests.append(request)
+        return True
+
+    @property
+    def seen(self) -> tuple[list[tuple[object, ...]], int | None]:
+        return _seen(self.requests), self.status
+
+
 def read_one(raw: bytes) -> Parsed:
     requests, status = read(raw)
     assert status is None
@@ -61,9 +114,11 @@ def read_one(raw: bytes) -> Parsed:
 
 def seen(pieces: Iterable[bytes]) -> tuple[list[tuple[object, ...]], int | None]:
     requests, status = read(*pieces)
-    return [(r.method, r.target, r.version, r.headers, r.body, r.keep_alive) for r in requests], (
-        status
-    )
+    return _seen(requests), status
+
+
+def _seen(requests: list[Parsed]) -> list[tuple[object, ...]]:
+    return [(r.method, r.target, r.version, r.headers, r.body, r.keep_alive) for r in requests]
 
 
 def in_bytes(raw: bytes) -> list[bytes]:
@@ -73,8 +128,14 @@ def in_bytes(raw: bytes) -> list[bytes]:
 def assert_same_however_split(raw: bytes) -> None:
     whole = seen([raw])
     assert seen(in_bytes(raw)) == whole
+    assert Streamed([raw]).seen == whole
+    assert Streamed(in_bytes(raw)).seen == whole
+    broken = Streamed([raw]).broken
     for cut in range(len(raw)):
-        assert seen([raw[:cut], raw[cut:]]) == whole
+        pieces = [raw[:cut], raw[cut:]]
+        assert seen(pieces) == whole
+        streamed = Streamed(pieces)
+        assert (streamed.seen, streamed.broken) == (whole, broken)
 
 
 def with_headers(*lines: bytes, start: bytes = b"GET / HTTP/1.1") -> bytes:
@@ -636,6 +697,152 @@ def test_a_client_that_sends_without_waiting_is_not_asked_to_continue() -> None:
     assert not reader.expects_continue
 
 
+# --- bodies that are streamed -------------------------------------------------------------------
+
+KINDS = {
+    "sized": (POST + b"Content-Length: 11\r\n\r\n", b"hello", b" world", b""),
+    "chunked": (CHUNKED, b"5\r\nhello\r\n", b"6\r\n world\r\n", LAST_CHUNK),
+}
+
+
+@pytest.mark.parametrize(("head", "first", "second", "end"), KINDS.values(), ids=KINDS)
+def test_a_streamed_request_comes_at_its_head_and_its_body_as_that_comes(
+    head: bytes, first: bytes, second: bytes, end: bytes
+) -> None:
+    reader = make_reader(streamed=True)
+    reader.receive_data(head)
+    request = reader.next_request()
+    assert request is not None
+    assert (request.streamed, request.body, reader.phase) == (True, b"", Phase.BODY)
+    assert reader.next_piece() is None
+    reader.receive_data(first)
+    assert reader.next_piece() == b"hello"
+    assert reader.next_piece() is None
+    reader.receive_data(second)
+    assert reader.next_piece() == b" world"
+    reader.receive_data(end + GET)
+    assert reader.next_piece() == b""
+    assert reader.phase is Phase.IDLE
+    after = reader.next_request()
+    assert after is not None
+    assert (after.target, after.streamed) == (b"/after", False)
+
+
+def test_it_is_asked_of_method_and_target_in_origin_form_and_only_of_what_has_a_body() -> None:
+    asked = []
+
+    def is_streamed(method: bytes, target: bytes) -> bool:
+        asked.append((method, target))
+        return target == b"/p?q"
+
+    reader = RequestReader(
+        max_head_bytes=MAX_HEAD_BYTES,
+        max_url_bytes=MAX_URL_BYTES,
+        max_body_bytes=MAX_BODY_BYTES,
+        is_streamed=is_streamed,
+        max_streamed_bytes=2 * MAX_BODY_BYTES,
+    )
+    rest = b"\r\nHost: x\r\nConnection: keep-alive\r\nContent-Length: 1\r\n\r\n"
+    reader.receive_data(
+        GET
+        + (b"POST /p?q HTTP/1.0" + rest + b"a")
+        + (b"POST /other HTTP/1.1" + rest + b"a")
+        + (b"PUT http://y/p?q HTTP/1.1" + rest + b"a")
+    )
+    found = [reader.next_request() for _ in range(4)]
+    assert [request and (request.streamed, request.body) for request in found] == [
+        (False, b""),
+        (False, b"a"),
+        (False, b"a"),
+        (True, b""),
+    ]
+    assert asked == [(b"POST", b"/other"), (b"PUT", b"/p?q")]
+    assert reader.next_piece() == b"a"
+    assert reader.next_piece() == b""
+
+
+def test_of_a_streamed_body_nothing_is_held() -> None:
+    piece = chunk(b"a" * 4096)
+    reader = RequestReader(
+        max_head_bytes=MAX_HEAD_BYTES,
+        max_url_bytes=MAX_URL_BYTES,
+        max_body_bytes=MAX_BODY_BYTES,
+        is_streamed=lambda method, target: True,
+        max_streamed_bytes=100 * MAX_BODY_BYTES,
+    )
+    reader.receive_data(CHUNKED)
+    assert reader.next_request() is not None
+    tracemalloc.start()
+    try:
+        taken = 0
+        for _ in range(100 * MAX_BODY_BYTES // 4096):
+            reader.receive_data(piece)
+            while (content := reader.next_piece()) is not None:
+                taken += len(content)
+        held = tracemalloc.get_traced_memory()[0]
+    finally:
+        tracemalloc.stop()
+    assert taken == 100 * MAX_BODY_BYTES
+    assert held < MAX_BODY_BYTES
+
+
+def test_the_bound_of_a_streamed_body_is_its_own_and_exact() -> None:
+    length = b"Content-Length: %d\r\n\r\n"
+    assert Streamed([POST + length % (MAX_BODY_BYTES + 1)]).status == 413
+    body = b"a" * MAX_BODY_BYTES
+    for raw in (POST + length % MAX_BODY_BYTES + body, CHUNKED + chunk(body) + LAST_CHUNK):
+        for pieces in ([raw], [raw[i : i + 1000] for i in range(0, len(raw), 1000)]):
+            [request] = Streamed(pieces).requests
+            assert request.body == body
+    assert Streamed([CHUNKED + chunk(body) + chunk(b"a") + LAST_CHUNK]).status == 413
+
+
+@pytest.mark.parametrize("read_bytes", [100, 4096, 65536])
+@pytest.mark.parametrize(("status", "start", "more"), BOMBS.values(), ids=BOMBS)
+def test_what_has_no_end_is_refused_as_soon_where_it_is_streamed(
+    status: int, start: bytes, more: bytes, read_bytes: int
+) -> None:
+    stream = more * (read_bytes // len(more) + 1)
+    reads = (2 * MAX_BODY_BYTES + FRAMING_ALLOWANCE) // len(stream) + 2
+    assert Streamed([start, *[stream] * reads]).status == status
+
+
+def test_the_framing_of_a_streamed_body_is_in_proportion_to_what_has_come() -> None:
+    small = b"1;eeeeeeeeeeee\r\na\r\n"
+    count = FRAMING_ALLOWANCE // (len(small) - 2)
+    for chunks, status in ((count, None), (count + 1, 413)):
+        assert Streamed([CHUNKED, *[small] * chunks]).status == status
+    large = chunk(b"a" * (len(small) // 2))
+    assert Streamed([CHUNKED, *[large, small] * count]).status == 413
+    line = chunk(b'{"text":"a"}\n')
+    assert Streamed([CHUNKED, *[line] * 1000]).status is None
+
+
+def test_a_refusal_within_a_streamed_body_stays() -> None:
+    reader = make_reader(streamed=True)
+    reader.receive_data(CHUNKED + b"5\r\nhello\r\nx\r\n")
+    assert reader.next_request() is not None
+    assert reader.next_piece() == b"hello"
+    with pytest.raises(BadRequest) as first:
+        reader.next_piece()
+    reader.receive_data(GET)
+    for ask in (reader.next_piece, reader.next_request):
+        with pytest.raises(BadRequest) as again:
+            ask()
+        assert again.value is first.value
+
+
+def test_the_sender_of_a_streamed_body_is_asked_to_continue_as_any_other() -> None:
+    reader = make_reader(streamed=True)
+    reader.receive_data(EXPECTING + b"Content-Length: 5\r\n\r\n")
+    assert reader.next_request() is not None
+    assert reader.expects_continue
+    reader.continue_sent()
+    reader.receive_data(b"hello")
+    assert (reader.next_piece(), reader.next_piece()) == (b"hello", b"")
+    assert not reader.expects_continue
+
+
 # --- properties ---------------------------------------------------------------------------------
 
 TOKENS = [
@@ -659,6 +866,7 @@ def test_any_bytes_in_any_split_mean_the_same_and_raise_only_gateway_errors(
     raw: bytes, cuts: list[int]
 ) -> None:
     assert seen(split(raw, cuts)) == seen([raw])
+    assert Streamed(split(raw, cuts)).seen == seen([raw])
 
 
 fields = st.tuples(

@@ -151,6 +151,31 @@ async def test_who_has_patience_waits_for_room_behind_what_was_given_up(
     assert node.sink.positions == results
 
 
+async def test_a_patient_call_is_never_divided_for_what_stands_before_it(
+    nodes: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A part that is refused could otherwise be followed by one that is taken."""
+    monkeypatch.setattr(publisher_module, "CALL_TARGETS", 3)
+    node = await nodes.node("a")
+    node.link.cut()
+    await until(lambda: not node.bus.statistics().link.up)
+    sent: list[list[str]] = []
+    send = node.bus._publisher._send
+
+    def note(packet: publisher_module.Packet) -> None:
+        sent.append([item.event.data for item in packet.items])
+        send(packet)
+
+    monkeypatch.setattr(node.bus._publisher, "_send", note)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(node.bus.publish, [event(data=text) for text in "ab"])
+        await wait_all_tasks_blocked()
+        nursery.start_soon(node.bus.publish, [event(data=text) for text in "01234"], 60.0)
+        await wait_all_tasks_blocked()
+        node.link.resume()
+    assert sent == [["a", "b"], ["0", "1", "2"], ["3", "4"]]
+
+
 async def test_behind_what_redis_refused_nothing_of_a_patient_call_is_sent(
     nodes: Cluster, scripts: Scripts, monkeypatch: pytest.MonkeyPatch
 ) -> None:

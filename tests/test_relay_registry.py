@@ -175,8 +175,16 @@ async def test_a_stream_is_found_with_its_record_and_who_makes_it(worker: Worker
     )
     assert await worker.registry.find(one.id) == Found(one, "worker1")
     await worker.registry.finish(one.id)
-    assert await worker.registry.find(one.id) == Found(one, None)
+    assert await worker.registry.find(one.id) == Found(one, None, is_over=True)
     assert await worker.registry.find(new_id()) is None
+
+
+async def test_a_stream_is_found_by_either_of_its_channels(worker: Worker) -> None:
+    one = await worker.open(record("chat.1"))
+    for name in ("chat.1", "chat.1.raw"):
+        assert await worker.registry.find_by_channel(name) == Found(one, "worker1")
+    for name in ("chat", one.id, "chat.1.raw.raw"):
+        assert await worker.registry.find_by_channel(name) is None
 
 
 async def test_two_streams_never_have_one_channel(worker: Worker) -> None:
@@ -213,6 +221,22 @@ async def test_a_record_is_forgotten_some_time_after_the_end_and_its_channel_fre
             await trio.sleep(0.01)
     await worker.open(record("chat.1"))
     assert await worker.owner(other) == "worker1"
+
+
+async def test_what_is_forgotten_was_never_opened(worker: Worker) -> None:
+    one = await worker.open(record("chat.1"))
+    released, ended = await worker.open(record("a")), await worker.open(record("b"))
+    await worker.registry.release(released.id, 60.0)
+    await worker.registry.finish(ended.id)
+    for id in (one.id, one.id, released.id, ended.id, new_id()):
+        worker.registry.forget(id)
+    with trio.fail_after(5):
+        while await worker.registry.find(one.id) is not None:  # noqa: ASYNC110
+            await trio.sleep(0.005)
+    await worker.open(record("chat.1"))
+    for kept in (released, ended):  # which somebody may have been told of
+        assert await worker.owner(kept) is None
+    assert (worker.lost, worker.registry.statistics().held) == ([], 1)
 
 
 # -- leases
@@ -653,6 +677,44 @@ async def test_what_redis_has_lost_and_another_stream_has_the_channel_of_is_lost
     assert await other.owner(kept) == "worker1"
 
 
+@pytest.mark.parametrize("told", [b"", b"{}", b"\xff", b'{"id": "x", "format": "later"}'])
+async def test_a_record_of_another_version_is_said_to_be_one_and_does_no_harm(
+    workers: Workers, client: redis.Redis, told: bytes
+) -> None:
+    one = await workers.start()
+    stream, kept = await one.open(record()), await one.open(record())
+    client.hset(workers.cluster.key(f"t:{stream.id}"), "record", told)
+    with pytest.raises(Unavailable, match="another version") as refusal:
+        await one.registry.find(stream.id)
+    assert refusal.value.extra["reason"] == "version"
+    await one.registry.release(stream.id, 0.0)
+    assert await one.claim(stream)
+    await renew(one)
+    assert one.lost == []
+    client.delete(*all_keys(workers, client))
+    await renew(one)
+    assert one.lost == [stream.id]
+    assert await one.owner(kept) == "worker1"
+
+
+async def test_somebody_elses_key_in_the_place_of_a_record_harms_that_stream_alone(
+    workers: Workers, client: redis.Redis
+) -> None:
+    one, other = await workers.several(2)
+    stream, kept = await one.open(record()), await one.open(record())
+    key = workers.cluster.key(f"t:{stream.id}")
+    client.delete(key)
+    client.set(key, "theirs")
+    await renew(one)
+    assert one.lost == [stream.id]
+    assert not await other.claim(stream)
+    one.pause()
+    workers.wall.ms += LEASE_MS
+    await overdue(other, workers.wall, kept)
+    await other.registry.finish(stream.id)
+    assert client.get(key) == b"theirs"
+
+
 async def test_what_may_have_ended_and_been_forgotten_is_not_entered_anew(
     workers: Workers, client: redis.Redis
 ) -> None:
@@ -925,3 +987,21 @@ async def test_who_has_stood_still_himself_takes_nobody_for_dead(
         one.pause()  # and now for good
         await trio.sleep(GRACE_SECONDS + 1)
         assert list(await other.registry.overdue()) == [stream.id]
+
+
+async def test_what_was_pushed_to_a_worker_that_died_waits_for_whoever_pushes(
+    workers: Workers,
+) -> None:
+    dead, other = await workers.several(2, Config(push_lease=15.0))
+    one, claimed = (Record(new_id(), name, name, Format.PUSH, 1) for name in ("a", "b"))
+    await dead.open(one)
+    await dead.open(claimed)
+    dead.pause()
+    workers.wall.ms += LEASE_MS
+    assert list(await other.registry.overdue()) == []
+    assert await other.owner(one) is None
+    assert await other.claim(claimed)
+    workers.wall.ms += 14_999
+    assert list(await other.registry.overdue()) == []
+    workers.wall.ms += 1
+    assert list(await other.registry.overdue()) == [one.id]

@@ -10,6 +10,7 @@ import logging
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, suppress
 
+import msgspec
 import pytest
 import trio
 from running import ACCEPT, HOST, Gateway, Response, Wire, request, running
@@ -17,6 +18,7 @@ from running import ACCEPT, HOST, Gateway, Response, Wire, request, running
 SMUGGLED = request("POST", "/publish/x", body=b"smuggled")
 
 CHUNKED = b"Transfer-Encoding: chunked\r\n"
+JSON = b"Content-Type: application/json\r\n"
 
 
 @pytest.fixture(autouse=True)
@@ -136,6 +138,21 @@ async def test_what_can_be_divided_in_two_ways_is_refused_whoever_it_is_for(rest
             assert responses[0].header("connection") == "close"
             assert responses[0].header("content-type") == "application/problem+json"
             assert responses[0].detail
+
+
+@pytest.mark.parametrize("rest", AMBIGUOUS.values(), ids=AMBIGUOUS)
+async def test_what_can_be_divided_in_two_ways_is_refused_where_a_body_is_streamed(
+    rest: bytes,
+) -> None:
+    async with nothing_smuggled() as gateway:
+        made = await gateway.ask(request("POST", "/streams", JSON, body=b"{}"))
+        head = b"POST /streams/%b/events HTTP/1.1\r\n" % str(made.json["id"]).encode()
+        wire = await gateway.connect()
+        await wire.send(head + rest + SMUGGLED)
+        (response,) = await answers(wire)
+        assert 400 <= response.status <= 505
+        assert response.header("connection") == "close"
+        assert response.header("content-type") == "application/problem+json"
 
 
 LINES = {
@@ -302,6 +319,45 @@ async def test_the_next_request_on_a_kept_connection_gets_its_own_answer(raw: by
         blocks = [await stream.event(), await stream.event()]
         assert [block.data for block in blocks] == ["canary"] * 2
         assert [block.id for block in blocks] == [told[1].json["id"], told[3].json["id"]]
+
+
+IN_LINES = b'{"event":"x","data":%b}\n' % msgspec.json.encode(SMUGGLED.decode())
+
+PUSHED = {
+    "a request as data": (IN_LINES, 1, [200, 200]),
+    "a request as a line": (SMUGGLED, 0, [400]),
+    "requests as lines": (IN_LINES + SMUGGLED * 3, 1, [400]),
+}
+
+
+@pytest.mark.parametrize("chunked", [True, False])
+@pytest.mark.parametrize(("body", "taken", "statuses"), PUSHED.values(), ids=PUSHED)
+async def test_what_is_pushed_is_never_a_request(
+    body: bytes, taken: int, statuses: list[int], chunked: bool
+) -> None:
+    async with nothing_smuggled() as gateway:
+        made = await gateway.ask(request("POST", "/streams", JSON, body=b"{}"))
+        target = f"/streams/{made.json['id']}/events?end=false"
+        wire = await gateway.connect()
+        if chunked:
+            raw = request("POST", target, CHUNKED) + b"%x\r\n%b\r\n0\r\n\r\n" % (len(body), body)
+        else:
+            raw = request("POST", target, body=body)
+        await wire.send(raw + request("GET", "/healthz"))
+        told = await answers(wire)
+        assert told[0].json["next"] == taken
+        assert [response.status for response in told] == statuses
+
+
+@pytest.mark.parametrize("behind", BEHIND.values(), ids=BEHIND)
+async def test_behind_a_body_that_is_refused_on_its_way_nothing_is_read(behind: bytes) -> None:
+    async with nothing_smuggled() as gateway:
+        for chunks in (b"3\r\n{}\n\r\n", b"3\r\n{}\n\r\n0\r\n\r\n", b""):
+            wire = await gateway.connect()
+            await wire.send(request("POST", "/streams/nothing/events", CHUNKED) + chunks + behind)
+            (response,) = await answers(wire)
+            assert response.status == 404
+            assert response.header("connection") == "close"
 
 
 async def test_what_is_asked_cannot_write_a_line_of_the_answer() -> None:

@@ -6,6 +6,7 @@ All but the demo is called over real connections, at the fake upstream of `upstr
 import gc
 import json
 import logging
+import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -21,6 +22,7 @@ import trio
 import vendors
 from hypothesis import given
 from hypothesis import strategies as st
+from process import child
 from trio.testing import MockClock
 from upstreams import CHAT, HUGE_BYTES, FakeUpstream, Fault, Script, chat, fake_upstream, text_of
 
@@ -136,6 +138,51 @@ async def test_a_call_that_is_cancelled_closes_its_connection_at_once() -> None:
             nursery.cancel_scope.cancel()
         with trio.fail_after(5):
             await fake.calls[0].closed.wait()
+
+
+async def test_no_call_that_is_cancelled_takes_a_place_with_it() -> None:
+    """There is room for one call at a time; each is left at another moment."""
+    async with fake_upstream() as fake, calling(fake, max_streams=1) as caller:
+        for script in (
+            Script(fault=Fault.NO_ANSWER),
+            Script(words=1000, rate=1000),
+            Script(fault=Fault.SILENCE),
+            Script(words=1000, cut=1),
+        ):
+            for delay in (0, 0.001, 0.01):
+                with trio.move_on_after(delay):
+                    await events_of(caller, script)
+        assert len(await events_of(caller)) == 9
+    async with fake_upstream() as fake, calling(fake, max_streams=1) as caller:
+        for turns in range(20):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(events_of, caller, Script(words=20))
+                for _ in range(turns):
+                    await trio.lowlevel.checkpoint()
+                nursery.cancel_scope.cancel()
+        assert len(await events_of(caller)) == 9
+
+
+async def test_others_have_their_turn_while_much_is_there_at_once() -> None:
+    turns = 0
+
+    async def others() -> None:
+        nonlocal turns
+        while True:
+            await trio.lowlevel.checkpoint()
+            turns += 1
+
+    block = b": " + b"x" * 3000 + b"\n\ndata: x\n\n"
+    async with fake_upstream() as fake, calling(fake) as caller:
+        fake.script(Script(blocks=(block,), cut=1))
+        async with caller.call(asking(caller)) as answer:
+            with trio.fail_after(5):
+                await fake.calls[0].over.wait()
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(others)
+                assert await Reader(answer.receive, caller.upstream).events()
+                nursery.cancel_scope.cancel()
+    assert turns > 3000 / upstream.PIECES_PER_TURN
 
 
 async def test_an_upstream_may_speak_tls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -638,6 +685,22 @@ async def test_an_upstream_of_events_is_called_at_its_url_with_what_it_is_sent()
     assert events
     assert fake.calls[0].target == "/v1/generate"
     assert fake.calls[0].body == b'{"prompt":  "Hi"}'
+
+
+# --- the fake upstream itself ---
+
+
+async def test_the_fake_upstream_is_also_a_program() -> None:
+    fake = str(Path(__file__).with_name("upstreams.py"))
+    async with child(sys.executable, fake) as program:
+        url = (await program.until(r"http://\S+"))[0]
+        caller = Caller(configured(url))
+        assert len(await events_of(caller, Script(words=20, rate=500))) == 24
+        assert (await failure_of(caller, Script(status=401))).code == "unauthorized"
+        await caller.aclose()
+        async with httpx.AsyncClient(trust_env=False) as client:
+            told = (await client.get(url.replace("/v1", "/_statistics"))).json()
+    assert told == {"calls": 2, "open": 0, "complete": 2, "closed": 0, "connections": 2}
 
 
 # --- reading --------------------------------------------------------------------------------------

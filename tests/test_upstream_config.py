@@ -5,17 +5,26 @@ import tomllib
 from pathlib import Path
 
 import jwt
+import msgspec
 import pytest
 from click.testing import CliRunner, Result
 
 from gateway.auth import Authenticator
 from gateway.cli import main
 from gateway.config import ApiKey, Config, Format, Upstream
+from gateway.control_socket import MAX_MESSAGE_BYTES, Start
 from gateway.errors import ConfigError, Unauthorized
 from gateway.identity import ANYBODY, Identity
 from gateway.mint import make_token
 from gateway.relay.upstream import headers_of
-from gateway.settings import MAX_UPSTREAMS, load
+from gateway.settings import (
+    MAX_HEADER_VALUE,
+    MAX_HEADERS,
+    MAX_LISTED,
+    MAX_LISTED_ENTRY,
+    MAX_UPSTREAMS,
+    load,
+)
 
 DIGEST = "0" * 64
 KEY = "a key of a node, which is long enough for HS256"
@@ -100,6 +109,9 @@ def test_an_upstream_has_headers_limits_and_those_who_may_use_it(tmp_path: Path)
         ("stop_with_client = 1", "true or false"),
         ("allow = ['everybody']", "made of users, user:<id>, keys or key:<name>"),
         ("allow = ['key:nobody']", "no [[api_key]] has that name"),
+        (f"allow = ['user:{'7' * 200}']", "made of users, user:<id>"),
+        ("allow = [" + "'users'," * 201 + "]", "allow has 201 entries"),
+        (f"paths = ['GET {'x' * 200}']", "made of a method and a path"),
         ("allow = 'users'", "allow is 'users'"),
         ("paths = ['chat/completions']", "made of a method and a path"),
         ("paths = ['POST /chat']", "made of a method and a path"),
@@ -117,12 +129,15 @@ def test_an_upstream_has_headers_limits_and_those_who_may_use_it(tmp_path: Path)
         (f"headers = {{ X = '{PLAIN} ' }}", "the value of X must be printable ASCII"),
         (f'headers = {{ X = "{PLAIN}\\r\\nY: 1" }}', "the value of X must be printable ASCII"),
         (f"headers = {{ X = '{PLAIN}é' }}", "the value of X must be printable ASCII"),
+        (f"headers = {{ X = '{'x' * 4097}' }}", "at most 4096 bytes"),
+        ("headers = { " + ", ".join(f"X{n} = 'x'" for n in range(17)) + " }", "are at most 16"),
         ("headers = { X = '' }", "the value of X must be printable ASCII"),
         ("headers = { X = 'Bearer env:A B' }", "must name a variable"),
         ("headers = { X = 'env:' }", "must name a variable"),
         ("headers = { X = 'file:' }", "must name a variable"),
         (OPENAI, "Two [[upstream]] tables have the name 'openai'"),
     ],
+    ids=lambda value: ascii(value)[:40],
 )
 def test_what_an_upstream_cannot_have_stops_the_start(more: str, says: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as caught:
@@ -147,6 +162,10 @@ def test_what_an_upstream_cannot_have_stops_the_start(more: str, says: str, tmp_
         ("url", "https://host/v1?key=hunter2", "must be an http or https URL"),
         ("url", "https://host/v1#hunter2", "must be an http or https URL"),
         ("url", "https://host/a/../b", "must be an http or https URL"),
+        ("url", "https://a..b/v1", "must be an http or https URL"),
+        ("url", "https://.b/v1", "must be an http or https URL"),
+        ("url", "https://[::g]/v1", "must be an http or https URL"),
+        ("url", f"https://{'a' * 64}.b/v1", "must be an http or https URL"),
         ("url", "https://host//v1", "must be an http or https URL"),
         ("url", "https://host/a b", "must be an http or https URL"),
         ("url", "https://host:99999/v1", "must be an http or https URL"),
@@ -194,6 +213,18 @@ def test_there_are_no_more_upstreams_than_are_bearable(tmp_path: Path) -> None:
     assert len(loaded(tmp_path, tables(MAX_UPSTREAMS)).upstreams) == MAX_UPSTREAMS
     with pytest.raises(ConfigError, match=f"the most is {MAX_UPSTREAMS}"):
         loaded(tmp_path, tables(MAX_UPSTREAMS + 1))
+
+
+def test_a_worker_is_told_all_of_the_largest_upstreams() -> None:
+    largest = upstream(
+        headers={f"X-{n:098}": "x" * MAX_HEADER_VALUE for n in range(MAX_HEADERS)},
+        allow=("user:" + "7" * (MAX_LISTED_ENTRY - 5),) * MAX_LISTED,
+        paths=("GET " + "x" * (MAX_LISTED_ENTRY - 4),) * MAX_LISTED,
+    )
+    start = Start(0, Config(upstreams=(largest,) * MAX_UPSTREAMS))
+    sent = msgspec.json.encode(start)
+    assert len(sent) < MAX_MESSAGE_BYTES
+    assert msgspec.json.decode(sent, type=Start) == start
 
 
 # --- secrets --------------------------------------------------------------------------------------

@@ -203,7 +203,7 @@ class Call:
         self.blocks = 0
         """How many have been sent."""
         self.is_complete = False
-        """All of the answer has been sent."""
+        """All of the answer has been sent, or its last bytes are being sent."""
         self.closed = trio.Event()
         """The client has closed the connection before that."""
         self.closed_at: float | None = None
@@ -369,10 +369,9 @@ class _Connection:
             nursery.start_soon(self._watch, call, nursery.cancel_scope)
             with suppress(_Ended, trio.BrokenResourceError, trio.ClosedResourceError):
                 await self._answer(call, self._server._script_of(call))
-                call.is_complete = True
                 call.over.set()
             nursery.cancel_scope.cancel()
-        if not call.is_complete:
+        if not call.over.is_set():
             raise _Ended
 
     async def _watch(self, call: Call, scope: trio.CancelScope) -> None:
@@ -381,6 +380,8 @@ class _Connection:
             while data:
                 data = bytes(await self._stream.receive_some(READ_BYTES))
                 self._early += data
+        if call.is_complete:
+            return
         call.closed_at = trio.current_time()
         call.closed.set()
         scope.cancel()
@@ -413,6 +414,8 @@ class _Connection:
         await self._stream_of(call, script, vendor, blocks)
 
     async def _whole(self, status: int, headers: dict[str, str], body: bytes) -> None:
+        if self._call is not None:
+            self._call.is_complete = True
         if status != 204:
             headers |= {"content-length": str(len(body))}
         await self._head(status, headers, body if status != 204 else b"")
@@ -452,6 +455,7 @@ class _Connection:
         await self._fail(script)
         if squeeze:
             await self._chunk(squeeze.flush())
+        call.is_complete = True  # said first: the client may close when it has the last byte
         await self._stream.send_all(b"0\r\n\r\n")
 
     def _with_fault(

@@ -17,7 +17,7 @@ from gateway.api.request import JSON, NOT_STORED, Answer, Request, answer, sente
 from gateway.api.subscribe import PATH as EVENTS
 from gateway.api.views import is_forgotten, is_owner, may_view_stream
 from gateway.auth import NEEDED, NOBODY
-from gateway.config import Config, Format, Upstream
+from gateway.config import Format, Upstream
 from gateway.errors import (
     BadRequest,
     Forbidden,
@@ -43,7 +43,7 @@ from gateway.policy import Policy
 from gateway.position import Start
 from gateway.relay.record import Record
 from gateway.relay.registry import Found
-from gateway.relay.relays import Limits, Plan, no_stream
+from gateway.relay.relays import Plan, no_stream
 from gateway.relay.running import Running
 from gateway.relay.story import Story, story_json
 from gateway.request_id import NAME, named_id
@@ -53,9 +53,6 @@ PATH = "/streams"
 
 STREAM_ID = b"Stream-Id"
 STREAM_CHANNEL = b"Stream-Channel"
-
-PUSH_LEASE_SECONDS = 15.0
-PUSH_SECONDS = 3600.0
 
 MAX_UNWATCHED_SECONDS = 86_400.0
 
@@ -157,14 +154,11 @@ def _plan(node: Node, identity: Identity, document: Document) -> Plan:
                 f" {_EXAMPLE}."
             )
         check_may_push(identity)
-        return Plan(
-            None,
-            push_limits(node.config, unwatched),
-            Format.PUSH,
+        return node.pushes.plan(
             channel=document.channel,
             user=user,
             publisher=identity.publisher,
-            away_seconds=PUSH_LEASE_SECONDS,
+            unwatched_seconds=unwatched,
         )
     upstream = upstream_for(node, identity, document.upstream)
     check_room(node, upstream, user)
@@ -179,16 +173,6 @@ def _plan(node: Node, identity: Identity, document: Document) -> Plan:
         publisher=identity.publisher,
         idempotent=document.idempotent,
         unwatched_seconds=unwatched,
-    )
-
-
-def push_limits(config: Config, unwatched_seconds: float | None) -> Limits:
-    """Of what an application pushes."""
-    return Limits(
-        max_tokens=config.stream_events,
-        max_seconds=PUSH_SECONDS,
-        max_event_bytes=config.max_event_bytes,
-        unwatched_seconds=unwatched_seconds or 0.0,
     )
 
 
@@ -275,7 +259,10 @@ async def show(node: Node, request: Request, id: str) -> Answer:
         found = await _found(node, identity, id)
         if not may_view_stream(node, identity, found.record):
             raise Forbidden("This token stream is somebody else's (gateway.subscribe).")
-        told = _told(node, found.record, await node.relays.story(found.record))
+        record = found.record
+        told = _told(node, record, await node.relays.story(record))
+        if record.format is Format.PUSH:
+            told["next"] = (await node.pushes.now(record)).next
     except GatewayError as error:
         return refused(node, error, "token-streams")
     return replace(answer(200, told), headers=(NOT_STORED,))

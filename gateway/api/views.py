@@ -70,8 +70,6 @@ async def viewed(
 
 
 def _check_snapshot(asked: Sequence[str], stream: EventStream) -> None:
-    if stream.is_poll:
-        raise BadRequest("A poll has no snapshot; GET /streams/<id> shows what there is so far.")
     if len(asked) != 1:
         raise BadRequest(f"A snapshot is of one token stream; {len(asked)} channels are named.")
     if isinstance(stream.resume, int):
@@ -132,13 +130,15 @@ def is_owner(identity: Identity, record: Record) -> bool:
         return True
     if identity.user is not None and identity.user == record.user:
         return True
-    return _is_somebody(identity) and identity.publisher == record.publisher
+    return is_opener(identity, record)
 
 
-def _is_somebody(identity: Identity) -> bool:
-    """Whether its ``publisher`` tells it from others: not that of a token that names nobody."""
+def is_opener(identity: Identity, record: Record) -> bool:
+    """Whether ``identity`` has opened a token stream. Of a token that names neither a user nor
+    itself that cannot be said: others may have the same."""
     named = identity.user is not None or identity.token_id is not None
-    return named or identity.publisher.startswith(KEY_PREFIX)
+    tells = named or identity.publisher.startswith(KEY_PREFIX)
+    return tells and identity.publisher == record.publisher
 
 
 def _is_public(node: Node, name: str) -> bool:

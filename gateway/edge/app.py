@@ -23,6 +23,8 @@ from gateway.api.csrf import check_page
 from gateway.api.listing import serve_listing
 from gateway.api.poll import poll
 from gateway.api.publish import publish
+from gateway.api.push import ROUTE as PUSH
+from gateway.api.push import Whole, push
 from gateway.api.refusals import is_refusal, told
 from gateway.api.request import NOT_STORED, Answer, Request, parse_target, problem
 from gateway.api.subscribe import STREAM_HEADERS, head_of, subscribe
@@ -56,6 +58,7 @@ ROUTES = {
     "/nodes/<rest:id>/drain": "/nodes/<id>/drain",
     "/streams": "/streams",
     "/streams/<id>": "/streams/<id>",
+    PUSH: PUSH,
     "/stats": "/stats",
     "/metrics": "/metrics",
     "/healthz": "/healthz",
@@ -191,6 +194,11 @@ def _add_hot_routes(app: QuartTrio, node: Node) -> None:
     @app.post("/publish/<rest:channel>")
     async def publish_events(channel: str = "") -> Response:
         return _response(await publish(node, await _request()))
+
+    @app.post(PUSH)
+    async def push_events(id: str) -> Response:
+        asked = await _request()
+        return _response(await push(node, asked, Whole(asked.body)))
 
 
 def _add_admin_routes(app: QuartTrio, node: Node) -> None:

@@ -2,6 +2,7 @@
 
 from gateway.api.listing import DEFAULT_LIMIT, MAX_LIMIT
 from gateway.api.poll import DEFAULT_WAIT, MAX_WAIT
+from gateway.api.push import MAX_NUMBER_DIGITS
 from gateway.api.tokens import MAX_SECONDS_DIGITS
 from gateway.client_summary import Standing
 from gateway.config import Config
@@ -15,6 +16,7 @@ from gateway.openapi.schemas import (
     RETRY,
     SUBSCRIBABLE,
     USER,
+    VIEW,
     Schema,
 )
 from gateway.replay import MAX_NEWEST
@@ -75,6 +77,15 @@ ANNOTATE = in_query(
     {"type": "boolean", "default": False},
     "Whether each event has a line `channel:` that names those of the stream's channels through "
     "which it comes.",
+    **_EMPTY,
+)
+
+VIEW_OF_STREAMS = in_query(
+    "view",
+    VIEW,
+    "As what token streams are shown: by the events that are the same for every vendor, by the "
+    "upstream's as they were, or as the former with all so far as one event, `snapshot`, which is "
+    "of one channel.",
     **_EMPTY,
 )
 
@@ -148,3 +159,19 @@ TRACE = [
     _in_header("tracestate", "What goes with it."),
 ]
 IF_NONE_MATCH = _in_header("If-None-Match", "The `ETag` of the description that is known.")
+
+TOKEN_STREAM = in_path("id", {"type": "string"}, "Of a token stream.")
+OF_LINES = (
+    in_query(
+        "seq",
+        {"type": "integer", "minimum": 0, "maximum": 10**MAX_NUMBER_DIGITS - 1},
+        "The number of the body's first line, from 0; those that were taken already are skipped.",
+        **_EMPTY,
+    ),
+    in_query(
+        "end",
+        {"type": "boolean", "default": True},
+        "`false`: the end of the body is not that of the stream.",
+        **_EMPTY,
+    ),
+)

@@ -35,6 +35,10 @@ Publish = Callable[[Sequence[Event], float], Awaitable[Sequence[Position | Gatew
 """`gateway.bus.Bus.publish`, with its patience."""
 
 
+class Uncertain(Failure):
+    """It cannot be known whether the last events have been published."""
+
+
 class Outlet:
     def __init__(self, publish: Publish, vouches: Callable[[Position], bool]) -> None:
         """``vouches`` is the bus's."""
@@ -133,11 +137,15 @@ class Outlet:
 
     def _check(self, refused: Sequence[Position | GatewayError]) -> None:
         """Raise unless all of ``refused`` may be tried again without a hole or a repetition."""
+        is_uncertain = False
         for result in refused:
             if isinstance(result, ChannelEnded):
                 raise result
-            if isinstance(result, Position) or result.extra.get("outcome") == "unknown":
+            if isinstance(result, Position):
                 raise Failure("bus-lost")
+            is_uncertain |= result.extra.get("outcome") == "unknown"
+        if is_uncertain:
+            raise Uncertain("bus-lost")
 
     def _free(self) -> None:
         if self.has_room:

@@ -30,6 +30,8 @@ class Record(Struct, frozen=True):
     """`gateway.identity.Identity.publisher` of who opened it, who may do so as well."""
     idempotent: bool = False
     """The call may be made again by another worker, if nothing has come of it yet."""
+    unwatched_seconds: float = 0.0
+    """After how long without viewers it is stopped; 0: never."""
 
 
 def new_id() -> str:

@@ -48,7 +48,7 @@ RENEWED, UNKNOWN = 1, -1
 """Answered of a lease; UNKNOWN where there is no record."""
 
 MAX_FORGOTTEN = 1000
-"""Streams that could not be opened, of which Redis may hold a record, and is to be told. More are
+"""Streams that have come to nothing, of which Redis may hold a record, and is to be told. More are
 left to whoever finds their leases overdue."""
 
 
@@ -60,6 +60,15 @@ class _Held:
 
 
 _decoder = msgspec.json.Decoder(Record)
+
+
+def _decode(record: bytes) -> Record:
+    try:
+        return _decoder.decode(record)
+    except msgspec.DecodeError:
+        raise Unavailable(
+            "The record of the token stream is of another version of the gateway.", reason="version"
+        ) from None
 
 
 class RedisRegistry:
@@ -88,6 +97,8 @@ class RedisRegistry:
         self._touched_at = self._renewed_at = -inf
         self._unbroken_since: float | None = None
         self._renewal_failures = 0
+        self._rest = trio.CancelScope()
+        """Until leases are renewed again; cancelled, that is at once."""
 
     # -- leases
 
@@ -102,7 +113,7 @@ class RedisRegistry:
                 except LinkLost:
                     self._unbroken_since = None
                     self._renewal_failures += 1
-                with trio.move_on_after(LEASE_SECONDS / RENEWALS):
+                with trio.move_on_after(LEASE_SECONDS / RENEWALS) as self._rest:
                     await self._commands.wait_lost(losses)
 
     async def _renew(self) -> None:
@@ -135,7 +146,10 @@ class RedisRegistry:
         return now - self._renewed_at < self._config.stream_seconds
 
     async def _enter(self, held: _Held) -> bool:
-        record = _decoder.decode(held.record)
+        try:
+            record = _decode(held.record)
+        except Unavailable:
+            return False
         if self._held.get(record.id) is not held:  # it has ended meanwhile
             return False
         names = (record.channel, record.raw)
@@ -150,7 +164,8 @@ class RedisRegistry:
         since = self._unbroken_since
         if since is None or now - since < GRACE_SECONDS or self._stood_still(now):
             return ()
-        given = await self._patiently("overdue", MAX_OVERDUE)
+        patience = int(self._config.push_lease * 1000)
+        given = await self._patiently("overdue", MAX_OVERDUE, patience)
         return [id for each in given if (id := each.decode()) not in self._held]
 
     # -- one stream
@@ -171,11 +186,17 @@ class RedisRegistry:
             )
             known = True
         finally:
-            if not known and len(self._to_forget) < MAX_FORGOTTEN:
-                self._to_forget[record.id] = None
+            if not known:
+                self.forget(record.id)
         if not is_opened:
             raise taken(record)
         self._held[record.id] = _Held(encoded, lost)
+
+    def forget(self, id: str) -> None:
+        self._held.pop(id, None)
+        if len(self._to_forget) < MAX_FORGOTTEN:
+            self._to_forget[id] = None
+            self._rest.cancel()
 
     async def find(self, id: str) -> Found | None:
         fields = ("record", "owner", "over")
@@ -184,7 +205,7 @@ class RedisRegistry:
         if record is None:
             return None
         tag = owner.decode() if owner is not None else None
-        return Found(_decoder.decode(record), tag, is_over=over is not None)
+        return Found(_decode(record), tag, is_over=over is not None)
 
     async def find_by_channel(self, name: str) -> Found | None:
         id = await self._try_until_answered("GET", f"{self._prefix}o:{name}")
@@ -232,6 +253,9 @@ class RedisRegistry:
         record, request = told
         self._held[id] = _Held(record, lost)
         return request
+
+    def sure_for(self) -> float:
+        return self._renewed_at + LEASE_SECONDS - trio.current_time()
 
     def statistics(self) -> RegistryStatistics:
         return RegistryStatistics(held=len(self._held), renewal_failures=self._renewal_failures)

@@ -8,6 +8,7 @@
    Nobody is found `overdue` whose worker has not been able to reach what keeps the leases because
    nobody was.
 3. *Overdue* streams are given to one worker at a time, and again if that one has died over it.
+   One that is pushed counts as released when its worker has died, for ``push_lease``.
 4. *The fence.* Of a stream that is idempotent `begin` is true for one worker alone, and for none
    after another one has had it restarted. It is restarted once at the most: a request that ends
    workers does not go from one to the next.
@@ -18,6 +19,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import islice
+from math import inf
 from typing import Protocol
 
 import trio
@@ -67,6 +69,10 @@ class Registry(Protocol):
         one of its channels, until that one's record is gone.
         """
 
+    def forget(self, id: str) -> None:
+        """Have a stream that is held here, and of which nobody has been told, as if it had never
+        been opened: as soon as that can be."""
+
     async def find(self, id: str) -> Found | None: ...
 
     async def find_by_channel(self, name: str) -> Found | None:
@@ -92,6 +98,9 @@ class Registry(Protocol):
     async def restart(self, id: str, lost: Callable[[], None]) -> bytes | None:
         """The request of an overdue stream that is idempotent and has not begun, held here from now
         on; None where it must not be made again. Behind it `begin` is true here."""
+
+    def sure_for(self) -> float:
+        """Seconds for which what is held here certainly is nobody else's."""
 
     def statistics(self) -> RegistryStatistics: ...
 
@@ -154,6 +163,12 @@ class MemoryRegistry:
         is_kept = record.idempotent and len(request) <= self._config.max_body_bytes
         self._open[record.id] = _Entry(record, lost, request if is_kept else None)
         self._channels |= dict.fromkeys(names, record.id)
+
+    def forget(self, id: str) -> None:
+        entry = self._open.get(id)
+        if entry is not None and entry.lost is not None:
+            del self._open[id]
+            self._free(entry)
 
     async def find(self, id: str) -> Found | None:
         self._sweep()
@@ -218,6 +233,9 @@ class MemoryRegistry:
         await self.claim(id, lost)
         return request
 
+    def sure_for(self) -> float:
+        return inf
+
     def statistics(self) -> RegistryStatistics:
         return RegistryStatistics(
             records=len(self._open) + len(self._over),
@@ -230,16 +248,16 @@ class MemoryRegistry:
     def _sweep(self) -> None:
         now = self._now_ms()
         while self._over and next(iter(self._over.values())).until_ms <= now:
-            self._forget(self._over.popitem(last=False)[1])
+            self._free(self._over.popitem(last=False)[1])
 
     def _evict(self) -> None:
         id, entry = (self._over or self._open).popitem(last=False)
         self._left.pop(id, None)
-        self._forget(entry)
+        self._free(entry)
         self._evicted += 1
         if entry.lost is not None:
             entry.lost()
 
-    def _forget(self, entry: _Entry) -> None:
+    def _free(self, entry: _Entry) -> None:
         for name in (entry.record.channel, entry.record.raw):
             self._channels.pop(name, None)

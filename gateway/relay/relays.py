@@ -20,6 +20,7 @@ from gateway.bus import Bus
 from gateway.cluster import COMMAND_SECONDS, READ_SECONDS, Cluster
 from gateway.config import Config, Format
 from gateway.errors import ChannelEnded, Conflict, GatewayError, NotFound, Unavailable
+from gateway.event import Event
 from gateway.histogram import Distribution, Histogram
 from gateway.messages import Command
 from gateway.names import RAW_SUFFIX, stream_channel
@@ -41,6 +42,9 @@ LOOK_SECONDS = 1.0
 
 MAX_ASKED = 500
 """Streams whose viewers other workers are asked for at a time."""
+
+SURE_SECONDS = 1.0
+"""For which a lease must hold, at the least, that something is published by."""
 
 STOP_SECONDS = 2.0
 """For which a stop is waited for; the upstream's connection is closed at its beginning."""
@@ -222,6 +226,7 @@ class Relays:
             user=plan.user,
             publisher=plan.publisher,
             idempotent=plan.idempotent,
+            unwatched_seconds=plan.limits.unwatched_seconds,
         )
         running = self._running(record, plan.limits)
         self._enter(running, plan.limits)
@@ -241,8 +246,7 @@ class Relays:
             if not begun:
                 self._leave(running)
                 if entered:
-                    with trio.move_on_after(STOP_SECONDS, shield=True):
-                        await self.registry.finish(id)
+                    self.registry.forget(id)
         self._opened[plan.format] += 1
         if plan.produce is not None:
             self._start(running, plan.produce)
@@ -264,21 +268,38 @@ class Relays:
         async def begin() -> bool:
             return await self.registry.begin(record.id)
 
+        is_pushed = record.format is Format.PUSH
         return Running(
             record,
-            Outlet(
-                lambda events, patience: self._bus.publish(events, patience),
-                self._bus.vouches,
-            ),
+            Outlet(self._publish_own if is_pushed else self._publish, self._bus.vouches),
             max_tokens=limits.max_tokens,
             max_seconds=limits.max_seconds,
             max_event_bytes=limits.max_event_bytes,
             batch_seconds=limits.batch_seconds,
             batch_bytes=limits.batch_bytes,
+            away_seconds=self._config.push_lease if is_pushed else 0.0,
             begin=begin if record.idempotent else None,
             count_tokens=self._count_tokens,
             first_token=self._first_token.observe,
         )
+
+    async def _publish(
+        self, events: Sequence[Event], patience: float
+    ) -> Sequence[Position | GatewayError]:
+        return await self._bus.publish(events, patience)
+
+    async def _publish_own(
+        self, events: Sequence[Event], patience: float
+    ) -> Sequence[Position | GatewayError]:
+        """The same while nobody else can have taken the stream over, who would go on with it: that
+        needs no end, which would fence it off."""
+        with trio.move_on_after(patience) as waiting:
+            while self.registry.sure_for() < SURE_SECONDS:  # noqa: ASYNC110  # it is the clock's
+                await trio.sleep(SURE_SECONDS / 10)
+        if waiting.cancelled_caught:
+            away = Unavailable("The registry of token streams is away.", outcome="refused")
+            return [away] * len(events)
+        return await self._bus.publish(events, min(patience, self.registry.sure_for()))
 
     def _count_tokens(self, count: int) -> None:
         self._tokens += count

@@ -9,7 +9,7 @@ from gateway import control
 from gateway.errors import ChannelEnded
 from gateway.event import MAX_LABEL, Event
 from gateway.relay.events import Complete, Error, Failure, Normal, Token, render
-from gateway.relay.outlet import PATIENCE_SECONDS, Outlet
+from gateway.relay.outlet import PATIENCE_SECONDS, Outlet, Uncertain
 from gateway.relay.record import Record
 from gateway.sse import ServerSentEvent
 
@@ -47,12 +47,14 @@ class Running:
         max_event_bytes: int,
         batch_seconds: float = 0.0,
         batch_bytes: int = 0,
+        away_seconds: float = 0.0,
         begin: Callable[[], Awaitable[bool]] | None = None,
         count_tokens: Callable[[int], None] = lambda count: None,
         first_token: Callable[[float], None] = lambda seconds: None,
     ) -> None:
-        """``begin`` says whether the first event may be published, of a stream that may have been
-        begun elsewhere; ``first_token`` is told after how many seconds it came."""
+        """``away_seconds`` are those that a producer has who sends again what has not been
+        published. ``begin`` says whether the first event may be published, of a stream that may
+        have been begun elsewhere; ``first_token`` is told after how many seconds it came."""
         self.record = record
         self.outlet = outlet
         self.ended = trio.Event()
@@ -72,6 +74,7 @@ class Running:
         self._max_event_bytes = max_event_bytes
         self._batch_seconds = batch_seconds
         self._batch_bytes = batch_bytes
+        self._away_seconds = away_seconds
         self._begin = begin
         self._count_tokens = count_tokens
         self._first_token = first_token
@@ -86,6 +89,11 @@ class Running:
     def asked(self) -> Complete | Error | None:
         """The end that was asked for, by `stop`."""
         return self._asked
+
+    @property
+    def is_lost(self) -> bool:
+        """It may be made elsewhere, or it is not known how much of it has been published."""
+        return self._fenced
 
     # -- what its producer calls
 
@@ -120,6 +128,12 @@ class Running:
             self._count_token()
         self._check_size(event.data)
         self.outlet.put(Event((self.record.raw,), event.data, _type_of(event)))
+
+    def put(self, event: Event, *, is_token: bool) -> None:
+        """An event that is rendered already. Raises Failure("limit-tokens")."""
+        if is_token:
+            self._count_token()
+        self.outlet.put(event)
 
     def _check_size(self, data: str) -> None:
         """Raise Failure where it is larger, as it would be sent, than an event may be."""
@@ -233,10 +247,14 @@ class Running:
                     await self.outlet.run()
                 except Failure as failure:
                     self.outlet.clear()
-                    self.stop(failure.told())
-                    if self.last is not None:  # the end was on its way, and went with the rest
-                        self._end(failure.told())
-                    await self.outlet.run()
+                    if self._away_seconds and isinstance(failure, Uncertain):
+                        self.last, self.away = None, self._away_seconds
+                        self.lose()
+                    else:
+                        self.stop(failure.told())
+                        if self.last is not None:  # it was on its way, and went with the rest
+                            self._end(failure.told())
+                        await self.outlet.run()
             except ChannelEnded:
                 self.last = None
                 self.lose()

@@ -19,7 +19,7 @@ from gateway.event import FRAME_OVERHEAD, Frame
 from gateway.position import ZERO, Position
 from gateway.relay.record import Record
 from gateway.relay.story import Story, snapshot_json
-from gateway.streams import Beginning
+from gateway.streams import MAX_POSITION, Beginning
 
 MAX_STORIES = 1000
 """Streams of which a worker keeps what has come of them."""
@@ -35,9 +35,6 @@ READS = 8
 
 PAGE_FRAMES = 256
 """Read of a channel between two checkpoints."""
-
-MAX_POSITION = Position(2**64, 0)
-"""Later than any event."""
 
 STREAMING = "streaming"
 

@@ -43,6 +43,9 @@ BACK_OFF_FIRST, BACK_OFF_MOST = 0.5, 8.0
 """Seconds before a call is made again, where the upstream does not say: doubled from try to try,
 and a quarter shorter or longer. As the vendors' own clients have it."""
 
+PIECES_PER_TURN = 32
+"""Of a body, before others have their turn: as many chunks of a byte each are 0.3 ms."""
+
 MAX_PATH = 512
 MAX_QUERY = 4096
 MAX_SECRET_FILE_BYTES = 64 * 1024
@@ -257,6 +260,7 @@ class Answer:
         self._values = response.headers
         assert isinstance(response.stream, httpx.AsyncByteStream)
         self._pieces = aiter(response.stream)
+        self._turn = 0
         self.is_over = False
         """The body has been read to its end."""
 
@@ -272,6 +276,9 @@ class Answer:
         "interrupted" where the connection breaks before the end."""
         try:
             async for piece in self._pieces:
+                self._turn += 1
+                if not self._turn % PIECES_PER_TURN:  # what is here already is had without waiting
+                    await trio.lowlevel.checkpoint()
                 if piece:
                     return piece
         except httpx.TimeoutException:
@@ -288,13 +295,29 @@ class Answer:
         collector closes when the outermost one is; trio warns of that. Cancelled, they end from
         within.
         """
-        with trio.CancelScope() as scope:
+        with trio.CancelScope(shield=True) as scope:  # whatever is cancelled around it, is caught
             scope.cancel()
             try:
                 async for _ in self._pieces:
                     pass
             except httpx.TransportError:
                 pass
+
+
+class _Body(httpx.AsyncByteStream):
+    """Of a request; httpx's own is a generator, which nobody closes when the sending of it is
+    cancelled."""
+
+    def __init__(self, body: bytes) -> None:
+        self._pieces = [body] if body else []
+
+    def __aiter__(self) -> "_Body":
+        return self
+
+    async def __anext__(self) -> bytes:
+        if not self._pieces:
+            raise StopAsyncIteration
+        return self._pieces.pop()
 
 
 class Caller:
@@ -391,6 +414,7 @@ class Caller:
             content=body or None,
             extensions={"timeout": self._timeout},
         )
+        request.stream = _Body(body)
         try:
             response = await self._transport.handle_async_request(request)
         except httpx.TransportError as error:

@@ -100,6 +100,7 @@ export class Answer {
     this.wire.event(event);
     const told = parse(event.data) ?? {};
     switch (event.type) {
+      case "start": return this.#set({text: "", tokens: 0});  // also instead of a snapshot that would be too long
       case "snapshot":
         this.#isTorn = false;
         return this.#set({text: told.text, tokens: told.tokens});

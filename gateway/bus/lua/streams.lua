@@ -26,10 +26,11 @@ local function expire(id, ms)
   end
 end
 
--- The owner and who deals with it; nothing where there is no such stream, or it has ended.
+-- The owner and who deals with it; nothing where there is no such stream, it has ended, or somebody
+-- else's key is in its place. Whether there is no record stands behind that.
 local function state(id)
-  local found = redis.call('HMGET', record_of(id), 'record', 'over', 'owner', 'dealer', 'begun')
-  if not found[1] or found[2] then return nil end
+  local found = redis.pcall('HMGET', record_of(id), 'record', 'over', 'owner', 'dealer', 'begun')
+  if found.err or not found[1] or found[2] then return nil, not found.err and not found[1] end
   return {record = found[1], owner = found[3], dealer = found[4], begun = found[5]}
 end
 
@@ -73,14 +74,14 @@ function wanted.renew(touch, ...)
   redis.call('ZADD', leases, 'XX', 0, '')
   local answers = {}
   for i, id in ipairs({...}) do
-    local found = state(id)
+    local found, is_unknown = state(id)
     local is_own = found
       and (found.owner == worker or not found.owner and found.dealer == worker)
     if is_own then
       if found.owner then lease(id, lasts) else hold(id) end
       if touch == '1' then expire(id, kept) end
     end
-    answers[i] = is_own and 1 or redis.call('HGET', record_of(id), 'record') and 0 or -1
+    answers[i] = is_own and 1 or is_unknown and -1 or 0
   end
   return answers
 end
@@ -160,11 +161,17 @@ function wanted.forget(id)
   return 1
 end
 
--- Streams whose leases have run out, which this worker deals with from now on.
-function wanted.overdue(most)
+-- Streams whose leases have run out, which this worker deals with from now on. What is pushed is
+-- released first in the name of the worker that has died, for so many ms: whoever pushes comes back
+-- at another one.
+function wanted.overdue(most, patience)
   local given = {}
   for _, id in ipairs(redis.call('ZRANGEBYSCORE', leases, '-inf', now, 'LIMIT', 0, most)) do
-    if state(id) then
+    local found = state(id)
+    if found and found.owner and cjson.decode(found.record).format == 'push' then
+      lease(id, tonumber(patience))
+      redis.call('HDEL', record_of(id), 'owner')
+    elseif found then
       lease(id, lasts)
       redis.call('HSET', record_of(id), 'dealer', worker)
       redis.call('HDEL', record_of(id), 'owner')
