@@ -4,14 +4,14 @@ import itertools
 import json
 import os
 import struct
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
 
 import pytest
-from chromium import Chromium, Tab, chromium
+from chromium import Chromium, Profiles, Tab, profiles
 from node_js import run_module
 from playwright.async_api import Page
 from proxy import proxy_to
@@ -40,6 +40,12 @@ EVENTS = """() => [...document.querySelectorAll("#wire > li")].map(row =>
     `${row.querySelector(".type").textContent} ${row.querySelector(".note").textContent}`.trim())"""
 
 
+@pytest.fixture(scope="module")
+def chromium() -> Iterator[Profiles]:
+    with profiles() as made:
+        yield made
+
+
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """The demo speaks faster than anybody reads."""
@@ -57,7 +63,7 @@ def conversation(*turns: tuple[str, str]) -> str:
 
 
 @asynccontextmanager
-async def page(**settings: Any) -> AsyncIterator[tuple[Gateway, Tab]]:
+async def page(chromium: Profiles, **settings: Any) -> AsyncIterator[tuple[Gateway, Tab]]:
     """The page on a node of its own."""
     async with running(**settings) as gateway, chromium() as browser:
         yield gateway, await browser.tab(url_of(gateway))
@@ -73,13 +79,11 @@ async def watched(browser: Chromium, gateway: Gateway) -> AsyncIterator[tuple[To
 
 
 @asynccontextmanager
-async def fake_page(
-    **settings: Any,
-) -> AsyncIterator[tuple[FakeUpstream, Tab]]:
+async def fake_page(chromium: Profiles, **settings: Any) -> AsyncIterator[tuple[FakeUpstream, Tab]]:
     """The page for an upstream that says what the test wants."""
     async with fake_upstream() as fake:
         upstream = Upstream("fake", fake.url, Format.OPENAI, allow=("users",), retries=0)
-        async with page(upstreams=(upstream,), **settings) as (gateway, tab):
+        async with page(chromium, upstreams=(upstream,), **settings) as (gateway, tab):
             await tab.open(f"{url_of(gateway)}?upstream=fake&model=fake-1")
             yield fake, tab
 
@@ -106,8 +110,10 @@ async def until_text(tab: Tab, text: str) -> None:
 
 
 @pytest.mark.usefixtures("quick")
-async def test_an_answer_is_written_and_says_what_it_took_and_what_went_over_the_wire() -> None:
-    async with page() as (_, tab):
+async def test_an_answer_is_written_and_says_what_it_took_and_what_went_over_the_wire(
+    chromium: Profiles,
+) -> None:
+    async with page(chromium) as (_, tab):
         await tab.click("#proposals button:has-text('code')")
         note = await tab.until(".note", r"^complete · \d+ tokens · the first after 0\.\d+ s · \d")
         story = demo.answer_to("Show me some code")
@@ -133,8 +139,8 @@ async def test_an_answer_is_written_and_says_what_it_took_and_what_went_over_the
         assert tab.errors == []
 
 
-async def test_what_was_said_is_sent_along_with_the_next_question() -> None:
-    async with fake_page() as (fake, tab):
+async def test_what_was_said_is_sent_along_with_the_next_question(chromium: Profiles) -> None:
+    async with fake_page(chromium) as (fake, tab):
         fake.script(Script(words=12), Script(words=3))
         await ask(tab, "One?")
         await until_text(tab, text_of(12).strip())
@@ -154,7 +160,9 @@ async def test_what_was_said_is_sent_along_with_the_next_question() -> None:
 
 
 @pytest.mark.usefixtures("quick")
-async def test_a_page_that_is_reloaded_in_the_middle_and_a_second_tab_have_the_whole_text() -> None:
+async def test_a_page_that_is_reloaded_in_the_middle_and_a_second_tab_have_the_whole_text(
+    chromium: Profiles,
+) -> None:
     async with running() as gateway, chromium() as browser, watched(browser, gateway) as (s, tab):
         await s.say("One", " **two", "** three")
         await until_text(tab, "One two three")
@@ -180,7 +188,7 @@ async def test_a_page_that_is_reloaded_in_the_middle_and_a_second_tab_have_the_w
         assert tab.errors == second.errors == []
 
 
-async def test_who_stops_an_answer_stops_it_in_all_tabs() -> None:
+async def test_who_stops_an_answer_stops_it_in_all_tabs(chromium: Profiles) -> None:
     async with running() as gateway, chromium() as browser, watched(browser, gateway) as (s, tab):
         await s.say("So far")
         second = await browser.tab(await tab.run("() => location.href"))
@@ -198,8 +206,10 @@ async def test_who_stops_an_answer_stops_it_in_all_tabs() -> None:
         assert await tab.run(TEXTS) == ["So far"]
 
 
-async def test_what_is_stopped_before_it_has_an_id_is_stopped_when_it_has_one() -> None:
-    async with fake_page() as (fake, tab):
+async def test_what_is_stopped_before_it_has_an_id_is_stopped_when_it_has_one(
+    chromium: Profiles,
+) -> None:
+    async with fake_page(chromium) as (fake, tab):
         fake.script(Script(fault=Fault.SILENCE, after=3))
         await tab.run("""() => {
             const { fetch } = window;
@@ -219,7 +229,9 @@ async def test_what_is_stopped_before_it_has_an_id_is_stopped_when_it_has_one() 
         assert tab.errors == []
 
 
-async def test_an_answer_goes_on_while_the_link_is_cut_and_is_whole_when_it_is_back() -> None:
+async def test_an_answer_goes_on_while_the_link_is_cut_and_is_whole_when_it_is_back(
+    chromium: Profiles,
+) -> None:
     async with (
         running(retry=0.1) as gateway,
         proxy_to(gateway.port) as proxy,
@@ -246,8 +258,10 @@ async def test_an_answer_goes_on_while_the_link_is_cut_and_is_whole_when_it_is_b
         assert [error for error in tab.errors if "ERR_" not in error] == []
 
 
-async def test_an_answer_that_is_gone_or_was_never_sent_is_asked_for_again() -> None:
-    async with fake_page() as (fake, tab):
+async def test_an_answer_that_is_gone_or_was_never_sent_is_asked_for_again(
+    chromium: Profiles,
+) -> None:
+    async with fake_page(chromium) as (fake, tab):
         origin = await tab.run("() => location.origin + location.pathname + location.search")
         await move(tab, f"{origin}{conversation((QUESTION, 'never-was'))}&stream=no%20id")
         await tab.until(".problem", "^This answer is no longer kept.Try again$")
@@ -264,8 +278,10 @@ async def test_an_answer_that_is_gone_or_was_never_sent_is_asked_for_again() -> 
         assert [error for error in tab.errors if "status of 404" not in error] == []
 
 
-async def test_what_goes_wrong_is_said_in_words_and_tried_again_where_that_may_help() -> None:
-    async with fake_page() as (fake, tab):
+async def test_what_goes_wrong_is_said_in_words_and_tried_again_where_that_may_help(
+    chromium: Profiles,
+) -> None:
+    async with fake_page(chromium) as (fake, tab):
         fake.script(Script(status=400), Script(status=500), Script(words=4))
         await ask(tab, QUESTION)
         await tab.until(".problem", r"^The upstream does not accept the request\. \(rejected\)")
@@ -294,9 +310,11 @@ async def test_what_goes_wrong_is_said_in_words_and_tried_again_where_that_may_h
         assert [error for error in tab.errors if "status of 400" not in error] == []
 
 
-async def test_where_there_are_keys_a_token_is_asked_for_and_kept_nowhere() -> None:
+async def test_where_there_are_keys_a_token_is_asked_for_and_kept_nowhere(
+    chromium: Profiles,
+) -> None:
     key = token("u")
-    async with fake_page(jwt_key=SECRET) as (fake, tab):
+    async with fake_page(chromium, jwt_key=SECRET) as (fake, tab):
         await ask(tab, QUESTION)
         await tab.until(".problem", r"Put a token into the field Token\.")
         await tab.fill("#token", key)
@@ -353,8 +371,10 @@ PIECES = """async ([text, cuts]) => {
 }"""
 
 
-async def test_text_is_shown_the_same_in_whatever_pieces_it_comes_and_never_as_html() -> None:
-    async with page() as (_, tab):
+async def test_text_is_shown_the_same_in_whatever_pieces_it_comes_and_never_as_html(
+    chromium: Profiles,
+) -> None:
+    async with page(chromium) as (_, tab):
         for step in (1, 2, 3, 7, 40):
             whole, shown, _ = await tab.run(PIECES, [MARKUP, [*range(0, len(MARKUP), step)]])
             assert shown == whole
@@ -383,7 +403,9 @@ async def test_text_is_shown_the_same_in_whatever_pieces_it_comes_and_never_as_h
         assert tab.errors == []
 
 
-async def test_what_strangers_say_is_shown_as_text_and_nothing_of_it_runs() -> None:
+async def test_what_strangers_say_is_shown_as_text_and_nothing_of_it_runs(
+    chromium: Profiles,
+) -> None:
     async with running() as gateway, chromium() as browser:
         stream = await begin(gateway)
         turns = [(hostile, "") for hostile in HOSTILE[:10]]
@@ -402,9 +424,9 @@ async def test_what_strangers_say_is_shown_as_text_and_nothing_of_it_runs() -> N
         assert tab.errors == []
 
 
-async def test_on_a_telephone_nothing_is_too_wide_and_a_reader_who_scrolls_up_is_left_there() -> (
-    None
-):
+async def test_on_a_telephone_nothing_is_too_wide_and_a_reader_who_scrolls_up_is_left_there(
+    chromium: Profiles,
+) -> None:
     phone = {"width": 360, "height": 640}
     async with (
         running() as gateway,
@@ -434,7 +456,7 @@ async def test_on_a_telephone_nothing_is_too_wide_and_a_reader_who_scrolls_up_is
 
 
 async def test_a_picture_of_it_can_be_taken(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    chromium: Profiles, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     picture = tmp_path / "chat.png"
     async with (
