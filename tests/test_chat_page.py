@@ -188,6 +188,24 @@ async def test_a_page_that_is_reloaded_in_the_middle_and_a_second_tab_have_the_w
         assert tab.errors == second.errors == []
 
 
+async def test_what_history_has_of_an_answer_is_shown_and_what_it_has_not_is_said(
+    chromium: Profiles,
+) -> None:
+    async with running(stream_events=3) as gateway, chromium() as browser:
+        stream = await begin(gateway)
+        await stream.say("One ", "two ", "three ", "four ")
+        address = url_of(gateway) + conversation((QUESTION, stream.record.id))
+        tab = await browser.tab(address)
+        await until_text(tab, "two three four")
+        await tab.until(".note", "^writing .* its beginning is no longer kept$")
+        await stream.say("five")
+        await until_text(tab, "two three four five")
+        await stream.end()
+        await tab.until(".note", "^complete .* its beginning is no longer kept$")
+        assert await tab.run(TEXTS) == ["two three four five"]
+        assert tab.errors == []
+
+
 async def test_who_stops_an_answer_stops_it_in_all_tabs(chromium: Profiles) -> None:
     async with running() as gateway, chromium() as browser, watched(browser, gateway) as (s, tab):
         await s.say("So far")

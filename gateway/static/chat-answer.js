@@ -18,6 +18,7 @@ export class Answer {
   link = "";  // of the client: "connecting", "open", "reconnecting", "closed"
   tokens = 0;
   problem = null;  // {message, status, again}: again is "ask", "join" or ""
+  isWhole = true;  // false where the beginning of the text is no longer kept
   figures = null;  // what GET /streams/<id> says at last
   isStopping = false;
   #stream = null;
@@ -33,7 +34,8 @@ export class Answer {
   // Open it: one request, answered at once; the answer does not depend on who asked any more.
   async open(upstream, request) {
     this.close();
-    this.#set({id: "", state: "opening", problem: null, text: "", tokens: 0, figures: null, isStopping: false});
+    this.#isTorn = false;
+    this.#set({id: "", state: "opening", problem: null, text: "", tokens: 0, isWhole: true, figures: null, isStopping: false});
     try {
       const {id} = await this.#ask("POST", "/streams", {upstream, request});
       this.id = id;
@@ -61,10 +63,11 @@ export class Answer {
   }
 
   async #stop() {
+    const {id} = this;
     try {
-      await this.#ask("DELETE", `/streams/${this.id}`);
+      await this.#ask("DELETE", `/streams/${id}`);
     } catch ({problem}) {
-      if (!this.isOver) this.#set({isStopping: false, problem: {...problem, again: ""}});
+      if (id === this.id && !this.isOver) this.#set({isStopping: false, problem: {...problem, again: ""}});
     }
   }
 
@@ -103,26 +106,27 @@ export class Answer {
       case "start": return this.#set({text: "", tokens: 0});  // also instead of a snapshot that would be too long
       case "snapshot":
         this.#isTorn = false;
-        return this.#set({text: told.text, tokens: told.tokens});
+        return this.#set({text: told.text, tokens: told.tokens, isWhole: told.whole});
       case "token": return this.#set({text: this.text + (told.text ?? ""), tokens: this.tokens + 1});
       case "complete": return this.#ended({state: STOPPED.includes(told.reason) ? "stopped" : "complete"});
       case "error": return this.#ended({state: "error", problem: problemOf(told)});
     }
   }
 
-  // Not all of the text has come: is the rest still there? At the end it is put right.
+  // Not all of the text has come. At the end that is put right, if the stream is still there at all.
   #tear(name, reason) {
     this.#isTorn = true;
     this.wire.told(name, reason);
-    this.#look();
+    this.#ask("GET", `/streams/${this.id}`).catch(({problem}) => { if (problem.status === 404) this.#lost(problem); });
   }
 
   // By its last event. What else the gateway knows of it comes after, and may as well not come.
   async #ended(changes) {
     this.close();
     this.#set({problem: null, ...changes, link: "", isStopping: false});
-    const figures = await this.#ask("GET", `/streams/${this.id}`).catch(() => null);
-    if (figures) this.#set({figures, ...this.#isTorn && {text: figures.text}});
+    const {id} = this;
+    const figures = await this.#ask("GET", `/streams/${id}`).catch(() => null);
+    if (figures && id === this.id) this.#set({figures, ...this.#isTorn && {text: figures.text}});
   }
 
   // The stream is over for whoever comes now: all is asked for at once.
@@ -134,8 +138,9 @@ export class Answer {
   }
 
   #found(figures) {
-    const {state, text, tokens, error} = figures;
-    this.#set({state, text, tokens, figures, problem: error ? problemOf(error) : null, link: "", isStopping: false});
+    const {state, text, tokens, error, whole} = figures;
+    const problem = error ? problemOf(error) : null;
+    this.#set({state, text, tokens, isWhole: whole, figures, problem, link: "", isStopping: false});
   }
 
   // What the gateway knows of it; null where it does not say, and then the problem is told.
@@ -150,10 +155,10 @@ export class Answer {
 
   #lost({status, message}) {
     this.close();
-    if (status === 404)
-      this.#set({state: "gone", link: "", problem: {message: "This answer is no longer kept.", again: "ask"}});
-    else
-      this.#set({state: "error", link: "", problem: {status, message, again: "join"}});
+    const [state, problem] = status === 404
+      ? ["gone", {message: "This answer is no longer kept.", again: "ask"}]
+      : ["error", {status, message, again: "join"}];
+    this.#set({state, problem, link: "", isStopping: false});
   }
 
   // What the gateway answers; an Error with a `problem` where it refuses or cannot be reached.

@@ -9,7 +9,8 @@ export class Tail {
   // `changed` is called when the reader leaves the end, or comes back to it.
   constructor(element, changed = () => {}) {
     Object.assign(this, {element, changed});
-    element.addEventListener("scroll", () => this.#follow(element.scrollHeight - element.scrollTop - element.clientHeight < NEAR));
+    const below = () => element.scrollHeight - element.scrollTop - element.clientHeight;
+    element.addEventListener("scroll", () => this.#follow(below() < NEAR));
     new ResizeObserver(() => this.grown()).observe(element);
   }
 

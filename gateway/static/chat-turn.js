@@ -42,14 +42,16 @@ export class Turn {
 
   // The smallest print: what it does now, and in the end what it took.
   #note() {
-    const {state, link, tokens, isStopping, figures} = this.answer;
+    const {state, link, tokens, isStopping, isWhole, figures} = this.answer;
+    const beginning = isWhole ? [] : ["its beginning is no longer kept"];
     switch (state) {
       case "opening": return "asking …";
       case "joining": return "joining …";
       case "streaming":
         if (link === "reconnecting") return "The connection is lost and comes back by itself; the answer goes on meanwhile.";
-        return isStopping ? "stopping …" : tokens ? `writing · ${counted(tokens, "token")}` : "waiting for the first token …";
-      case "complete": case "stopped": case "error": return [ENDS[state], ...measured(figures, tokens)].join(" · ");
+        if (isStopping) return "stopping …";
+        return tokens ? ["writing", counted(tokens, "token"), ...beginning].join(" · ") : "waiting for the first token …";
+      case "complete": case "stopped": case "error": return [ENDS[state], ...measured(figures, tokens), ...beginning].join(" · ");
       default: return "";
     }
   }
@@ -61,6 +63,9 @@ function measured(figures, tokens) {
   const {startedAt, firstTokenAt, endedAt} = figures ?? {};
   const told = tokens ? [counted(tokens, "token")] : [];
   if (startedAt && firstTokenAt) told.push(`the first after ${((firstTokenAt - startedAt) / 1000).toFixed(2)} s`);
-  if (tokens > 1 && endedAt > firstTokenAt) told.push(`${amount(Math.round((tokens - 1) / (endedAt - firstTokenAt) * 10_000) / 10)} tokens/s`);
+  if (tokens > 1 && endedAt > firstTokenAt) {
+    const rate = (tokens - 1) / (endedAt - firstTokenAt) * 1000;
+    told.push(`${amount(Number(rate.toFixed(1)))} tokens/s`);
+  }
   return told;
 }

@@ -57,11 +57,14 @@ export class Wire {
     this.#add(`control ${name}`, name, "", text);
   }
 
-  // What the client does about its link; that it stands is told of what was lost alone.
+  // What the client does about its link.
   link(status, reason, delay) {
-    if (status === "reconnecting") this.told(status, `${reason}: again ${delay ? `in ${(delay / 1000).toFixed(1)} s` : "at once"}`);
-    else if (status === "open") this.told("connected", this.#isOpen ? "again, behind the last event that came" : "as a viewer, with a snapshot of the text so far");
-    this.#isOpen ||= status === "open";
+    if (status === "reconnecting") {
+      this.told(status, `${reason}: again ${delay ? `in ${(delay / 1000).toFixed(1)} s` : "at once"}`);
+    } else if (status === "open") {
+      this.told("connected", this.#isOpen ? "again, behind the last event that came" : "as a viewer, with a snapshot of the text so far");
+      this.#isOpen = true;
+    }
   }
 
   // A stream that is opened anew: that it stands is no news.

@@ -8,7 +8,7 @@ import { Voice } from "./chat-voice.js";
 import { Wire } from "./chat-wire.js";
 import { $, help, value } from "./demo-page.js";
 
-const NO_DEMO = "The upstream demo is there where a node has no keys. Another one is named in this page’s address: /chat?upstream=NAME&model=MODEL.";
+const NO_DEMO = "The upstream demo is there where a node has no keys. Another one is named in the address: /chat?upstream=NAME&model=MODEL.";
 
 const {upstream, request} = chosen(location.search);
 const wire = new Wire();
@@ -124,8 +124,8 @@ const STATES = {
 };
 
 function showState(state, link) {
-  const isLost = link === "reconnecting";
-  const [kind, text] = state === "streaming" ? (isLost ? [link, "coming back"] : ["open", "live"]) : STATES[state] ?? ["disconnected", "nothing asked yet"];
+  const streaming = link === "reconnecting" ? [link, "coming back"] : ["open", "live"];
+  const [kind, text] = {...STATES, streaming}[state] ?? ["disconnected", "nothing asked yet"];
   $("state").dataset.state = kind;
   if ($("state").textContent !== text) $("state").textContent = text;
 }
