@@ -4,7 +4,7 @@ import re
 
 from documents import REFERENCE, ROOT
 
-from gateway.relay.events import FAILURES, Normal
+from gateway.relay.events import FAILURES, REASONS, Normal
 from gateway.relay.story import Story, snapshot_json
 
 TYPES = (ROOT / "gateway/static/client.d.ts").read_text("utf-8")
@@ -26,6 +26,12 @@ def test_the_table_of_events_has_each_with_all_its_members() -> None:
         (members, *_) = re.findall(r"`\{(.*?)\}`", data)
         listed[kind.strip("`")] = re.findall(r'"(\w+)"', members)
     assert listed == TOLD
+
+
+def test_every_reason_of_ours_is_told_where_complete_is() -> None:
+    (row,) = [data for kind, data in rows_of("events") if kind == "`complete`"]
+    listed = row.partition("`reason` is ")[2].partition(", or as the vendor has it")[0]
+    assert set(re.findall(r"`(\w+)`", listed)) == REASONS
 
 
 def test_the_table_of_codes_is_that_of_the_code() -> None:

@@ -10,6 +10,7 @@ from chromium import Tab, chromium
 from documents import ROOT
 from playwright.async_api import Page, Route
 from process import NodeProcess, eventually, node
+from proxy import proxy_to
 from test_shared_stream import CLOSED, CONNECT, OPEN
 
 from gateway.client import Ended, Event, subscribe
@@ -86,6 +87,50 @@ async def test_the_page_of_the_readme_asks_and_goes_on_after_a_reload_to_the_end
         await eventually(has_all)  # of a stream that has ended
         await n.until_clients(0)
         assert tab.errors == []
+
+
+ASK = """async () => {
+    const { connect } = await import("/client.js");
+    const messages = [{ role: "user", content: "resume" }];
+    const body = JSON.stringify({ upstream: "demo", request: { model: "demo", messages } });
+    const request = { body, headers: { "Content-Type": "application/json" } };
+    window.heard = [];
+    window.stream = connect({ url: "/streams", request, minDelay: 50 });
+    stream.on("*", (event) => heard.push([event.type, event.json()]));
+}"""
+
+
+async def test_what_a_post_begins_is_resumed_by_get_and_ends_by_itself() -> None:
+    async with (
+        node("--retry", "0.1") as n,
+        proxy_to(n) as proxy,
+        chromium() as browser,
+        n.client() as client,
+    ):
+        tab = await browser.tab(proxy.url)
+        await tab.run(ASK)
+        for count in (3, 8, 16):
+            await tab.until_true("(count) => heard.length >= count", count)
+            proxy.cut()
+            await tab.until_true("() => stream.state.status === 'reconnecting'")
+            proxy.let_through()
+            await tab.until_true(OPEN)
+        [[kind, start], *_] = await tab.run("() => heard")
+        assert kind == "start"
+        url = f"{n.url}/streams/{start['id']}"
+        assert (await client.delete(url)).status_code == 200
+        await tab.until_true(CLOSED)
+        heard = await tab.run("() => heard")
+        kinds = [kind for kind, _ in heard]
+        assert (kinds.count("start"), kinds.count("complete")) == (1, 1)
+        assert heard[-1] == ["complete", {"reason": "stopped", "usage": None}]
+        whole = (await client.get(url)).json()
+        assert "".join(data["text"] for kind, data in heard if kind == "token") == whole["text"]
+        asked = [head.partition(" HTTP/")[0] for head in proxy.asked]
+        assert asked.count("POST /streams") == 1
+        name = f"stream:{start['id']}"
+        assert sum(target.startswith(f"GET /events/{name}?") for target in asked) >= 3
+        await n.until_clients(0)
 
 
 async def test_tabs_that_share_a_stream_get_each_its_own_token_streams_whole() -> None:

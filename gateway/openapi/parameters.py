@@ -170,7 +170,7 @@ OF_LINES = (
     ),
     in_query(
         "end",
-        {"type": "boolean", "default": True},
+        {"type": "string", "enum": ["true", "false"]},
         "`false`: the end of the body is not that of the stream.",
         **_EMPTY,
     ),

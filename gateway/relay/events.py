@@ -74,6 +74,12 @@ class Error(Normal, frozen=True):
     """That the upstream answered with, where it did."""
 
 
+REASONS = frozenset(
+    {"end", "length", "tool_use", "stop_sequence", "content_filter", "stopped", "unwatched"}
+)
+"""Of `Complete`, as far as they are ours."""
+
+
 @dataclass(frozen=True, slots=True)
 class Kind:
     message: str

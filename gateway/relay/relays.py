@@ -25,7 +25,7 @@ from gateway.histogram import Distribution, Histogram
 from gateway.messages import Command
 from gateway.names import RAW_SUFFIX, stream_channel
 from gateway.position import Position
-from gateway.relay.events import Complete, Error, Failure, Start, render
+from gateway.relay.events import FAILURES, REASONS, Complete, Error, Failure, Start, render
 from gateway.relay.outlet import Outlet
 from gateway.relay.record import MAX_MODEL, Record, new_id
 from gateway.relay.registry import Registry, RegistryStatistics
@@ -51,6 +51,9 @@ STOP_SECONDS = 2.0
 
 FIRST_TOKENS = (0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 60.0)
 """Seconds."""
+
+OTHER_END = "other"
+"""As what an end counts whose reason or code is none of ours."""
 
 _log = logging.getLogger("gateway")
 
@@ -342,6 +345,8 @@ class Relays:
 
     def _count_end(self, record: Record, last: Complete | Error) -> None:
         word = last.code if isinstance(last, Error) else last.reason
+        if word not in (FAILURES if isinstance(last, Error) else REASONS):
+            word = OTHER_END  # whoever produces chooses it, and each counts for ever
         self._ended[word] += 1
         if isinstance(last, Error) and record.upstream is not None:
             self._upstream_errors.setdefault(record.upstream, Counter())[last.code] += 1

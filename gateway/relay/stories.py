@@ -40,7 +40,7 @@ STREAMING = "streaming"
 
 
 class _Entry:
-    __slots__ = ("begun", "done", "frames", "lock", "proven", "size", "story")
+    __slots__ = ("begun", "done", "frames", "lock", "proven", "size", "story", "too_long")
 
     def __init__(self) -> None:
         self.story = Story()
@@ -52,6 +52,8 @@ class _Entry:
         self.frames: dict[bool, Frame] = {}
         """Snapshots at the story's position, by whether they are annotated."""
         self.size = 0
+        self.too_long = MAX_SNAPSHOT_BYTES
+        """Characters of text with which a snapshot is too long."""
 
     def reaches(self, head: Position) -> bool:
         return self.proven >= head or self.story.state != STREAMING
@@ -97,8 +99,11 @@ class Stories:
                     await self._read(record, entry, until)
         frame = entry.frames.get(annotated)
         if frame is None:
+            if len(entry.story.text) >= entry.too_long:
+                return None
             frame = _snapshot(record, entry.story, annotated=annotated)
             if frame is None:
+                entry.too_long = len(entry.story.text)
                 return None
             entry.frames[annotated] = frame
             self._measure(record, entry)
