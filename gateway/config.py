@@ -292,7 +292,9 @@ class Config:
         Between(0, DAY, "seconds"),
         "for which browsers remember what a preflight told; Chromium's most",
     ] = 7200.0
-    demo: Annotated[bool, "serve the demo page at /; a first try needs nothing else"] = True
+    demo: Annotated[bool, "serve the demo pages at / and /chat; a first try needs nothing else"] = (
+        True
+    )
     ops: Annotated[
         bool,
         "serve the page for operators at /ops; what it shows and does still needs a token of an"

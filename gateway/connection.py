@@ -28,6 +28,10 @@ from gateway.api.push import BELOW as STREAMS_BELOW
 from gateway.api.push import ROUTE as PUSH
 from gateway.api.push import is_push, push
 from gateway.api.refusals import is_refusal, told
+from gateway.api.relay import METHODS as RELAYED
+from gateway.api.relay import PATH as RELAY
+from gateway.api.relay import ROUTE as RELAY_TO
+from gateway.api.relay import forward, headers_of
 from gateway.api.request import Answer, Request, parse_target, problem
 from gateway.api.streams import PATH as STREAMS
 from gateway.api.streams import create
@@ -42,9 +46,18 @@ from gateway.api.subscribe import (
 )
 from gateway.errors import GatewayError, RequestTimeout, TooManyRequests, Unavailable
 from gateway.http1 import Parsed, Phase, RequestReader
-from gateway.http1_render import CONTINUE, render_response, render_stream_head
+from gateway.http1_render import (
+    CONTINUE,
+    LAST_CHUNK,
+    chunk,
+    render_head,
+    render_response,
+    render_stream_head,
+)
 from gateway.hub_client import Client
 from gateway.node import Node
+from gateway.relay.events import Failure
+from gateway.relay.proxy import Passage
 from gateway.request_id import HEADER as REQUEST_ID
 from gateway.request_id import NAME, named_id
 from gateway.requests import OTHER, PUBLISH_TO
@@ -69,7 +82,7 @@ PROBE_SECONDS = 10
 STREAM_HEAD = render_stream_head(STREAM_HEADERS)
 
 _EVENTS, _POLL, _PUBLISH = EVENTS.encode(), POLL.encode(), PUBLISH.encode()
-_STREAMS = STREAMS.encode()
+_STREAMS, _RELAY = STREAMS.encode(), RELAY.encode()
 
 
 ServeCold = Callable[[Parsed, Transport, str, Callable[[], None]], Awaitable[None]]
@@ -232,9 +245,11 @@ class Connection:
         publishes = posts and _is_under(target, _PUBLISH)
         opens = _is_under(target, _EVENTS) and (gets or (posts and _is_at(target, _EVENTS)))
         creates = posts and _is_at(target, _STREAMS)
+        is_hot = polls or publishes or opens or creates
+        relays = not is_hot and parsed.method in RELAYED and _is_under(target, _RELAY)
         if gets:
             self._let_go_of_body()  # it means nothing, and would take the room of others for long
-        if parsed.version != "1.1" or not (polls or publishes or opens or creates):
+        if parsed.version != "1.1" or not (is_hot or relays):
             transport = self._hand_over()
             await self._service.edge(parsed, transport, self._peer, self._let_go_of_body)
             return False
@@ -242,6 +257,8 @@ class Connection:
             self._route = PUBLISH_TO if target.startswith(b"/", len(_PUBLISH)) else PUBLISH
         elif creates:
             self._route = STREAMS
+        elif relays:
+            self._route = RELAY_TO
         else:
             self._route = POLL if polls else EVENTS
         try:
@@ -262,6 +279,13 @@ class Connection:
             result = await publish(self._node, request)
         elif creates:
             result = await create(self._node, request)
+        elif relays:
+            relaying = self._relay(parsed, request)
+            del request
+            relayed = await relaying
+            if isinstance(relayed, bool):
+                return relayed
+            result = relayed
         else:
             opening = subscribe(self._node, request, self._has_ended, self._let_go_of_body)
             request = request._replace(body=b"")
@@ -284,6 +308,54 @@ class Connection:
         if self._reader.buffered:
             await trio.lowlevel.checkpoint()  # as in _receive, for requests that came together
         return True
+
+    async def _relay(self, parsed: Parsed, request: Request) -> Answer | bool:
+        """Pass on what an upstream answers, and say whether another request may follow; or why it
+        is not asked. A peer that ends before the answer begins ends the call."""
+        query = parsed.target.partition(b"?")[2].decode("latin-1")
+        headers = [(n.decode("latin-1"), v.decode("latin-1")) for n, v in parsed.headers]
+        result: Answer | bool = False
+        peer = trio.CancelScope()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._end_with_peer, peer)
+            with peer:
+                asking = forward(self._node, request, query, headers)
+                del request  # or its body would be held until the end of the answer
+                answered = await asking
+                if isinstance(answered, Passage):
+                    self._let_go_of_body()
+                    result = await self._pass_on(parsed, answered)
+                else:
+                    result = answered
+            nursery.cancel_scope.cancel()
+        return result
+
+    async def _pass_on(self, parsed: Parsed, passage: Passage) -> bool:
+        """Send an upstream's answer as it comes, unless its end is not that of the answer: then the
+        connection must end, and no other request may follow."""
+        keep_alive = parsed.keep_alive and not self._node.draining
+        chunked = not passage.has_length
+        headers = headers_of(passage)
+        if self._node.origins:
+            headers = (*headers, *cors_headers(self._node.origins, parsed.header(b"origin")))
+        head = render_head(passage.status, headers, chunked=chunked, keep_alive=keep_alive)
+        is_whole = False
+        try:
+            with passage.behind:
+                await self._send(head)
+                self._observe(passage.status)
+                while data := await passage.receive():
+                    await self._send(chunk(data) if chunked else data)
+                if chunked:
+                    await self._send(LAST_CHUNK)
+                is_whole = True
+        except (Failure, OSError):
+            pass  # what the peer has is not complete, and it sees that
+        finally:
+            await passage.aclose()
+        if is_whole and not keep_alive:
+            await self._linger()
+        return is_whole and keep_alive
 
     async def _push(self, parsed: Parsed) -> bool:
         """Serve a request whose body is taken as it comes; whether another one may follow."""
@@ -376,6 +448,10 @@ class Connection:
         await self._send(self._rendered(answer, parsed, keep_alive=False))
         self._observe(answer.status)
         self._release()
+        await self._linger()
+
+    async def _linger(self) -> None:
+        """End the connection so that what was sent arrives."""
         await self._send_eof()
         left = LINGER_BYTES
         with trio.move_on_after(LINGER_SECONDS):

@@ -16,7 +16,9 @@
     |-- TooManyRequests       429  more than a limit of rate allows; worth a retry
     |-- HeadTooLarge          431
     |-- NotImplementedCoding  501
+    |-- BadGateway            502  an upstream gives no answer that could be passed on
     |-- Unavailable           503  refused for now; nothing was changed; worth a retry
+    |-- GatewayTimeout        504  an upstream does not answer in time
     |-- VersionNotSupported   505
     '-- ConfigError           (no status: it stops the start)
 
@@ -136,10 +138,20 @@ class NotImplementedCoding(GatewayError):
     title = "Not Implemented"
 
 
+class BadGateway(GatewayError):
+    status = 502
+    title = "Bad Gateway"
+
+
 class Unavailable(GatewayError):
     status = 503
     title = "Service Unavailable"
     retry_after: float = RETRY_AFTER_SECONDS
+
+
+class GatewayTimeout(GatewayError):
+    status = 504
+    title = "Gateway Timeout"
 
 
 class VersionNotSupported(GatewayError):

@@ -89,6 +89,20 @@ def render_stream_head(headers: Sequence[tuple[bytes, bytes]]) -> bytes:
     )
 
 
+def render_head(
+    status: int, headers: Sequence[tuple[bytes, bytes]], *, chunked: bool, keep_alive: bool
+) -> bytes:
+    """The head of a response of HTTP/1.1, with the strict headers, whose content is written by
+    itself: in chunks, or as long as ``headers`` say. They must not hold those, Transfer-Encoding or
+    Connection. The status may be one that no standard knows."""
+    parts = [_BEGINNINGS.get(status) or b"HTTP/1.1 %d \r\n%b" % (status, _STRICT)]
+    parts += [b"%b: %b\r\n" % pair for pair in headers]
+    if chunked:
+        parts.append(b"Transfer-Encoding: chunked\r\n")
+    parts.append(b"\r\n" if keep_alive else b"Connection: close\r\n\r\n")
+    return b"".join(parts)
+
+
 def chunk(data: bytes) -> bytes:
     """``data`` as one chunk (RFC 9112 7.1). Empty data would end the body: LAST_CHUNK does that."""
     return b"%x\r\n%b\r\n" % (len(data), data)

@@ -91,13 +91,22 @@ class Wire:
         with trio.fail_after(PATIENCE):
             await self.stream.send_all(data)
 
-    async def response(self, *, head_only: bool = False) -> Response:
-        """The next response; ``head_only`` where it answers HEAD."""
+    async def head(self) -> Response:
+        """The next response without its body, whose pieces are still to come."""
         head = await self._until(b"\r\n\r\n")
         lines = head.decode("latin-1").split("\r\n")
         status = int(lines[0].split(" ")[1])
         pairs = [line.split(": ", 1) for line in lines[1:] if line]
-        response = Response(status, [(name.lower(), value) for name, value in pairs], b"")
+        return Response(status, [(name.lower(), value) for name, value in pairs], b"")
+
+    async def piece(self) -> bytes:
+        """The next chunk of a body; none at its end. EOFError where the connection ends before."""
+        return await self._chunk()
+
+    async def response(self, *, head_only: bool = False) -> Response:
+        """The next response; ``head_only`` where it answers HEAD."""
+        response = await self.head()
+        status = response.status
         if response.header("content-type") == "text/event-stream" and status == 200:
             self._chunked = response.header("transfer-encoding") == "chunked"
             if response.header("content-length") is None:

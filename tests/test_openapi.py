@@ -21,6 +21,7 @@ from gateway.api.csrf import SAFE_METHODS
 from gateway.api.poll import PATH as POLL
 from gateway.api.publish import PATH as PUBLISH
 from gateway.api.publish import Document
+from gateway.api.relay import PATH as RELAY
 from gateway.api.subscribe import PATH as EVENTS
 from gateway.config import Config
 from gateway.edge.app import make_app
@@ -189,16 +190,17 @@ def test_limits_are_those_of_the_node() -> None:
 def test_without_keys_nobody_is_asked_who_he_is() -> None:
     document = described(Config())
     assert document["components"]["securitySchemes"] == {}
-    for (method, _), operation in operations(Config()).items():
+    for (method, path), operation in operations(Config()).items():
         assert operation["security"] == []
         assert "401" not in operation["responses"]
-        assert ("403" in operation["responses"]) == (method not in SAFE_METHODS)  # for pages
+        is_listed = path.startswith(RELAY)  # what is not listed is forbidden to all
+        assert ("403" in operation["responses"]) == (method not in SAFE_METHODS or is_listed)
 
 
 def test_with_keys_a_token_is_asked_for_but_where_it_is_not() -> None:
     config = CONFIGS["with keys"]
     for (_, path), operation in operations(config).items():
-        is_open = path in ("/", "/ops", "/healthz", "/readyz", PATH)
+        is_open = path in ("/", "/chat", "/ops", "/healthz", "/readyz", PATH)
         schemes = [] if is_open else ["bearer", "cookie", "query"]
         assert operation["security"] == [{name: []} for name in schemes], path
         assert ({"401", "403"} <= set(operation["responses"])) != is_open, path

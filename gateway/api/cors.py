@@ -9,6 +9,7 @@ standard, section 3.2). Pure: front and edge add to their answers what is decide
    request first, and looks at these headers when it is done.
 """
 
+import re
 from collections.abc import Callable, Iterable
 
 from gateway.api.request import Answer
@@ -24,10 +25,12 @@ ALLOWED_HEADERS = (
 """Of requests. Named one by one, since ``*`` would leave out Authorization."""
 
 EXPOSED_HEADERS = (
-    b"Allow, Content-Location, Location, Retry-After, Stream-Channel, Stream-Id, WWW-Authenticate,"
-    b" X-Request-Id"
+    b"Allow, Content-Location, Location, Request-Id, Retry-After, Stream-Channel, Stream-Id,"
+    b" WWW-Authenticate, X-Request-Id"
 )
 """Of answers; those that a script may always read are not among them."""
+
+_NAME = re.compile(r"[a-z0-9-]{1,100}", re.ASCII)
 
 _VARY = ((b"Vary", b"Origin"),)
 _EXPOSED = (b"Access-Control-Expose-Headers", EXPOSED_HEADERS)
@@ -45,8 +48,10 @@ def options(
     max_age: float,
     methods: Iterable[str],
     header: Callable[[bytes], bytes | None],
+    more: Callable[[str], bool] | None = None,
 ) -> Answer:
     """The answer to OPTIONS, for a path that has ``methods``, without what `cors_headers` adds.
+    ``more`` says which headers a request may have there beside ALLOWED_HEADERS, by lower-case name.
 
     Raises Forbidden on a preflight of an origin that is not allowed. A browser would see the same
     in a 204 without headers; a person who looks for the reason sees it only here.
@@ -60,12 +65,17 @@ def options(
             f"Pages of {shown(origin)} may not use this gateway: cors_origins does not name their"
             " origin."
         )
+    also: list[bytes] = []
+    if more is not None:
+        asked = (header(b"access-control-request-headers") or b"").decode("latin-1").lower()
+        names = (name.strip() for name in asked.split(","))
+        also = [name.encode() for name in names if _NAME.fullmatch(name) and more(name)]
     return Answer(
         204,
         headers=(
             (b"Allow", allow),
             (b"Access-Control-Allow-Methods", allow),
-            (b"Access-Control-Allow-Headers", ALLOWED_HEADERS),
+            (b"Access-Control-Allow-Headers", b", ".join((ALLOWED_HEADERS, *also))),
             (b"Access-Control-Max-Age", b"%d" % max_age),
         ),
     )

@@ -2,7 +2,7 @@
 
 import hashlib
 import logging
-from collections.abc import Iterable
+from collections.abc import AsyncGenerator, Callable, Iterable
 from dataclasses import replace
 from typing import Any
 
@@ -26,6 +26,10 @@ from gateway.api.publish import publish
 from gateway.api.push import ROUTE as PUSH
 from gateway.api.push import Whole, push
 from gateway.api.refusals import is_refusal, told
+from gateway.api.relay import METHODS as RELAYED
+from gateway.api.relay import PATH as RELAY
+from gateway.api.relay import ROUTE as RELAY_TO
+from gateway.api.relay import forward, headers_of, may_be_sent
 from gateway.api.request import NOT_STORED, Answer, Request, parse_target, problem
 from gateway.api.subscribe import STREAM_HEADERS, head_of, subscribe
 from gateway.edge.pages import PUBLIC, add_pages, is_asset
@@ -33,6 +37,8 @@ from gateway.edge.serve import ANSWERED, Connection
 from gateway.errors import GatewayError, MethodNotAllowed, NotFound
 from gateway.http1_render import STRICT_HEADERS
 from gateway.node import Node
+from gateway.relay.events import Failure
+from gateway.relay.proxy import Passage
 from gateway.request_id import HEADER as REQUEST_ID
 from gateway.request_id import NAME
 from gateway.requests import ASSETS, OTHER, PUBLISH_TO
@@ -40,6 +46,7 @@ from gateway.streams import EventStream
 
 ROUTES = {
     "/": "/",
+    "/chat": "/chat",
     "/ops": "/ops",
     "/events": "/events",
     "/events/<rest:channel>": "/events",
@@ -55,6 +62,8 @@ ROUTES = {
     "/users/<rest:user>": "/users/<id>",
     "/channels/<rest:channel>": "/channels/<channel>",
     "/nodes/<rest:id>/drain": "/nodes/<id>/drain",
+    "/relay/<upstream>": RELAY_TO,
+    "/relay/<upstream>/<rest:path>": RELAY_TO,
     "/streams": "/streams",
     "/streams/<id>": "/streams/<id>",
     PUSH: PUSH,
@@ -65,6 +74,9 @@ ROUTES = {
     openapi.PATH: openapi.PATH,
 }
 """As what requests count whose route has that rule."""
+
+_PASSED_ON = "passed_on"
+"""In ``g``: the answer is not the node's own, whatever its status."""
 
 _log = logging.getLogger(__name__)
 
@@ -138,24 +150,24 @@ def _bare_app(node: Node) -> QuartTrio:
             methods = _methods(request_ctx.url_adapter.allowed_methods())
             if not methods:
                 raise NotFound(f"There is nothing at {request.path}.")
-            return _response(options(node.origins, node.config.cors_max_age, methods, _header))
+            max_age = node.config.cors_max_age
+            more = may_be_sent if request.path.startswith(f"{RELAY}/") else None
+            return _response(options(node.origins, max_age, methods, _header, more))
         check_page(node, request.method, _header)
         return None
 
     @app.after_request
     async def complete(response: Response) -> Response:
+        if g.get(_PASSED_ON):
+            return _completed(node, response)
         if response.status_code >= 400:
             node.count_refusal(response.status_code)
         answer = Answer(response.status_code, why=g.get("why", ""))
         if is_refusal(answer):
             for name, value in told(node, answer, _request_id_header, _about).headers:
                 response.headers[name.decode()] = value.decode()
-        for name, value in (*STRICT_HEADERS, NOT_STORED):
-            response.headers.setdefault(name.decode(), value.decode())
-        if node.origins and not g.get(PUBLIC):
-            for name, value in cors_headers(node.origins, _header(b"origin")):
-                response.headers.add(name.decode(), value.decode("latin-1"))
-        return response
+        response.headers.setdefault(NOT_STORED[0].decode(), NOT_STORED[1].decode())
+        return _completed(node, response)
 
     app.register_error_handler(GatewayError, _refused)
 
@@ -183,6 +195,14 @@ def _add_hot_routes(app: QuartTrio, node: Node) -> None:
     @app.post("/streams")
     async def create_token_stream() -> Response:
         return _streamed(node, await streams.create(node, await _request()))
+
+    @app.post("/relay/<upstream>")
+    @app.route("/relay/<upstream>/<rest:path>", methods=RELAYED)
+    async def relay(upstream: str, path: str = "") -> Response:
+        query = request.query_string.decode("latin-1")
+        headers = [(name.lower(), value) for name, value in request.headers.items()]
+        answered = await forward(node, await _request(), query, headers)
+        return _response(answered) if isinstance(answered, Answer) else _passed_on(answered)
 
     @app.get("/poll")
     @app.get("/poll/<rest:channel>")
@@ -286,6 +306,38 @@ def _streamed(node: Node, result: Answer | EventStream) -> Response:
         response.headers[name.decode()] = value.decode()
     response.timeout = None  # quart ends a response after 60 s otherwise
     return response
+
+
+def _completed(node: Node, response: Response) -> Response:
+    for name, value in STRICT_HEADERS:
+        response.headers.setdefault(name.decode(), value.decode())
+    if node.origins and not g.get(PUBLIC):
+        for name, value in cors_headers(node.origins, _header(b"origin")):
+            response.headers.add(name.decode(), value.decode("latin-1"))
+    return response
+
+
+def _passed_on(passage: Passage) -> Response:
+    """An upstream's answer, whose refusals are not the node's."""
+    state = request.scope["state"]
+    state["held"].push_async_callback(passage.aclose)
+    setattr(g, _PASSED_ON, True)
+    response = Response(_pieces(passage, state["reset"]), passage.status)
+    del response.headers["Content-Type"]
+    for name, value in headers_of(passage):
+        response.headers.add(name.decode("latin-1"), value.decode("latin-1"))
+    response.timeout = None
+    return response
+
+
+async def _pieces(passage: Passage, reset: Callable[[], None]) -> AsyncGenerator[bytes, None]:
+    """The answer's body; where that ends before its end the connection is reset, since over
+    HTTP/1.0 nothing else says so."""
+    try:
+        while data := await passage.receive():
+            yield data
+    except Failure:
+        reset()
 
 
 async def _request() -> Request:

@@ -14,8 +14,11 @@ Delete each with the release that mends it; the tests of each say when.
 """
 
 import logging
+import socket
+import struct
 import time
 from collections.abc import Callable
+from contextlib import AsyncExitStack
 from typing import Any, cast
 
 import trio
@@ -44,6 +47,9 @@ was all (``nc -N``), and hypercorn would drop the answer."""
 ANSWERED = "gateway.answered"
 """The extension of an app that is told of each request its status and after how many seconds the
 first bytes of its body were written."""
+
+_AT_ONCE = struct.pack("ii", 1, 0)
+"""SO_LINGER: the connection is reset when it is closed."""
 
 _log = logging.getLogger(__name__)
 
@@ -119,6 +125,12 @@ class OneRequest:
         self._closed.set()
         close_now(self._stream)
 
+    def reset(self) -> None:
+        """End the connection so that nobody takes what was sent for all."""
+        if not self._closed.is_set():
+            self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _AT_ONCE)
+        self.abort()
+
 
 class OneRequestOverTls(OneRequest):
     """With what TCPServer asks of a TLS stream; the handshake has been made."""
@@ -162,20 +174,23 @@ class Edge:
         """Answer one request of ``peer`` on its connection, and close that.
 
         The app finds the peer in its scope's ``state``: a PROXY header may have named another than
-        the socket has; and there ``let_go_of_body``, which frees the room that the body has taken.
+        the socket has; and there ``let_go_of_body``, which frees the room that the body has taken,
+        ``held``, which is closed when the connection is, and ``reset``, which breaks it.
         """
         kind = OneRequestOverTls if isinstance(transport, TlsStream) else OneRequest
         stream = kind(render_request(parsed), transport, self._write_timeout)
         self._open.add(stream)
         asked_at = time.perf_counter()
-        state = ConnectionState(
-            {"peer": peer, "asked_at": asked_at, "let_go_of_body": let_go_of_body}
-        )
-        try:
-            await TCPServer(self._app, self._config, self._context, state, cast(Any, stream))
-        finally:
-            self._open.discard(stream)
-            stream.abort()
+        async with AsyncExitStack() as held:
+            state = ConnectionState(
+                {"peer": peer, "asked_at": asked_at, "let_go_of_body": let_go_of_body}
+                | {"held": held, "reset": stream.reset}
+            )
+            try:
+                await TCPServer(self._app, self._config, self._context, state, cast(Any, stream))
+            finally:
+                self._open.discard(stream)
+                stream.abort()
 
     def abort(self) -> None:
         """Close every connection; whatever waits for a peer comes back at once."""

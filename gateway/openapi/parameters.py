@@ -19,6 +19,7 @@ from gateway.openapi.schemas import (
     VIEW,
     Schema,
 )
+from gateway.relay.upstream import MAX_PATH
 from gateway.replay import MAX_NEWEST
 from gateway.request_id import MAX_LENGTH
 from gateway.revocation import MAX_ID_BYTES
@@ -124,6 +125,12 @@ WHICH_CLIENTS = [
     ),
 ]
 NODE = in_path("id", {"type": "string", "minLength": 1}, "`id` of `/stats`.")
+UPSTREAM = in_path("upstream", {"type": "string", "minLength": 1}, "The upstream's name.")
+PATH_OF_UPSTREAM = in_path(
+    "path",
+    {"type": "string", "maxLength": MAX_PATH},
+    "The path below the upstream's URL, with its slashes as they are.",
+)
 OF_USER = in_path("user", USER, "Whose streams.")
 TOKEN_ID = in_path(
     "token_id",

@@ -6,12 +6,14 @@ An error's status and title are its class's. So are the headers that come with i
 
 from gateway.api.request import EVENT_STREAM, JSON, PROBLEM
 from gateway.errors import (
+    BadGateway,
     BadRequest,
     ChannelEnded,
     ContentTooLarge,
     ExpectationFailed,
     Forbidden,
     GatewayError,
+    GatewayTimeout,
     HeadTooLarge,
     NotFound,
     NotImplementedCoding,
@@ -48,7 +50,14 @@ forbidden to change anything on one that has none, too."""
 
 TEXT: Schema = {"schema": {"type": "string"}}
 
-_ELSEWHERE: tuple[Error, ...] = (NotFound, ChannelEnded, UnsupportedMediaType, TooManyRequests)
+_ELSEWHERE: tuple[Error, ...] = (
+    NotFound,
+    ChannelEnded,
+    UnsupportedMediaType,
+    TooManyRequests,
+    BadGateway,
+    GatewayTimeout,
+)
 
 
 def described_errors() -> Schema:

@@ -7,15 +7,19 @@ from gateway.api.poll import PATH as POLL
 from gateway.api.publish import MAX_LINES
 from gateway.api.publish import PATH as PUBLISH
 from gateway.api.push import ROUTE as PUSH
+from gateway.api.relay import METHODS as RELAYED
+from gateway.api.relay import PATH as RELAY
 from gateway.api.request import EVENT_STREAM, JSON, NDJSON
 from gateway.api.streams import PATH as STREAMS
 from gateway.api.subscribe import PATH as EVENTS
 from gateway.config import Config
 from gateway.errors import (
+    BadGateway,
     ChannelEnded,
     Conflict,
     Forbidden,
     GatewayError,
+    GatewayTimeout,
     NotFound,
     TooManyRequests,
     UnsupportedMediaType,
@@ -28,13 +32,15 @@ from gateway.openapi.schemas import Schema, only, ref
 PATH = "/openapi.json"
 """Of the description itself."""
 
-STREAMING, PUBLISHING, TOKEN_STREAMS = "Streaming", "Publishing", "Token streams"
+STREAMING, PUBLISHING = "Streaming", "Publishing"
+TOKEN_STREAMS, RELAYING = "Token streams", "Relaying"
 ADMINISTRATION, OPERATION = "Administration", "Operation"
 
 TAGS = {
     STREAMING: "Getting events.",
     PUBLISHING: "Sending events.",
     TOKEN_STREAMS: "What a model says, made by the gateway or pushed, for any number of viewers.",
+    RELAYING: "Upstreams, as their own clients ask them.",
     ADMINISTRATION: "Clients, users and channels, at whichever node they are.",
     OPERATION: "The nodes themselves.",
 }
@@ -56,6 +62,7 @@ class Routes:
             **self._publishing(),
             **self._token_streams(),
             **self._pushing(),
+            **self._relaying(),
             **self._clients(),
             **self._node(),
             **self._pages(),
@@ -275,6 +282,46 @@ class Routes:
         )
         return {PUSH.replace("<id>", "{id}"): {"post": post}}
 
+    def _relaying(self) -> Schema:
+        return {
+            f"{RELAY}/{{upstream}}": {"post": self._relay("relay", takes.UPSTREAM)},
+            f"{RELAY}/{{upstream}}/{{path}}": {
+                method.lower(): self._relay(
+                    f"relay{method.title()}", takes.UPSTREAM, takes.PATH_OF_UPSTREAM
+                )
+                for method in RELAYED
+            },
+        }
+
+    def _relay(self, name: str, *parameters: Schema) -> Schema:
+        where_to_join: Schema = {
+            "Location": {
+                "schema": {"type": "string", "format": "uri-reference"},
+                "description": "Of an event stream that was POSTed for: where viewers join it.",
+            },
+            "Stream-Id": {"schema": {"type": "string"}, "description": "The same, its id."},
+        }
+        passed: Schema = {
+            "description": "The upstream's answer to the byte, as is any other status of its.",
+            "content": {EVENT_STREAM: TEXT, "*/*": {}},
+            "headers": where_to_join,
+        }
+        return self._operation(
+            name,
+            RELAYING,
+            "Ask an upstream",
+            {200: passed},
+            Forbidden,
+            NotFound,
+            TooManyRequests,
+            BadGateway,
+            GatewayTimeout,
+            parameters=parameters,
+            description="For the vendors' own clients, with no change but of the base URL and the "
+            "key, which is the gateway's and may also come as `x-api-key`. What may be asked is "
+            "listed in the configuration.",
+        )
+
     def _clients(self) -> Schema:
         channels = told("The client's channels, and from where on it has them.", "Channels")
         closed = told("How many streams were ended.", "Closed")
@@ -433,6 +480,7 @@ class Routes:
     def _pages(self) -> Schema:
         pages = {
             "/": ("demo", "The demo page", self._config.demo),
+            "/chat": ("chat", "The chat page of the demo", self._config.demo),
             "/ops": ("ops", "The page for operators", self._config.ops),
         }
         html = text("HTML.", "text/html; charset=utf-8")
