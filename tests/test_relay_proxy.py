@@ -645,6 +645,35 @@ async def test_a_channel_that_somebody_else_has_ended_breaks_the_clients_connect
             await asked.body()
 
 
+async def test_a_stream_of_the_drop_in_is_viewed_and_stopped_at_another_node(
+    redis_port: int, new_prefix: str
+) -> None:
+    shared: dict[str, Any] = {
+        "redis": f"redis://127.0.0.1:{redis_port}",
+        "redis_prefix": new_prefix,
+    }
+    async with fake_upstream() as fake:
+        upstreams = (configured(fake),)
+        async with (
+            running(upstreams=upstreams, **shared) as near,
+            running(upstreams=upstreams, **shared) as far,
+        ):
+            await until(lambda: near.node.bus.ready and far.node.bus.ready)
+            both = Pair(near, fake)
+            asked = await both.ask(streamed(Script(words=3, fault=Fault.SILENCE, after=3)))
+            viewer = await far.open(f"{asked.head.header('location')}?lastEventId=earliest")
+            await viewer.opened()
+            while (await viewer.event()).event != "token":
+                pass
+            id = asked.head.header("stream-id")
+            answer = await far.ask(request("DELETE", f"/streams/{id}"))
+            assert answer.json == {"id": id, "state": "stopped"}
+            with pytest.raises(BROKEN):
+                await asked.body()
+            last = await viewer.event("token")
+            assert (last.event, last.json["reason"]) == ("complete", "stopped")
+
+
 # --- the node -------------------------------------------------------------------------------------
 
 
