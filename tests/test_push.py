@@ -250,7 +250,7 @@ async def test_lines_are_published_as_they_come_and_the_end_of_the_body_complete
         assert (answer.status, answer.json) == (200, {"id": id, "next": 3, "state": "complete"})
         assert answer.header("cache-control") == "no-store"
         assert told(await viewer.blocks()) == [END]
-        assert gateway.node.relays.statistics().ended == {"end": 1}
+        assert gateway.node.relays.statistics().ended["complete"]["end"] == 1
 
 
 WAYS = {
@@ -452,7 +452,8 @@ async def test_ends_that_an_application_has_words_for_count_as_one() -> None:
                 '{"event":"complete","data":{"reason":"ours-%d"}}',
             ):
                 await pushed(gateway, await opened(gateway), (line % each).encode())
-        assert gateway.node.relays.statistics().ended == {"other": 6}
+        ended = gateway.node.relays.statistics().ended
+        assert [ended[state]["other"] for state in ("error", "complete")] == [3, 3]
 
 
 async def test_a_line_behind_the_end_is_refused() -> None:

@@ -193,6 +193,30 @@ async def test_behind_what_redis_refused_nothing_of_a_patient_call_is_sent(
     assert node.bus._publisher._numbers == 2  # calls
 
 
+async def test_a_patient_call_is_not_taken_by_a_redis_that_has_lost_something_meanwhile(
+    nodes: Cluster, scripts: Scripts
+) -> None:
+    """It might stand behind a hole. Who has no patience has nothing before it, and is taken."""
+    node = await nodes.node("a")
+    told: dict[str, str] = {}
+
+    async def publish(data: str, patience: float | None) -> None:
+        [result] = await node.bus.publish([event(data=data)], patience)
+        told[data] = str(getattr(result, "extra", {}).get("outcome", "taken"))
+
+    node.link.cut()
+    await until(lambda: not node.bus.statistics().link.up)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(publish, "patient", 60.0)
+        nursery.start_soon(publish, "other", None)
+        await wait_all_tasks_blocked()
+        scripts.client.delete(*scripts.client.keys(scripts.key("*")))
+        node.link.resume()
+    assert told == {"patient": "refused", "other": "taken"}
+    assert node.bus.statistics().link.breaks == 1
+    assert len(scripts.entries()) == 1
+
+
 async def test_of_a_patient_call_that_may_have_been_taken_the_rest_is_refused(
     nodes: Cluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -14,6 +14,7 @@ from gateway.api.csrf import check_page
 from gateway.api.refusals import refused
 from gateway.api.request import NOT_STORED, Answer, Request, answer
 from gateway.api.streams import PATH as STREAMS
+from gateway.api.views import is_opener
 from gateway.auth import NEEDED, NOBODY
 from gateway.errors import (
     BadRequest,
@@ -111,8 +112,7 @@ def _ends(request: Request) -> bool:
 def _check_may_push(identity: Identity, record: Record) -> None:
     if record.format is not Format.PUSH:
         raise Conflict("The gateway makes this token stream itself, and nobody pushes to it.")
-    is_own = bool(identity.publisher) and identity.publisher == record.publisher
-    if not (is_own or identity.may_administer()):
+    if not (is_opener(identity, record) or identity.may_administer()):
         raise Forbidden("Only whoever opened a token stream pushes to it, or an administrator.")
 
 

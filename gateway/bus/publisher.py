@@ -8,7 +8,8 @@
    forgotten that it took the call, whose events were passed on by then.
 4. Events that wait are bounded in bytes; what finds no room in time is refused.
 5. A publish that names its patience goes call by call, each when the one before it is settled, so
-   that nothing of it is taken behind what was refused. Others are sent one behind the other.
+   that nothing of it is taken behind what was refused; and to no Redis that has lost something
+   since it was asked for, which may be what came before. Others go one behind the other.
 """
 
 import hashlib
@@ -50,11 +51,13 @@ _REFUSED, _UNKNOWN = "refused", "unknown"
 
 
 class Batch:
-    """The events of one publish; ``done`` is set when each has its result."""
+    """The events of one publish; ``done`` is set when each has its result. They are for Redis as
+    it is in its ``epoch``, if that is not None."""
 
-    __slots__ = ("done", "left", "results")
+    __slots__ = ("done", "epoch", "left", "results")
 
-    def __init__(self, size: int) -> None:
+    def __init__(self, size: int, epoch: int | None = None) -> None:
+        self.epoch = epoch
         self.results: list[Position | GatewayError | None] = [None] * size
         self.left = size
         self.done = trio.Event()
@@ -145,7 +148,7 @@ class Publisher:
         results: list[Position | GatewayError] = []
         for group in _calls(events):
             left = max(0.0, until - trio.current_time())
-            results += await self._publish(group, left, as_one=True)
+            results += await self._publish(group, left, as_one=self._epoch())
             if any(isinstance(result, Unavailable) for result in results[-len(group) :]):
                 behind = [_refusal() for _ in range(len(events) - len(results))]
                 self._count(behind)
@@ -154,17 +157,17 @@ class Publisher:
         return results
 
     async def _publish(
-        self, events: Sequence[Event], patience: float, *, as_one: bool = False
+        self, events: Sequence[Event], patience: float, *, as_one: int | None = None
     ) -> Sequence[Position | GatewayError]:
-        """``as_one``: in a single call of the script."""
-        batch = Batch(len(events))
+        """``as_one``: in a single call of the script, and in that epoch."""
+        batch = Batch(len(events), as_one)
         items: list[Item] = []
         for index, event in enumerate(events):
             try:
                 items.append(self._item(batch, index, event))
             except GatewayError as error:
                 batch.give(index, error)
-        if as_one:
+        if as_one is not None:
             _tie(items)
         with trio.move_on_after(patience):
             for item in items:
@@ -246,7 +249,7 @@ class Publisher:
                 for item in packet.items:
                     self._give_up(item)
                 continue
-            packet.items = [item for item in packet.items if not item.is_over]
+            packet.items = [item for item in packet.items if self._is_wanted(item)]
             packet.epoch = self._epoch()
             if packet.items:
                 return packet
@@ -260,7 +263,7 @@ class Publisher:
                 break
             self._queue.popleft()
             self._queued -= item.size
-            if not item.is_over:
+            if self._is_wanted(item):
                 items.append(item)
         self._left.set()
         self._left = trio.Event()
@@ -268,6 +271,12 @@ class Publisher:
             return None
         self._numbers += 1
         return Packet(self._numbers, items, self._epoch())
+
+    def _is_wanted(self, item: Item) -> bool:
+        """Whether it is to be taken still; otherwise its publisher has been told."""
+        if item.batch.epoch not in (None, self._epoch()):
+            self._give_up(item)
+        return not item.is_over
 
     def _send(self, packet: Packet) -> None:
         request = [

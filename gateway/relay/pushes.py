@@ -26,8 +26,6 @@ from gateway.relay.push import Mark, at_line, mark_of, read_line
 from gateway.relay.record import Format, Record
 from gateway.relay.registry import LEASE_SECONDS
 from gateway.relay.relays import (
-    MAX_POSITION,
-    PAGE_FRAMES,
     Limits,
     OfTokenStream,
     Plan,
@@ -36,7 +34,9 @@ from gateway.relay.relays import (
     no_stream,
 )
 from gateway.relay.running import Away, Running
+from gateway.relay.stories import PAGE_FRAMES
 from gateway.relay.story import Story
+from gateway.streams import MAX_POSITION
 
 TAKE_OVER_SECONDS = 2 * LEASE_SECONDS
 """In which whoever feeds a stream lets go of it, or its worker has turned out to be dead."""

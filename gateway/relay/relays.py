@@ -31,7 +31,9 @@ from gateway.relay.outlet import Outlet
 from gateway.relay.record import MAX_MODEL, Record, new_id
 from gateway.relay.registry import Registry, RegistryStatistics
 from gateway.relay.running import Running
-from gateway.relay.story import Story
+from gateway.relay.stories import Stories
+from gateway.relay.story import STOPPED, Story
+from gateway.streams import Beginning
 
 MAX_RUNNING = 10_000
 """Token streams that a worker makes at a time, over all upstreams."""
@@ -45,20 +47,24 @@ MAX_ASKED = 500
 SURE_SECONDS = 1.0
 """For which a lease must hold, at the least, that something is published by."""
 
-PAGE_FRAMES = 256
-"""Read of a channel between two checkpoints."""
-
 STOP_SECONDS = 2.0
 """For which a stop is waited for; the upstream's connection is closed at its beginning."""
 
 FIRST_TOKENS = (0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 60.0)
 """Seconds."""
 
-MAX_POSITION = Position(2**64, 0)
-"""Later than any event."""
+OTHER = "other"
+"""Stands for reasons and codes that are an upstream's or an application's own words."""
 
-OTHER_END = "other"
-"""As what an end counts whose reason or code is none of ours."""
+ENDS: dict[str, tuple[str, ...]] = {
+    "complete": (*(reason for reason in REASONS if reason not in STOPPED), OTHER),
+    "stopped": STOPPED,
+    "error": (*FAILURES, OTHER),
+}
+"""By what state, and for which reason or code, a stream ends, as it is counted."""
+
+REFUSALS = ("draining", "running", "upstream", "user")
+"""Why none is begun."""
 
 _log = logging.getLogger("gateway")
 
@@ -107,15 +113,15 @@ class Plan:
 
 @dataclass(frozen=True, slots=True)
 class RelayStatistics:
-    """A snapshot; all but ``running`` (by format), what waits and what the registry holds are
-    counted since the start. ``opened`` is by format, ``ended`` by reason of completion or code of
-    error."""
+    """A snapshot; all but ``running`` (by format), ``waiting_events`` and what the registry holds
+    are counted since the start. ``opened`` is by format, ``ended`` as ENDS has it."""
 
     running: dict[str, int]
     opened: dict[str, int]
-    ended: dict[str, int]
+    ended: dict[str, dict[str, int]]
     tokens: int
-    first_token: Distribution
+    first_token: dict[str, Distribution]
+    """Seconds that it took, by upstream."""
     restarted: int
     lost: int
     """Streams of other workers that had died."""
@@ -124,16 +130,10 @@ class RelayStatistics:
     joined_late: int
     """Viewers that began with a snapshot."""
     cut_clients: int
-    """Clients of the drop-in that were given no more, since they had fallen too far behind."""
-    copied_bytes: int
-    """That wait for clients of the drop-in at the moment."""
+    """Of the drop-in, that did not take their answer."""
     refused: dict[str, int]
     waiting_events: int
     """Taken in and not yet published."""
-    upstream_errors: dict[str, dict[str, int]]
-    """By upstream and code."""
-    retried: int
-    """Calls of upstreams that were made again."""
     registry: RegistryStatistics
 
 
@@ -177,24 +177,26 @@ class Relays:
         self._bus = bus
         self._cluster = cluster
         self.registry = registry
+        self.stories = Stories(bus)
         self._viewers = viewers
         self._now_ms = now_ms
         self._nursery: trio.Nursery | None = None
         self.running: dict[str, Running] = {}
         self._unwatched: dict[Running, float] = {}
         """Those that are to stop without viewers, and after how many seconds."""
+        self._left = trio.Event()
+        """One of the running has gone."""
         self._of_upstream: Counter[str | None] = Counter()
         self._of_user: Counter[tuple[str | None, str]] = Counter()
         self.leaving = False
         """No new ones are begun here."""
         self.again: Again = lambda record, request: None
         self._opened: Counter[str] = Counter(dict.fromkeys(Format, 0))
-        self._ended: Counter[str] = Counter()
-        self._upstream_errors: dict[str, Counter[str]] = {}
-        self.refused: Counter[str] = Counter()
-        self._first_token = Histogram(FIRST_TOKENS)
+        self._ended = {state: Counter(dict.fromkeys(words, 0)) for state, words in ENDS.items()}
+        self.refused: Counter[str] = Counter(dict.fromkeys(REFUSALS, 0))
+        self._first_tokens = {each.name: Histogram(FIRST_TOKENS) for each in config.upstreams}
         self._tokens = self._restarted = self._lost = 0
-        self.resumed = self.joined_late = self.retried = 0
+        self.resumed = self.joined_late = 0
         self.copies = Copies()
         cluster.serve(STOP_TOKEN_STREAM, self._stop_here)
         cluster.serve(COUNT_VIEWERS, self._count_viewers)
@@ -230,6 +232,7 @@ class Relays:
         another stream's or has ended.
         """
         if self.leaving:
+            self.refused["draining"] += 1
             raise Unavailable("The node is draining; begin at another.", reason="draining")
         if len(self.running) >= MAX_RUNNING:
             self.refused["running"] += 1
@@ -252,23 +255,28 @@ class Relays:
         )
         running = self._running(record, plan.limits)
         self._enter(running, plan.limits)
-        begun = entered = False
+        begun = entered = refused = False
         try:
             await self.registry.open(record, running.lose, plan.request)
             entered = True
             start = render(Start(id, plan.upstream, record.model), channel)
             (began,) = await self._bus.publish((start,))
             if isinstance(began, ChannelEnded):
+                refused = True
                 raise Conflict(f"The channel {channel} has ended; take another one.")
             if isinstance(began, GatewayError):
+                refused = began.extra.get("outcome") != "unknown"
                 raise began
             running.outlet.began = running.outlet.position = began
             begun = True
         finally:
             if not begun:
                 self._leave(running)
-                if entered:
+                if refused or not entered:
                     self.registry.forget(id)
+                else:  # its start may have been taken, or be taken yet
+                    assert self._nursery is not None
+                    self._nursery.start_soon(self._undo, record)
         self._opened[plan.format] += 1
         if plan.produce is not None:
             self._start(running, plan.produce)
@@ -276,6 +284,16 @@ class Relays:
             self._leave(running)
             await self.registry.release(id, plan.away_seconds)
         return running
+
+    async def _undo(self, record: Record) -> None:
+        """End what nobody was told of, in case that somebody watches its channel."""
+        with suppress(Unavailable):
+            try:
+                await self._publish_end(record, Failure("internal").told())
+            except GatewayError:
+                await self.registry.release(record.id, 0.0)  # whoever finds it overdue ends it
+            else:
+                self.registry.forget(record.id)
 
     def adopt(self, record: Record, limits: Limits, began: Position, produce: Produce) -> Running:
         """Make on a stream whose lease is this worker's already, and whose ``start`` stands at
@@ -302,7 +320,7 @@ class Relays:
             away_seconds=self._config.push_lease if is_pushed else 0.0,
             begin=begin if record.idempotent else None,
             count_tokens=self._count_tokens,
-            first_token=self._first_token.observe,
+            first_token=lambda seconds: self._time_first_token(record, seconds),
         )
 
     async def _publish(
@@ -326,6 +344,11 @@ class Relays:
     def _count_tokens(self, count: int) -> None:
         self._tokens += count
 
+    def _time_first_token(self, record: Record, seconds: float) -> None:
+        if record.upstream is not None:  # of what is pushed the application knows
+            times = self._first_tokens.setdefault(record.upstream, Histogram(FIRST_TOKENS))
+            times.observe(seconds)
+
     def _enter(self, running: Running, limits: Limits) -> None:
         record = running.record
         self.running[record.id] = running
@@ -337,6 +360,8 @@ class Relays:
         record = running.record
         if self.running.get(record.id) is running:
             del self.running[record.id]
+        self._left.set()
+        self._left = trio.Event()
         self._unwatched.pop(running, None)
         self._count_out(record.upstream, record.user)
 
@@ -357,7 +382,11 @@ class Relays:
     async def _make(self, running: Running, produce: Produce) -> None:
         record = running.record
         try:
-            await running.run(produce)
+            try:
+                await running.run(produce)
+            except Exception:  # noqa: BLE001  # a fault of ours must not end everybody's streams
+                running.last = None  # whoever finds it overdue ends it
+                _log.exception("a token stream was lost", {"stream": record.id})
             if running.last is not None:
                 self._count_end(record, running.last)
             with suppress(Unavailable):  # its lease runs out by itself, and nobody ends it twice
@@ -369,12 +398,13 @@ class Relays:
             self._leave(running)
 
     def _count_end(self, record: Record, last: Complete | Error) -> None:
-        word = last.code if isinstance(last, Error) else last.reason
-        if word not in (FAILURES if isinstance(last, Error) else REASONS):
-            word = OTHER_END  # whoever produces chooses it, and each counts for ever
-        self._ended[word] += 1
-        if isinstance(last, Error) and record.upstream is not None:
-            self._upstream_errors.setdefault(record.upstream, Counter())[last.code] += 1
+        if isinstance(last, Error):
+            state, word = "error", last.code
+        else:
+            word = last.reason
+            state = "stopped" if word in STOPPED else "complete"
+        counts = self._ended[state]
+        counts[word if word in counts else OTHER] += 1
         _log.info(
             "token stream %(stream)s has ended: %(end)s",
             {"stream": record.id, "upstream": record.upstream, "end": word},
@@ -412,51 +442,48 @@ class Relays:
 
     async def _end(self, record: Record, last: Complete | Error) -> bool:
         """End a stream that is not made here; whether this was its end."""
+        was_its_end = await self._publish_end(record, last)
+        if was_its_end:
+            self._count_end(record, last)
+        await self.registry.finish(record.id)
+        return was_its_end
+
+    async def _publish_end(self, record: Record, last: Complete | Error) -> bool:
+        """Whether nobody else had told one."""
         channels = tuple(dict.fromkeys((record.channel, record.raw)))
         (result,) = await self._bus.publish((render(last, *channels, end=True),))
         if isinstance(result, GatewayError) and not isinstance(result, ChannelEnded):
             raise result
-        await self.registry.finish(record.id)
-        if isinstance(result, ChannelEnded):
-            return False
-        self._count_end(record, last)
-        return True
+        return not isinstance(result, ChannelEnded)
 
     # -- what has become of one
 
     async def story(self, record: Record) -> Story:
-        """All that its channel holds of it. Raises Unavailable."""
-        story = Story()
-        await self.read_on(record, story)
-        return story
+        """All that its channel has had of it. Raises Unavailable."""
+        return await self.stories.story(record)
 
-    async def read_on(self, record: Record, story: Story) -> None:
-        """Add what came behind the last position of a ``story``."""
-        while True:
-            page = await self._bus.history(
-                record.channel, story.position, MAX_POSITION, PAGE_FRAMES
-            )
-            if page.frames and page.previous > story.position > ZERO:
-                story.whole = False
-            for frame in page.frames:
-                story.add(frame)
-            if page.complete or not page.frames:
-                return
-            await trio.lowlevel.checkpoint()
+    async def snapshot(
+        self, record: Record, head: Position, *, annotated: bool
+    ) -> Beginning | None:
+        """As `Stories.snapshot`, for a viewer who joins late."""
+        beginning = await self.stories.snapshot(record, head, annotated=annotated)
+        if beginning is not None:
+            self.joined_late += 1
+        return beginning
 
     async def leave(self, seconds: float) -> None:
         """Begin no more, let those that run go on for so long, and end what is left by an error."""
         self.leaving = True
         with trio.move_on_after(seconds):
-            while self.running:
-                await next(iter(self.running.values())).ended.wait()
-                await trio.lowlevel.checkpoint()
-        left = tuple(self.running.values())
-        for running in left:
+            await self._all_left()
+        for running in tuple(self.running.values()):
             running.stop(lost(running.record))
         with trio.move_on_after(STOP_SECONDS):
-            for running in left:
-                await running.ended.wait()
+            await self._all_left()
+
+    async def _all_left(self) -> None:
+        while self.running:
+            await self._left.wait()
 
     # -- looking
 
@@ -464,11 +491,22 @@ class Relays:
         """End the streams of workers that have died, or begin them again."""
         while True:
             await trio.sleep(LOOK_SECONDS)
+            if self.leaving and self._cluster.link is not None:
+                continue  # the others look as well, and can begin again what this one cannot
             try:
                 for id in await self.registry.overdue():
-                    await self._bury_one(id)
+                    await self._bury_one_or_leave_it(id)
             except GatewayError as error:
                 _log.debug("streams of the dead cannot be looked at", {"why": error.detail})
+
+    async def _bury_one_or_leave_it(self, id: str) -> None:
+        """Nothing that is wrong with one stream is to keep others from their end."""
+        try:
+            await self._bury_one(id)
+        except Unavailable:
+            raise
+        except Exception:  # noqa: BLE001  # it is overdue again later, as for nodes of another version
+            _log.exception("a stream of the dead could not be ended", {"stream": id})
 
     async def _bury_one(self, id: str) -> None:
         found = await self.registry.find(id)
@@ -488,20 +526,26 @@ class Relays:
             if running is not None:
                 running.lose()
 
+        if len(self.running) >= MAX_RUNNING:
+            return False
         request = await self.registry.restart(record.id, lose)
         if request is None:
             return False
-        again = self.again(record, request)
-        if again is None:
-            return False
-        limits, produce = again
-        page = await self._bus.history(record.channel, Position(0, 0), self._bus.head(), 1)
-        if not page.frames:
-            return False
-        # The fence was passed by `restart` already.
-        running = self.adopt(_without_fence(record), limits, page.frames[0].position, produce)
-        self._restarted += 1
-        return True
+        settled = False
+        try:
+            again = self.again(record, request)
+            frames = (await self._bus.history(record.channel, ZERO, self._bus.head(), 1)).frames
+            if again is not None and frames:
+                limits, produce = again
+                # The fence was passed by `restart` already.
+                running = self.adopt(_without_fence(record), limits, frames[0].position, produce)
+                self._restarted += 1
+            settled = True
+        finally:
+            if not settled:  # or it would be held, and nobody would make it
+                with trio.move_on_after(STOP_SECONDS, shield=True), suppress(Unavailable):
+                    await self.registry.release(record.id, 0.0)
+        return running is not None
 
     async def _watch(self) -> None:
         """Stop what nobody watches, where that is wanted."""
@@ -525,7 +569,7 @@ class Relays:
         asked = OfViewers([record.channel for record in records])
         try:
             gathered = await self._cluster.ask_all(COUNT_VIEWERS, asked)
-        except Unavailable:
+        except GatewayError:
             return [1] * len(records)
         if gathered.missing or any(len(told.counts) != len(records) for told in gathered.told):
             return [1] * len(records)
@@ -545,19 +589,16 @@ class Relays:
         return RelayStatistics(
             running={str(format): count for format, count in running.items()},
             opened={str(format): count for format, count in self._opened.items()},
-            ended=dict(self._ended),
+            ended={state: dict(words) for state, words in self._ended.items()},
             tokens=self._tokens,
-            first_token=self._first_token.snapshot(),
+            first_token={name: times.snapshot() for name, times in self._first_tokens.items()},
             restarted=self._restarted,
             lost=self._lost,
             resumed=self.resumed,
             joined_late=self.joined_late,
             cut_clients=self.copies.cut,
-            copied_bytes=self.copies.bytes,
             refused=dict(self.refused),
             waiting_events=waiting,
-            upstream_errors={name: dict(codes) for name, codes in self._upstream_errors.items()},
-            retried=self.retried,
             registry=self.registry.statistics(),
         )
 

@@ -217,19 +217,20 @@ class Running:
         """How it ends; None where that is not for this worker to tell."""
         last: Complete | Error = Failure("limit-duration").told()
         self._producing.deadline = self.opened_at + self._max_seconds
-        with self._producing:
-            try:
-                last = await produce(self)
-            except Failure as failure:
-                last = failure.told()
-            except Away as away:
-                self._flush()
-                await self.outlet.flushed()
-                self.away = away.seconds
-                return None
-            except Exception:  # noqa: BLE001  # a fault of ours must not end everybody's streams
-                _log.exception("a token stream failed", {"stream": self.record.id})
-                last = Failure("internal").told()
+        try:
+            with self._producing:
+                try:
+                    last = await produce(self)
+                except Failure as failure:
+                    last = failure.told()
+                except Away as away:
+                    self._flush()
+                    await self.outlet.flushed()
+                    self.away = away.seconds
+                    return None
+        except Exception:  # noqa: BLE001  # a fault of ours must not end everybody's streams
+            _log.exception("a token stream failed", _about(self.record))
+            last = Failure("internal").told()
         if self._fenced:
             return None
         return self._asked or last
