@@ -17,7 +17,17 @@ import certificates
 import pytest
 import trio
 import vendors
-from running import PATIENCE, Gateway, Response, Wire, request, running, running_over_tls, until
+from running import (
+    PATIENCE,
+    Block,
+    Gateway,
+    Response,
+    Wire,
+    request,
+    running,
+    running_over_tls,
+    until,
+)
 from tokens import SECRET, bearer, token
 from upstreams import HUGE_BYTES, FakeUpstream, Fault, Script, chat, fake_upstream, prompt, text_of
 
@@ -224,19 +234,28 @@ async def test_an_answer_without_content_has_none() -> None:
         assert (await wire.head()).status == 200
 
 
-async def test_viewers_who_join_by_the_location_get_the_same_text() -> None:
+async def test_viewers_who_join_by_the_location_get_the_same_text_and_the_same_events() -> None:
     async with pair() as both:
-        asked = await both.ask(streamed(Script(words=30, rate=100)))
-        await asked.piece()
+        asked = await both.ask(streamed(Script(words=30, rate=200)))
+        first = await asked.piece()
         location = asked.head.header("location")
-        viewer = await both.gateway.open(f"{location}?lastEventId=earliest")
-        await viewer.opened()
-        told = [block for block in await viewer.blocks() if block.event not in ("reconnect",)]
-        await asked.body()
-    words = [str(block.json["text"]) for block in told if block.event == "token"]
-    assert told[0].event == "start"
-    assert "".join(words) == text_of(30)
-    assert "complete" in [block.event for block in told]
+        told: dict[str, list[Block]] = {}
+
+        async def view(name: str) -> None:
+            viewer = await both.gateway.open(f"{location}?view={name}&lastEventId=earliest")
+            await viewer.opened()
+            told[name] = await viewer.blocks()
+
+        async with trio.open_nursery() as nursery:
+            for name in ("normal", "raw"):
+                nursery.start_soon(view, name)
+        body = first + await asked.body()
+    normal = [block for block in told["normal"] if block.event == "token"]
+    assert told["normal"][0].event == "start"
+    assert "".join(str(block.json["text"]) for block in normal) == text_of(30)
+    assert "complete" in [block.event for block in told["normal"]]
+    raw = [block.data for block in told["raw"] if block.event == "message"]
+    assert "".join(f"data: {data}\n\n" for data in raw).encode() == body
 
 
 async def test_whoever_reads_the_drop_in_counts_as_a_viewer_while_it_does() -> None:
@@ -540,14 +559,11 @@ async def test_whenever_clients_leave_nothing_of_them_is_left(stops: bool, versi
         await until(lambda: relays.copies.bytes == 0)
         await until(lambda: all(call.over.is_set() for call in both.fake.calls))
         statistics = relays.statistics()
-        ended = {
-            reason: count
-            for words in statistics.ended.values()
-            for reason, count in words.items()
-            if count
-        }
-        assert set(ended) <= ({"end", "stopped"} if stops else {"end"})
-        assert sum(ended.values()) == statistics.opened["openai"]
+        ended = Counter(
+            {word: count for words in statistics.ended.values() for word, count in words.items()}
+        )
+        assert set(+ended) <= ({"end", "stopped"} if stops else {"end"})
+        assert ended.total() == statistics.opened["openai"]
         gc.collect()  # what is left of generators would warn now
 
 
@@ -648,6 +664,35 @@ async def test_a_channel_that_somebody_else_has_ended_breaks_the_clients_connect
         made.lose()
         with pytest.raises(BROKEN):
             await asked.body()
+
+
+async def test_a_stream_of_the_drop_in_is_viewed_and_stopped_at_another_node(
+    redis_port: int, new_prefix: str
+) -> None:
+    shared: dict[str, Any] = {
+        "redis": f"redis://127.0.0.1:{redis_port}",
+        "redis_prefix": new_prefix,
+    }
+    async with fake_upstream() as fake:
+        upstreams = (configured(fake),)
+        async with (
+            running(upstreams=upstreams, **shared) as near,
+            running(upstreams=upstreams, **shared) as far,
+        ):
+            await until(lambda: near.node.bus.ready and far.node.bus.ready)
+            both = Pair(near, fake)
+            asked = await both.ask(streamed(Script(words=3, fault=Fault.SILENCE, after=3)))
+            viewer = await far.open(f"{asked.head.header('location')}?lastEventId=earliest")
+            await viewer.opened()
+            while (await viewer.event()).event != "token":
+                pass
+            id = asked.head.header("stream-id")
+            answer = await far.ask(request("DELETE", f"/streams/{id}"))
+            assert answer.json == {"id": id, "state": "stopped"}
+            with pytest.raises(BROKEN):
+                await asked.body()
+            last = await viewer.event("token")
+            assert (last.event, last.json["reason"]) == ("complete", "stopped")
 
 
 # --- the node -------------------------------------------------------------------------------------

@@ -32,15 +32,13 @@ from gateway.openapi.schemas import Schema, only, ref
 PATH = "/openapi.json"
 """Of the description itself."""
 
-STREAMING, PUBLISHING = "Streaming", "Publishing"
-TOKEN_STREAMS, RELAYING = "Token streams", "Relaying"
+STREAMING, PUBLISHING, TOKEN_STREAMS = "Streaming", "Publishing", "Token streams"
 ADMINISTRATION, OPERATION = "Administration", "Operation"
 
 TAGS = {
     STREAMING: "Getting events.",
     PUBLISHING: "Sending events.",
     TOKEN_STREAMS: "What a model says, made by the gateway or pushed, for any number of viewers.",
-    RELAYING: "Upstreams, as their own clients ask them.",
     ADMINISTRATION: "Clients, users and channels, at whichever node they are.",
     OPERATION: "The nodes themselves.",
 }
@@ -308,7 +306,7 @@ class Routes:
         }
         return self._operation(
             name,
-            RELAYING,
+            TOKEN_STREAMS,
             "Ask an upstream",
             {200: passed},
             Forbidden,

@@ -17,7 +17,6 @@ from dataclasses import dataclass
 import msgspec
 import trio
 
-from gateway.config import Upstream
 from gateway.http1_render import STRICT_HEADERS
 from gateway.relay.copies import Copy
 from gateway.relay.events import Complete, Failure
@@ -63,13 +62,14 @@ class Passage:
     ``aclose`` must be called."""
 
     def __init__(
-        self, call: AsyncExitStack, answer: Answer, relays: Relays, upstream: Upstream, until: float
+        self, call: AsyncExitStack, answer: Answer, relays: Relays, caller: Caller, until: float
     ) -> None:
         """``call`` ends the call of the upstream; ``until`` is when that must have ended."""
         self._call = call
         self._answer = answer
         self._relays = relays
-        self._upstream = upstream
+        self._caller = caller
+        self._upstream = caller.upstream
         self._until = until
         self._bytes = 0
         self._running: Running | None = None
@@ -98,10 +98,14 @@ class Passage:
         """The next bytes; none at the end. Raises Failure where that is not the answer's own."""
         if self._copy is not None and (data := await self._copy.take()):
             return data
-        with trio.move_on_at(self._until):
-            data = await self._answer.receive()
-            self._count(data)
-            return data
+        try:
+            with trio.move_on_at(self._until):
+                data = await self._answer.receive()
+                self._count(data)
+                return data
+        except Failure as failure:
+            self._caller.count(failure)
+            raise
         raise Failure("limit-duration")
 
     async def aclose(self) -> None:
@@ -145,6 +149,7 @@ class Passage:
             ends = Copy.State.OVER
             return complete
         except Failure as failure:
+            self._caller.count(failure)
             if self._answer.is_over or failure.code not in CUTTING:
                 ends = Copy.State.OVER
             raise
@@ -188,7 +193,7 @@ async def begin(
         )
         if answer.status < 200:
             raise Failure("malformed")
-        passage = Passage(call.pop_all(), answer, relays, upstream, until)
+        passage = Passage(call.pop_all(), answer, relays, caller, until)
     if not _is_token_stream(wanted.method, answer):
         return passage
     path = wanted.path

@@ -384,9 +384,13 @@ class Caller:
         try:
             yield
         except Failure as failure:
-            if failure.code in UPSTREAM_FAILURES:
-                self._failures[failure.code] += 1
+            self.count(failure)
             raise
+
+    def count(self, failure: Failure) -> None:
+        """Count what went wrong with an answer after its head, if the upstream's doing it was."""
+        if failure.code in UPSTREAM_FAILURES:
+            self._failures[failure.code] += 1
 
     @asynccontextmanager
     async def forward(
@@ -408,7 +412,7 @@ class Caller:
                 raise failure
             assert isinstance(sent, Answer)
             if sent.status >= 400 and (failure := _failure_of(sent)) is not None:
-                self._failures[failure.code] += 1
+                self.count(failure)
             with self._counting():
                 yield sent
 
