@@ -24,6 +24,7 @@ from gateway.api.poll import PATH as POLL
 from gateway.api.poll import poll
 from gateway.api.publish import PATH as PUBLISH
 from gateway.api.publish import publish
+from gateway.api.push import BELOW as STREAMS_BELOW
 from gateway.api.push import ROUTE as PUSH
 from gateway.api.push import is_push, push
 from gateway.api.refusals import is_refusal, told
@@ -105,6 +106,7 @@ class Connection:
             max_url_bytes=config.max_url_bytes,
             max_body_bytes=config.max_body_bytes,
             is_streamed=is_push,
+            streamed_below=STREAMS_BELOW,
             max_streamed_bytes=config.stream_bytes,
         )
         self._is_new = True

@@ -40,15 +40,18 @@ def retry(seconds: float) -> bytes:
     return b"retry: %d\n" % (jittered(seconds) * 1000)
 
 
-def connected(client: str, position: Position, channels: Iterable[str], keepalive: float) -> bytes:
-    """``keepalive`` are the seconds of silence after which a keepalive comes."""
+def connected(
+    client: str, position: Position | None, channels: Iterable[str], keepalive: float
+) -> bytes:
+    """``keepalive`` are the seconds of silence after which a keepalive comes. Without a position
+    whoever is cut off at once begins anew."""
     data = {
         "clientId": client,
         "serverTime": time.time_ns() // 1_000_000,
         "keepalive": round(keepalive * 1000),
         "channels": list(channels),
     }
-    return _block("connected", data, id=str(position))
+    return _block("connected", data, id=str(position) if position is not None else None)
 
 
 def dropped(count: int) -> bytes:

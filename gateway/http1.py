@@ -16,22 +16,19 @@ llhttp bounds nothing, reports late, and runs on from one message into the next.
    given out before that is said.
 """
 
+from collections.abc import Callable
 from enum import Enum, auto
 
 import httptools
 
 from gateway.errors import BadRequest, ContentTooLarge, GatewayError, HeadTooLarge
-from gateway.http1_head import (
-    CHUNKED,
-    MAX_FIELDS,
-    IsStreamed,
-    Parsed,
-    check_body,
-    judge_head,
-    refusal,
-)
+from gateway.http1_head import CHUNKED, MAX_FIELDS, Parsed, judge_head, refusal
 
 __all__ = ["Parsed", "Phase", "RequestReader"]
+
+IsStreamed = Callable[[str, bytes], bool]
+"""Whether the body of a request, by its method and its target in origin form, is read piece by
+piece: of one in HTTP/1.1 that has a body."""
 
 MAX_BLANK_BYTES = 64
 """Line ends before a request. RFC 9112 2.2 asks to ignore at least one CRLF, which old clients sent
@@ -111,12 +108,16 @@ class RequestReader:
         max_url_bytes: int,
         max_body_bytes: int,
         is_streamed: IsStreamed | None = None,
+        streamed_below: bytes = b"/",
         max_streamed_bytes: int = 0,
     ) -> None:
+        """``is_streamed`` is asked only of targets that begin with ``streamed_below``: a call costs
+        as much as a hundredth of a publish."""
         self._max_head_bytes = max_head_bytes
         self._max_url_bytes = max_url_bytes
         self._max_body_bytes = max_body_bytes
         self._is_streamed = is_streamed
+        self._streamed_below = streamed_below
         self._max_streamed_bytes = max_streamed_bytes
         self._input = b""
         self._at = 0  # where in _input that begins which has not been taken
@@ -124,6 +125,7 @@ class RequestReader:
         self._error: GatewayError | None = None
         self._refused: _Message | None = None
         self._start_message()
+        self._start_counting()
 
     def _start_message(self) -> None:
         self.phase = Phase.IDLE
@@ -135,10 +137,13 @@ class RequestReader:
         self._request: Parsed | None = None
         self._length = 0  # of the body; CHUNKED if it is not known
         self._body = bytearray()
-        self._content_bytes = 0  # of a body that is chunked or streamed
+
+    def _start_counting(self) -> None:
+        """Of a body that is chunked or streamed."""
+        self._content_bytes = 0
         self._raw_body_bytes = 0
-        self._framing_bytes = 0  # of a chunked body, since its last byte of content
-        self._broken: GatewayError | None = None  # a streamed one, behind what came before that
+        self._framing_bytes = 0  # since the last byte of content
+        self._broken: GatewayError | None = None  # behind what came before that
 
     @property
     def buffered(self) -> bool:
@@ -182,7 +187,9 @@ class RequestReader:
             self._fail(error)
             raise
         if request is not None and not request.streamed:
-            self._finish(request)
+            self._start_message()
+            if not request.keep_alive:
+                self._end()
         return request
 
     def next_piece(self) -> bytes | None:
@@ -202,13 +209,10 @@ class RequestReader:
             self._fail(error)
             raise
         if piece == b"":
-            self._finish(request)
+            self._start_message()
+            if not request.keep_alive:
+                self._end()
         return piece
-
-    def _finish(self, request: Parsed) -> None:
-        self._start_message()
-        if not request.keep_alive:
-            self._end()
 
     def _fail(self, error: GatewayError) -> None:
         self._error, self._refused = error, self._message
@@ -292,11 +296,13 @@ class RequestReader:
             self._message.target,
             tuple(self._message.fields),
             upgrade=self._parser.should_upgrade(),
-            max_body_bytes=self._max_body_bytes,
             max_url_bytes=self._max_url_bytes,
-            is_streamed=self._is_streamed,
-            max_streamed_bytes=self._max_streamed_bytes,
         )
+        if self._length and (
+            request.target.startswith(self._streamed_below)
+            or not 0 < self._length <= self._max_body_bytes
+        ):
+            self._begin_body(request)
         self._request = request
         self.phase = Phase.BODY
         self.expects_continue = (
@@ -305,6 +311,22 @@ class RequestReader:
             and request.header(b"expect") is not None
             and not self.buffered
         )
+
+    def _begin_body(self, request: Parsed) -> None:
+        """Raises ContentTooLarge where it is known already."""
+        may_be = request.version == "1.1" and request.target.startswith(self._streamed_below)
+        if may_be and self._is_streamed is not None:
+            request.streamed = self._is_streamed(request.method, request.target)
+        if request.streamed or self._length == CHUNKED:
+            self._start_counting()
+        self._check_size(request, self._length)
+
+    def _check_size(self, request: Parsed, size: int) -> None:
+        most, setting = self._max_body_bytes, "max_body_bytes"
+        if request.streamed:
+            most, setting = self._max_streamed_bytes, "stream_bytes"
+        if size > most:
+            raise ContentTooLarge(f"A body may have at most {most} bytes ({setting}).")
 
     def _read_sized(self) -> bytes | None:
         piece = self._input[self._at : self._at + self._length - len(self._body)]
@@ -343,22 +365,21 @@ class RequestReader:
 
     def _read_chunks(self, piece: bytes) -> GatewayError | None:
         """Feed and count a piece of a chunked body; what breaks it is returned."""
-        assert self._request is not None
-        streamed, message = self._request.streamed, self._message
+        request, message = self._request, self._message
+        assert request is not None
         held = len(message.body)
         broken = self._feed(piece)
         grown = len(message.body) - held
         self._content_bytes += grown
         self._raw_body_bytes += len(piece)
         self._framing_bytes = 0 if grown else self._framing_bytes + len(piece)
-        most = self._max_streamed_bytes if streamed else self._max_body_bytes
-        check_body(self._content_bytes, most, streamed=streamed)
+        self._check_size(request, self._content_bytes)
         if self._framing_bytes > self._max_head_bytes:
             raise HeadTooLarge(
                 "Trailers, and the extensions of a chunk, may have at most"
                 f" {self._max_head_bytes} bytes."
             )
-        framed = self._content_bytes if streamed else most
+        framed = self._content_bytes if request.streamed else self._max_body_bytes
         if self._raw_body_bytes > 2 * framed + FRAMING_ALLOWANCE:
             raise ContentTooLarge("The body is in too many too small chunks; send larger ones.")
         return broken

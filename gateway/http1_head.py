@@ -15,12 +15,11 @@ be right.
 """
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from gateway.errors import (
     BadRequest,
-    ContentTooLarge,
     ExpectationFailed,
     GatewayError,
     HeadTooLarge,
@@ -31,10 +30,6 @@ from gateway.errors import (
 )
 
 Headers = tuple[tuple[bytes, bytes], ...]
-
-IsStreamed = Callable[[bytes, bytes], bool]
-"""Whether the body of a request, by its method and its target in origin form, is read piece by
-piece."""
 
 MAX_LENGTH_DIGITS = 20
 """As 64 bits have. llhttp lets more leading zeros pass than Python converts digits."""
@@ -121,17 +116,14 @@ def judge_head(
     headers: Headers,
     *,
     upgrade: bool,
-    max_body_bytes: int,
     max_url_bytes: int,
-    is_streamed: IsStreamed | None = None,
-    max_streamed_bytes: int = 0,
 ) -> tuple[Parsed, int]:
     """Return the request, still without its body, and the body's length in bytes or CHUNKED.
 
     ``head`` is the head as it was on the wire, the rest what llhttp read in it; ``upgrade`` says
     that llhttp takes what follows for another protocol. An upgrade is not made: without a body the
-    request is served as HTTP/1.1 and is the connection's last. Only what has a body, in HTTP/1.1,
-    is ever streamed.
+    request is served as HTTP/1.1 and is the connection's last. How long a body may be, whoever
+    reads it says.
 
     Raises the GatewayError by which the request is to be refused.
     """
@@ -154,11 +146,6 @@ def judge_head(
         headers = (*(pair for pair in headers if pair[0] != b"host"), (b"host", host or b""))
         first[b"host"] = host or b""
     length = _judge_length(first, version)
-    streamed = (
-        length != 0 and is_streamed is not None and version == "1.1" and is_streamed(method, target)
-    )
-    if length > max_body_bytes or streamed:
-        check_body(length, max_streamed_bytes if streamed else max_body_bytes, streamed=streamed)
     if first.get(b"expect", b"100-continue").lower() != b"100-continue":
         raise ExpectationFailed("The only expectation that can be met is `Expect: 100-continue`.")
     if upgrade and length:
@@ -166,16 +153,7 @@ def judge_head(
     options = connection_options(headers) if b"connection" in first else set()
     persistent = version == "1.1" or b"keep-alive" in options
     keep_alive = persistent and b"close" not in options and not upgrade
-    parsed = Parsed(method.decode(), target, version, headers, keep_alive, first, b"", streamed)
-    return parsed, length
-
-
-def check_body(size: int, most: int, *, streamed: bool) -> None:
-    """Raises ContentTooLarge for a body that is, or will be, larger than one may be."""
-    if size > most:
-        if streamed:
-            raise ContentTooLarge(f"A streamed body may have at most {most} bytes (stream_bytes).")
-        raise ContentTooLarge(f"A body may have at most {most} bytes (max_body_bytes).")
+    return Parsed(method.decode(), target, version, headers, keep_alive, first), length
 
 
 def _judge_lines(head: bytes, method: bytes, target: bytes, headers: Headers) -> str:

@@ -20,6 +20,8 @@ from gateway.hub import HubStatistics
 from gateway.ledger import LedgerStatistics
 from gateway.node import NodeStatistics
 from gateway.process import ProcessStatistics
+from gateway.relay.registry import RegistryStatistics
+from gateway.relay.relays import RelayStatistics
 
 GAUGES: Mapping[type, frozenset[str]] = {
     NodeStatistics: frozenset(
@@ -48,6 +50,8 @@ GAUGES: Mapping[type, frozenset[str]] = {
     AdmissionStatistics: frozenset({"waiting", "addresses", "paced", "longest_wait"}),
     MemoryStatistics: frozenset({"bytes", "max_bytes"}),
     ProcessStatistics: frozenset({"resident_bytes", "open_fds", "max_fds", "tasks"}),
+    RelayStatistics: frozenset({"running", "waiting_events"}),
+    RegistryStatistics: frozenset({"records", "held"}),
 }
 """What a worker holds at the moment. All other numbers count."""
 

@@ -36,6 +36,7 @@ from gateway.relay.pushes import Pushes
 from gateway.relay.redis_registry import RedisRegistry
 from gateway.relay.registry import MemoryRegistry, Registry
 from gateway.relay.relays import Relays, RelayStatistics
+from gateway.relay.upstream import CallerStatistics
 from gateway.replacements import Replacements
 from gateway.reports import About, Reports
 from gateway.request_id import RequestIds
@@ -78,6 +79,7 @@ class NodeStatistics:
     processes: dict[str, ProcessStatistics]
     loop: LoopStatistics
     relay: RelayStatistics
+    upstreams: dict[str, CallerStatistics]
     certificate_expires: float = 0.0
     """In seconds since 1970; 0 without TLS."""
     workers: int = 1
@@ -358,6 +360,7 @@ class Node:
             processes={str(self._number): self._process.statistics()},
             loop=self._process.loop_statistics(),
             relay=self.relays.statistics(),
+            upstreams=self.upstreams.statistics(),
             certificate_expires=self._certificate.expires if self._certificate else 0.0,
             reports=reports,
         )

@@ -142,6 +142,9 @@ class Parser:
         self._after_cr = data.endswith(b"\r")
         *lines, rest = data.replace(b"\r\n", b"\n").replace(b"\r", b"\n").split(b"\n")
         for line in lines:
+            if not self._partial and not self._bom and len(line) <= self._max_line_bytes:
+                self._end_line(line, events)  # as nearly all are: whole
+                continue
             self._extend(line)
             whole = bytes(self._partial)
             self._partial.clear()

@@ -12,10 +12,11 @@
 import logging
 import math
 import secrets
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
 from socket import socket
+from typing import NamedTuple
 
 import trio
 
@@ -25,6 +26,7 @@ from gateway.bus import Bus
 from gateway.clock import Clock
 from gateway.config import Config
 from gateway.errors import BadRequest, ChannelEnded, NotFound, TooManyRequests, Unavailable
+from gateway.event import Frame
 from gateway.hub import Hub, Opening
 from gateway.hub_client import Client
 from gateway.identity import ANYBODY, Identity
@@ -45,6 +47,15 @@ LOOKS_PER_TURN = 64
 
 MAX_POSITION = Position(2**64, 0)
 """Later than any event: a channel that is not yet delivered, as its missed events come first."""
+
+
+class Beginning(NamedTuple):
+    """An event in the place of all that a channel has had."""
+
+    frame: Frame
+    reached: Position
+    """All of the channel up to here is in it; not before its own position, nor that which was asked
+    for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +79,9 @@ class EventStream:
     is not to be said."""
     headers: tuple[tuple[bytes, bytes], ...] = ()
     """More of the answer's head."""
+    snapshot: Callable[[Position], Awaitable[Beginning | None]] | None = None
+    """Makes what the stream begins with in the place of all that its first channel has had, up to a
+    position at the least; None where it is all to be replayed."""
 
 
 class Streams:
@@ -129,7 +143,7 @@ class Streams:
             head = await self._bus.subscribe(stream.channels, asked)
             subscribed = True
             began = trio.current_time()
-            replay, reason = await self._replay(stream.channels, resume, head)
+            replay, reason, snapshot = await self._begin(stream, head)
             after = replay.reached
             client = Client(
                 identifier,
@@ -143,7 +157,7 @@ class Streams:
                 is_poll=stream.is_poll,
                 annotated=stream.annotated,
             )
-            self._hub.add(client, stream.channels, after, _opening(resume))
+            self._hub.add(client, stream.channels, after, _opening(resume, snapshot))
             added = True
         finally:
             self.opening -= 1
@@ -158,18 +172,53 @@ class Streams:
         stream_log.opened(client, resume)
         if preamble is not None:
             client.stage(preamble(client))
+        stands = after if snapshot is None else None  # nothing of before has been given yet
         client.stage_control(
             control.retry(self._config.retry)
-            + control.connected(client.id, after, stream.channels, self._config.keepalive)
+            + control.connected(client.id, stands, stream.channels, self._config.keepalive)
         )
         if reason is not None:
-            self.replays.stage_gap(client, stream.channels, reason)
+            others = stream.channels if snapshot is None else stream.channels[1:]
+            self.replays.stage_gap(client, others, reason)
+        if snapshot is not None:
+            client.stage_replayed(snapshot, with_id=True)
         self.replays.begin(client, replay, head, began)
         if self._is_revoked(stream.identity):  # while its channels were being subscribed to
             self._hub.end_for_good(client, Reason.REVOKED, after)
         if user is not None:
             self._replacements.opened(client)
         return client
+
+    async def _begin(
+        self, stream: EventStream, head: Position
+    ) -> tuple[Replay, control.Gap | None, Frame | None]:
+        """As `_replay`, and the event that comes first in the place of what is not replayed. That
+        comes only where nothing else is asked for, or in the place of a gap."""
+        channels, resume = stream.channels, stream.resume
+        if stream.snapshot is None or resume is Start.EARLIEST:
+            return *await self._replay(channels, resume, head), None
+        reason = await self._why_not_resumed(channels[0], resume, head)
+        if reason is None and resume is not Start.NOW:
+            return *await self._replay(channels, resume, head), None
+        beginning = await stream.snapshot(head)
+        if beginning is None:
+            return *await self._replay(channels, Start.EARLIEST, head), None
+        return Replay(beginning.reached, fresh=True), reason, beginning.frame
+
+    async def _why_not_resumed(
+        self, name: str, resume: Resume | int, head: Position
+    ) -> control.Gap | None:
+        """Why there would be a gap in a channel, as far as that can be known at once."""
+        match resume:
+            case Start.NOW:
+                return None
+            case Position() as after if after <= head:
+                if not self._bus.vouches(after):
+                    return control.Gap.RESTARTED
+                missed = await self._bus.history(name, after, head, 1)
+                return control.Gap.TRIMMED if missed.previous > after else None
+            case _:
+                return control.Gap.UNKNOWN
 
     async def _replay(
         self, channels: Sequence[str], resume: Resume | int, head: Position
@@ -372,9 +421,9 @@ class Streams:
             self._start_soon(client)
 
 
-def _opening(resume: Resume | int) -> Opening:
+def _opening(resume: Resume | int, snapshot: Frame | None) -> Opening:
     """What of a stream is asked for by where it is to begin."""
-    if isinstance(resume, int) or resume is Start.EARLIEST:
+    if isinstance(resume, int) or resume is Start.EARLIEST or snapshot is not None:
         return Opening.REPLAY
     return Opening.NEW if resume is Start.NOW else Opening.RESUMED
 

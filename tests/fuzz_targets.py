@@ -40,7 +40,7 @@ from gateway.bus.resp import Connection, LinkLost, Reply
 from gateway.bus.subscriptions import Subscription, Subscriptions
 from gateway.charge import Charge
 from gateway.config import Config
-from gateway.errors import BadRequest, GatewayError
+from gateway.errors import BadRequest, ContentTooLarge, GatewayError
 from gateway.event import MAX_LABEL, Event, Frame, render
 from gateway.http1 import Parsed, RequestReader
 from gateway.http1_render import render_request
@@ -59,6 +59,7 @@ from gateway.node import Node
 from gateway.position import ZERO, Closed, Position, Start, parse_resume
 from gateway.relay import events as normal
 from gateway.relay.formats import normalizer
+from gateway.relay.push import Lines, Mark, mark_of, read_line, size_of
 from gateway.relay.reading import Reading
 from gateway.relay.record import Format
 from gateway.relay.story import Story
@@ -587,6 +588,43 @@ def reread(raw: bytes) -> tuple[h11.Request, bytes, bytes]:
     return request, body, connection.trailing_data[0]
 
 
+# --- what is pushed -------------------------------------------------------------------------------
+
+
+MAX_PUSHED_BYTES = 200
+
+
+def push(data: bytes) -> None:
+    """Lines are the same however they come, and each is an event or refused with a sentence."""
+    same_however_it_comes(data, _pushed_lines)
+    lines = _pushed_lines([data])
+    mark = Mark()
+    for line in lines or ():
+        try:
+            taken = read_line(line, "stream:a", mark, MAX_PUSHED_BYTES)
+        except (BadRequest, ContentTooLarge) as error:
+            check_sentence(error)
+            continue
+        assert taken.mark.lines == mark.lines + 1
+        mark = taken.mark
+        assert size_of(taken.event) <= MAX_PUSHED_BYTES
+        assert taken.event.end == (taken.last is not None)
+        assert mark_of([render(taken.event, Position(1, 0))]) == mark
+
+
+def _pushed_lines(pieces: list[bytes]) -> list[bytes] | None:
+    """None where one is too long."""
+    lines = Lines(MAX_PUSHED_BYTES)
+    found: list[bytes] = []
+    try:
+        for piece in pieces:
+            found += lines.receive(piece)
+        return [*found, *lines.end()]
+    except ContentTooLarge as error:
+        check_sentence(error)
+        return None
+
+
 # --- all of them ----------------------------------------------------------------------------------
 
 
@@ -822,6 +860,20 @@ TARGETS = {
         _words(
             b'{"channels":[|"a",|"a"]|,|"user":"u"|}|"annotate":true|"lastEventId":"|"|"replay":1|'
             b"null|%2b|+|&|#|\\n|\\ud800|\xc3\xa9|\xff|-|.|["
+        ),
+    ),
+    "push": Target(
+        push,
+        [
+            b'{"text":"a"}\n{"event":"token","data":{"text":"\\u00e9\\n"}}\n',
+            b'{"event":"tool_use","data":{"id":"1","name":"n","input":{"a":[1,2.50]}}}\r\n',
+            b'\n{"event":"complete","data":{"reason":"r","usage":{"inputTokens":1}}}',
+            b'{"event":"error","data":{"code":"c","message":"m","retryable":true,"status":1}}',
+            b'{"event":"x y","data":"a\\r\\nb"}\n{"event":"gap","data":1}\n' + b"x" * 1300,
+        ],
+        _words(
+            b'{"text":"|"}|{"event":"|","data":|{|}|\n|\r\n|token|tool_use|complete|error|start|'
+            b'"reason":"|"code":"|"message":"|\\n|\\u0000|\\ud800|\xff|\xc3\xa9|[|null| |,|1e999'
         ),
     ),
     "requests": Target(

@@ -26,6 +26,7 @@ from process import PATIENCE, Child, NodeProcess, Stream, child, eventually, nod
 from prometheus_client.parser import text_string_to_metric_families
 from redis_server import RedisServer, free_port, redis_server
 from running import request
+from upstreams import Script, chat, fake_upstream
 from watching import (
     CHOICES,
     DURATIONS,
@@ -50,6 +51,10 @@ history_events = 3
 [[channel]]
 match = "ticker.*"
 policy = "latest"
+[[upstream]]
+name = "model"
+url = "http://127.0.0.1:%d/v1"
+format = "openai"
 """
 
 ALL_AT_WORK = "count(count by (instance) (gateway_delivered_total > 50)) == 3"
@@ -57,8 +62,14 @@ ALL_AT_WORK = "count(count by (instance) (gateway_delivered_total > 50)) == 3"
 
 QUERIES = [*of_dashboard(), *of_rules()]
 
-FIRING = {"GatewayBusLostHistory", "GatewayCertificateExpiry", "GatewayHistoryTooShort"}
-"""Redis has lost what it had, the certificate is of two days, a history is of three events."""
+FIRING = {
+    "GatewayBusLostHistory",
+    "GatewayCertificateExpiry",
+    "GatewayHistoryTooShort",
+    "GatewayTokenStreamsBroken",
+}
+"""Redis has lost what it had, token streams too, the certificate is of two days, a history is of
+three events."""
 
 BUSY = {"GatewayBusUnstable", "GatewayOverrun"}
 """What may fire besides where the machine has much else to do."""
@@ -92,11 +103,13 @@ def seen(tmp_path_factory: pytest.TempPathFactory, certificate: certificates.Fil
 
 async def _watch(directory: Path, certificate: certificates.Files) -> Seen:
     file = directory / "gateway.toml"
-    file.write_text(CONFIGURATION)
     ports = [free_port() for _ in range(3)]
     flags = [("--config", str(file), "--admin-bind", f"127.0.0.1:{port}") for port in ports]
     over = trio.Event()
+    model = free_port()
+    file.write_text(CONFIGURATION % model)
     async with (
+        fake_upstream(port=model),
         redis_server() as redis,
         node(*flags[0], "--redis", redis.url) as plain,
         node(
@@ -204,7 +217,7 @@ async def _load(to: NodeProcess, over: trio.Event) -> None:
         if to.tls is None:
             readers.start_soon(_stall, to)
         async with trio.open_nursery() as others:
-            for each in (_publish, _come_back, _ask):
+            for each in (_publish, _come_back, _ask, _relay):
                 others.start_soon(each, to, over)
         readers.cancel_scope.cancel()
 
@@ -261,6 +274,19 @@ async def _ask(to: NodeProcess, over: trio.Event) -> None:
             await client.get(f"{to.url}/poll/room.a?wait=0")
             await client.get(f"{to.url}/nowhere")
             await client.delete(f"{to.url}/users/nobody")
+            await trio.sleep(0.1)
+
+
+async def _relay(to: NodeProcess, over: trio.Event) -> None:
+    """A token stream for longer than all of this takes, and others that come to an end: well, and
+    at the second try."""
+    scripts = (Script(words=9), Script(words=3, rate=50), Script(status=429, retry_after="0"))
+    async with to.client() as client:
+        for script in itertools.chain([Script(words=10_000, rate=20)], itertools.cycle(scripts)):
+            if over.is_set():
+                return
+            asked = {"upstream": "model", "request": chat(script)}
+            await client.post(f"{to.url}/streams", json=asked)
             await trio.sleep(0.1)
 
 

@@ -10,7 +10,7 @@ import re
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from http import HTTPStatus
-from itertools import product
+from itertools import chain, product
 from urllib.parse import quote
 
 import pytest
@@ -25,12 +25,16 @@ from running import ACCEPT, HOST, Gateway, request, running
 from gateway import __version__
 from gateway.api import admin
 from gateway.bus import Source
+from gateway.config import Format, Upstream
 from gateway.control import Gap
 from gateway.edge.app import ROUTES
 from gateway.histogram import CROWDS, PAUSES, WAITS
 from gateway.hub import Opening
 from gateway.log_lines import JsonFormatter, LogfmtFormatter
 from gateway.names import user_channel
+from gateway.relay.events import UPSTREAM_FAILURES
+from gateway.relay.relays import ENDS as STREAM_ENDS
+from gateway.relay.relays import FIRST_TOKENS, REFUSALS
 from gateway.requests import OTHER
 from gateway.stream_state import Reason
 from gateway.tallies import DEFAULT, Dropped
@@ -137,16 +141,21 @@ REASONS_OF: dict[str, set[str]] = {
     "gateway_gaps_total": set(Gap),
     "gateway_opened_total": set(Opening),
     "gateway_refused_total": {*WORDS, *STATUSES},
+    "gateway_token_streams_ended_total": set(chain(*STREAM_ENDS.values())),
+    "gateway_token_streams_refused_total": set(REFUSALS),
 }
 """All values that there may be of the label ``reason``."""
 
 OTHER_LABELS: dict[str, set[str]] = {
     "class": {DEFAULT},
-    "code": {str(status.value) for status in HTTPStatus},
+    "code": {*(str(status.value) for status in HTTPStatus), *UPSTREAM_FAILURES},
+    "format": set(Format),
     "generation": {"0", "1", "2"},
-    "le": {*(str(float(bound)) for bound in (*WAITS, *PAUSES, *CROWDS)), "+Inf"},
+    "le": {*(str(float(bound)) for bound in (*WAITS, *PAUSES, *CROWDS, *FIRST_TOKENS)), "+Inf"},
     "route": {*ROUTES.values(), OTHER},
     "source": set(Source),
+    "state": set(STREAM_ENDS),
+    "upstream": {"configured", "demo"},
     "version": {__version__},
     "worker": {"1"},
 }
@@ -184,6 +193,10 @@ async def drive(gateway: Gateway, name: str) -> None:
         request("POST", "/publish", JSON, body=json.dumps({"user": name, "data": name}).encode()),
         request("POST", "/publish", JSON, body=json.dumps({name: name}).encode()),
         request("POST", "/publish", b"Content-Type: " + header + b"\r\n", body=b"x"),
+        request("POST", "/streams", JSON, body=_token_stream(name, {"messages": []})),
+        request("POST", "/streams", JSON, body=_token_stream("configured", {"model": name})),
+        request("POST", "/streams", JSON, body=_token_stream("configured", {"messages": [name]})),
+        request("DELETE", f"/streams/{at}"),
         request("PUT", f"/clients/{at}/channels/{at}?since={at}"),
         request("DELETE", f"/users/{at}"),
         request("GET", f"/channels/{at}"),
@@ -199,6 +212,10 @@ async def drive(gateway: Gateway, name: str) -> None:
         await wire.aclose()
 
 
+def _token_stream(upstream: str, asked: dict[str, object]) -> bytes:
+    return json.dumps({"upstream": upstream, "request": asked}).encode()
+
+
 async def labels(gateway: Gateway) -> set[tuple[str, str, str]]:
     """Every label of every metric: the metric, its name and its value."""
     text = (await gateway.ask(request("GET", "/metrics"))).body.decode()
@@ -211,7 +228,8 @@ async def labels(gateway: Gateway) -> set[tuple[str, str, str]]:
 
 
 async def test_no_metric_has_a_label_that_a_stranger_can_choose() -> None:
-    async with running() as gateway:
+    upstream = Upstream("configured", "http://127.0.0.1:9/v1", Format.OPENAI, retries=0)
+    async with running(upstreams=(upstream,)) as gateway:
         for name in NAMES:
             await drive(gateway, name)
         await labels(gateway)  # which is a request as well

@@ -21,13 +21,13 @@ def _run(program: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, env=environment(), timeout=60)
 
 
-@pytest.mark.parametrize("source", ["fanout.c", "crowd.c"])
+@pytest.mark.parametrize("source", ["fanout.c", "crowd.c", "relay.c"])
 def test_the_load_generators_compile_without_a_warning(source: str) -> None:
     command = ["cc", "-Wall", "-Wextra", "-Werror", "-fsyntax-only", "-pthread"]
     subprocess.run([*command, str(LOADTEST / source)], check=True)
 
 
-@pytest.mark.parametrize("program", ["redis", "faults", "abuse", "peers", "roll"])
+@pytest.mark.parametrize("program", ["redis", "faults", "abuse", "peers", "roll", "relay"])
 def test_what_a_program_can_do_is_in_its_readme(program: str) -> None:
     """And what it cannot is refused with a sentence that names all it can."""
     done = _run(program, "nonsense")
@@ -75,6 +75,15 @@ def test_the_cost_of_a_token_is_measured() -> None:
     assert done.returncode == 0, done.stdout + done.stderr
     assert re.search(r"(?m)^connect_cpu_ms +HS256 +\S", done.stdout)
     assert set(re.findall(r"(?m)^errors .* (\S+)$", done.stdout)) == {"0"}
+
+
+def test_what_a_relayed_token_costs_is_measured() -> None:
+    done = _run("relay", "memory", "-k", "1", "--streams", "20", "--seconds", "0.5")
+    assert done.returncode == 0, done.stdout + done.stderr
+    rows = re.findall(r"(?m)^\| memory \| (\w+) \| (\d) \| ([\d.]+) \| .*\|$", done.stdout)
+    assert [row[:2] for row in rows] == [(f, v) for f in ("openai", "anthropic") for v in "01"]
+    assert all(float(us) > 0 for *_, us in rows)
+    assert "lost, held or broken: 0" in done.stdout
 
 
 @pytest.mark.parametrize(("program", "last"), [("roll", "prometheus"), ("sizing", "openssl")])

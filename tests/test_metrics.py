@@ -6,6 +6,7 @@ import subprocess
 import time
 from collections.abc import Mapping
 from dataclasses import fields, replace
+from itertools import chain
 from pathlib import Path
 
 import certificates
@@ -25,6 +26,7 @@ from gateway.edge.pages import is_asset
 from gateway.hub import Opening
 from gateway.metrics import FAMILIES, MEDIA_TYPE, parts, render
 from gateway.node import Node
+from gateway.relay.relays import ENDS, REFUSALS
 from gateway.stream_state import Reason
 from gateway.tallies import Dropped
 from gateway.tls import Certificate
@@ -70,7 +72,10 @@ def labels(of: Samples, label: str, name: str = "") -> set[str]:
     }
 
 
-LABELS = {"class", "code", "generation", "le", "reason", "route", "source", "version", "worker"}
+LABELS = {
+    *("class", "code", "format", "generation", "le", "reason", "route", "source", "state"),
+    *("upstream", "version", "worker"),
+}
 
 
 async def test_names_and_labels_follow_the_rules() -> None:
@@ -91,7 +96,7 @@ async def test_names_and_labels_follow_the_rules() -> None:
                 assert sample.name.endswith("_total") == (family.type == "counter"), sample
                 assert set(sample.labels) <= LABELS
         assert re.search(r"^# TYPE gateway_clients gauge$", text, re.MULTILINE)
-        ours = {*Reason, *Gap, *Dropped, *Opening, "full"}
+        ours = {*Reason, *Gap, *Dropped, *Opening, "full", *REFUSALS, *chain(*ENDS.values())}
         assert labels(samples(text), "reason") <= ours
 
 

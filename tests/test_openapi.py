@@ -15,6 +15,7 @@ from openapi_spec_validator import OpenAPIV31SpecValidator
 from running import request, running
 
 from gateway import control
+from gateway.api import streams
 from gateway.api.asked import Body
 from gateway.api.csrf import SAFE_METHODS
 from gateway.api.poll import PATH as POLL
@@ -30,6 +31,8 @@ from gateway.names import check_channel, check_subscribable, is_reserved, user_c
 from gateway.node import Node
 from gateway.openapi import PATH, describe
 from gateway.openapi.schemas import CHANNEL, PUBLISHABLE, SUBSCRIBABLE, USER, Schema
+from gateway.relay.events import Normal
+from gateway.relay.story import Story, snapshot_json, story_json
 
 README = Path(__file__).parent.parent / "README.md"
 
@@ -147,6 +150,20 @@ def test_an_event_a_stream_asked_for_and_a_problem_have_the_members_that_the_cod
     assert set(schemas["Problem"]["properties"]) - beside == set(Refusal.__struct_fields__)
 
 
+def test_a_token_stream_is_described_as_it_is_begun_and_told() -> None:
+    schemas = described(Config())["components"]["schemas"]
+    asked = schemas["TokenStreamAsked"]["properties"]
+    assert tuple(asked) == streams.Document.__struct_encode_fields__
+    assert set(schemas["TokenStream"]["properties"]) >= set(story_json(Story()))
+    events = {each["title"]: each for each in schemas["TokenStreamEvent"]["oneOf"]}
+    assert set(events) == {each.type for each in Normal.__subclasses__()} | {"snapshot"}
+    for each in Normal.__subclasses__():
+        members = events[each.type]["properties"]["data"]["contentSchema"]["properties"]
+        assert tuple(members) == each.__struct_encode_fields__
+    shown = events["snapshot"]["properties"]["data"]["contentSchema"]["properties"]
+    assert list(shown) == list(snapshot_json(Story()))
+
+
 def test_every_control_event_is_described() -> None:
     kinds = described(Config())["components"]["schemas"]["StreamEvent"]["oneOf"]
     assert {kind["title"] for kind in kinds} == control.TYPES | {"published"}
@@ -192,7 +209,8 @@ def test_anonymous_subscribers_may_do_without_a_token() -> None:
     may_go_without = {
         path for (_, path), operation in operations(config).items() if {} in operation["security"]
     }
-    assert may_go_without == {"/events", "/events/{channel}", "/poll", "/poll/{channel}"}
+    of_streams = {"/events", "/events/{channel}", "/poll", "/poll/{channel}"}
+    assert may_go_without == {*of_streams, "/streams/{id}"}
 
 
 async def test_the_description_is_served_once_to_whoever_has_it_already() -> None:

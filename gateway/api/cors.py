@@ -23,7 +23,10 @@ ALLOWED_HEADERS = (
 )
 """Of requests. Named one by one, since ``*`` would leave out Authorization."""
 
-EXPOSED_HEADERS = b"Allow, Content-Location, Retry-After, WWW-Authenticate, X-Request-Id"
+EXPOSED_HEADERS = (
+    b"Allow, Content-Location, Location, Retry-After, Stream-Channel, Stream-Id, WWW-Authenticate,"
+    b" X-Request-Id"
+)
 """Of answers; those that a script may always read are not among them."""
 
 _VARY = ((b"Vary", b"Origin"),)

@@ -23,6 +23,7 @@ from gateway.api.subscribe import (
     why_not,
     why_not_opened,
 )
+from gateway.api.views import viewed
 from gateway.errors import (
     BadRequest,
     GatewayError,
@@ -64,7 +65,9 @@ async def _poll(node: Node, request: Request, patience: trio.CancelScope) -> Ans
         raise MethodNotAllowed("A poll is asked for with GET.", allow="GET")
     wait = _wait(request)
     identity = await identify(node, request)
-    stream = requested(node, request, PATH, identity, in_query(request, PATH))
+    asked = in_query(request, PATH)
+    stream = requested(node, request, PATH, identity, asked)
+    stream = await viewed(node, request, identity, stream, asked.view)
     if (ended := await where_it_ended(node, stream)) is not None:
         return _answer((), str(ended))
     refusal = await why_not(node, stream, lambda: patience.cancel_called)

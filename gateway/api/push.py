@@ -14,6 +14,7 @@ from gateway.api.csrf import check_page
 from gateway.api.refusals import refused
 from gateway.api.request import NOT_STORED, Answer, Request, answer
 from gateway.api.streams import PATH as STREAMS
+from gateway.api.views import is_opener
 from gateway.auth import NEEDED, NOBODY
 from gateway.errors import (
     BadRequest,
@@ -40,7 +41,10 @@ SLICE = 64
 
 MAX_NUMBER_DIGITS = 15
 
-_PATH, _SUFFIX = STREAMS.encode() + b"/", b"/events"
+BELOW = STREAMS.encode() + b"/"
+"""With which the targets of such requests begin."""
+
+_SUFFIX = b"/events"
 
 
 class Body(Protocol):
@@ -62,13 +66,10 @@ class Whole:
         return piece
 
 
-def is_push(method: bytes, target: bytes) -> bool:
+def is_push(method: str, target: bytes) -> bool:
     """Whether the body of such a request is to be taken as it comes."""
-    return (
-        target.startswith(_PATH)
-        and method == b"POST"
-        and target.partition(b"?")[0].endswith(_SUFFIX)
-    )
+    path = target.partition(b"?")[0]
+    return method == "POST" and path.startswith(BELOW) and path.endswith(_SUFFIX)
 
 
 async def push(node: Node, request: Request, body: Body) -> Answer:
@@ -79,14 +80,17 @@ async def push(node: Node, request: Request, body: Body) -> Answer:
         identity = await identify(node, request)
         if identity is NOBODY:
             raise Unauthorized(f"Nobody pushes without saying who: {NEEDED}.", bad_token=False)
-        id = request.path[len(_PATH) : -len(_SUFFIX)]
+        id = request.path[len(BELOW) : -len(_SUFFIX)]
         first, ends = _first(request), _ends(request)
         found = await node.relays.registry.find(id)
         if found is None:
             raise no_stream()
         _check_may_push(identity, found.record)
-        lines = _Lines(body, first, node.config.max_event_bytes)
-        return await _push(node, found.record, lines, ends=ends)
+        lines = _Lines(node, body, first)
+        try:
+            return await _push(node, found.record, lines, ends=ends)
+        finally:
+            lines.close()
     except GatewayError as error:
         return refused(node, error, "token-streams")
 
@@ -108,26 +112,28 @@ def _ends(request: Request) -> bool:
 def _check_may_push(identity: Identity, record: Record) -> None:
     if record.format is not Format.PUSH:
         raise Conflict("The gateway makes this token stream itself, and nobody pushes to it.")
-    is_own = bool(identity.publisher) and identity.publisher == record.publisher
-    if not (is_own or identity.may_administer()):
+    if not (is_opener(identity, record) or identity.may_administer()):
         raise Forbidden("Only whoever opened a token stream pushes to it, or an administrator.")
 
 
 class _Lines:
     """The lines of a body, as they come."""
 
-    def __init__(self, body: Body, first: int, max_event_bytes: int) -> None:
+    def __init__(self, node: Node, body: Body, first: int) -> None:
         self.number = first
         """Of the line that comes next."""
-        self.max_event_bytes = max_event_bytes
+        self.max_event_bytes = node.config.max_event_bytes
+        self._pushes = node.pushes
+        self._held = 0
         self._body = body
-        self._lines = Lines(max_event_bytes)
+        self._lines = Lines(self.max_event_bytes)
         self._ready: Iterator[bytes] = iter(())
         self._ended = False
 
     async def next(self) -> bytes | None:
         """The next one; None at the end. Raises GatewayError."""
         while (line := self._take()) is None and not self._ended:
+            self._hold(self._lines.held)
             piece = await self._body.piece()
             if piece is None:
                 raise BadRequest("The body breaks off; send what is missing from `next` on.")
@@ -135,6 +141,15 @@ class _Lines:
             self._ready = self._lines.receive(piece) if piece else self._lines.end()
         self.number += line is not None
         return line
+
+    def close(self) -> None:
+        """Nothing of it is held any more."""
+        self._hold(0)
+
+    def _hold(self, size: int) -> None:
+        if size != self._held:
+            self._pushes.hold(size - self._held)
+            self._held = size
 
     def _take(self) -> bytes | None:
         try:

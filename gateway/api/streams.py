@@ -4,6 +4,7 @@ Who opened one may look at it, feed it and stop it, as may an administrator; its
 stop; others need a grant for its channel: to subscribe, and for stopping to publish.
 """
 
+from dataclasses import replace
 from urllib.parse import quote
 
 import msgspec
@@ -14,8 +15,9 @@ from gateway.api.csrf import check_page
 from gateway.api.refusals import refused
 from gateway.api.request import JSON, NOT_STORED, Answer, Request, answer, sentence
 from gateway.api.subscribe import PATH as EVENTS
+from gateway.api.views import is_forgotten, is_owner, may_view_stream
 from gateway.auth import NEEDED, NOBODY
-from gateway.config import Upstream
+from gateway.config import Format, Upstream
 from gateway.errors import (
     BadRequest,
     Forbidden,
@@ -33,14 +35,17 @@ from gateway.names import (
     STREAM_PREFIX,
     check_channel,
     is_reserved,
+    stream_channel,
     user_channel,
 )
 from gateway.node import Node
 from gateway.policy import Policy
 from gateway.position import Start
 from gateway.relay.record import Record
+from gateway.relay.registry import Found
 from gateway.relay.relays import Plan, no_stream
 from gateway.relay.running import Running
+from gateway.relay.story import Story, story_json
 from gateway.request_id import NAME, named_id
 from gateway.streams import EventStream
 
@@ -247,13 +252,48 @@ def check_room(node: Node, upstream: Upstream, user: str | None) -> None:
         )
 
 
-def is_owner(identity: Identity, record: Record) -> bool:
-    """Whether a token stream is of ``identity``'s, by its user or by who opened it."""
-    if identity.may_administer():
-        return True
-    if identity.user is not None and identity.user == record.user:
-        return True
-    return bool(identity.publisher) and identity.publisher == record.publisher
+async def show(node: Node, request: Request, id: str) -> Answer:
+    """GET /streams/<id>: what has come of it so far."""
+    try:
+        identity = await identify(node, request)
+        found = await _found(node, identity, id)
+        if not may_view_stream(node, identity, found.record):
+            raise Forbidden("This token stream is somebody else's (gateway.subscribe).")
+        record = found.record
+        told = _told(node, record, await node.relays.story(record))
+        if record.format is Format.PUSH:
+            told["next"] = (await node.pushes.now(record)).next
+    except GatewayError as error:
+        return refused(node, error, "token-streams")
+    return replace(answer(200, told), headers=(NOT_STORED,))
+
+
+async def _found(node: Node, identity: Identity, id: str) -> Found:
+    """A token stream that is still there, for anybody who might be let at it."""
+    if identity is NOBODY and not node.auth.may_subscribe(identity, stream_channel(id)):
+        raise Unauthorized(f"This is not open to everybody: {NEEDED}.", bad_token=False)
+    found = await node.relays.registry.find(id)
+    if found is None or await is_forgotten(node, found):
+        raise no_stream()
+    return found
+
+
+def _told(node: Node, record: Record, story: Story) -> dict[str, object]:
+    expires_ms: int | None = None
+    if story.ended_ms is not None:
+        kept = node.config.rule(record.channel).history_seconds
+        expires_ms = story.ended_ms + int(min(kept, node.config.stream_seconds) * 1000)
+    return {
+        "id": record.id,
+        "channel": record.channel,
+        "url": url_of(record),
+        "upstream": record.upstream,
+        "model": record.model,
+        "user": record.user,
+        "format": record.format,
+        **story_json(story),
+        "expiresAt": expires_ms,
+    }
 
 
 async def stop(node: Node, request: Request, id: str) -> Answer:

@@ -13,10 +13,10 @@ from dataclasses import replace
 from gateway import control
 from gateway.admission import STREAMS_SENTENCE, Refusal, Turn
 from gateway.api.asked import Asked, in_body, in_query, is_annotated
-from gateway.api.credentials import check_overseer, identify
+from gateway.api.credentials import identify
 from gateway.api.csrf import check_page
 from gateway.api.request import EVENT_STREAM, NOT_STORED, Answer, Request, problem
-from gateway.auth import NEEDED, NOBODY
+from gateway.api.views import viewed
 from gateway.errors import (
     RETRY_AFTER_SECONDS,
     BadRequest,
@@ -24,11 +24,10 @@ from gateway.errors import (
     GatewayError,
     MethodNotAllowed,
     TooManyRequests,
-    Unauthorized,
     Unavailable,
 )
 from gateway.identity import Identity
-from gateway.names import GLOBAL, OPS_CHANNEL, check_subscribable, comes_unasked, user_channel
+from gateway.names import GLOBAL, check_subscribable, comes_unasked, user_channel
 from gateway.node import Node
 from gateway.position import Closed, Position, Resume, Start, parse_resume
 from gateway.request_id import NAME, named_id
@@ -93,7 +92,8 @@ async def _asked_for(node: Node, request: Request) -> EventStream:
     if request.method == "GET":
         identity = await identify(node, request)
         asked = in_query(request, PATH)._replace(annotate=is_annotated(request))
-        return requested(node, request, PATH, identity, asked)
+        stream = requested(node, request, PATH, identity, asked)
+        return await viewed(node, request, identity, stream, asked.view)
     if request.method != "POST" or request.path != PATH:
         allow = "GET, POST" if request.path == PATH else "GET"
         raise MethodNotAllowed(f"A stream is opened with {allow}.", allow=allow)
@@ -102,6 +102,7 @@ async def _asked_for(node: Node, request: Request) -> EventStream:
     identity = await identify(node, request)
     asked = in_body(request)
     stream = requested(node, request, PATH, identity, asked)
+    stream = await viewed(node, request, identity, stream, asked.view)
     url = asked.url(PATH, node.config.max_url_bytes)
     return replace(stream, location=url.removeprefix(PATH))  # a proxy may have moved the path
 
@@ -151,9 +152,10 @@ def why_not_opened(error: Unavailable | TooManyRequests) -> str:
 def requested(
     node: Node, request: Request, path: str, identity: Identity, asked: Asked
 ) -> EventStream:
-    """The stream that ``identity`` asks for at ``path`` or below it.
+    """The stream that ``identity`` asks for at ``path`` or below it, whose channels are still to be
+    looked at (`gateway.api.views.viewed`).
 
-    Raises BadRequest, and Forbidden or Unauthorized for a channel that is not granted.
+    Raises BadRequest, and Forbidden for another user's.
     """
     user = _user(asked.user, identity)
     named = tuple(dict.fromkeys(asked.channels))
@@ -172,9 +174,6 @@ def requested(
     for name in channels:
         check_subscribable(name)
     own = (user_channel(user),) if user is not None else ()
-    for name in channels:
-        if not identity.is_open or name == OPS_CHANNEL:
-            check_granted(node, request, identity, name)
     return EventStream(
         (*channels, GLOBAL, *own),
         user,
@@ -194,18 +193,6 @@ def _user(named: str | None, identity: Identity) -> str | None:
     if named != identity.user:
         raise Forbidden("The user of a stream is the one that its token names (sub); leave it out.")
     return named
-
-
-def check_granted(node: Node, request: Request, identity: Identity, name: str) -> None:
-    """Raises Forbidden, or Unauthorized where a token might help."""
-    if name == OPS_CHANNEL:
-        check_overseer(node, request, identity)
-        return
-    if node.auth.may_subscribe(identity, name):
-        return
-    if identity is NOBODY:
-        raise Unauthorized(f"The channel {name} is not public: {NEEDED}.", bad_token=False)
-    raise Forbidden(f"The channel {name} is not among those granted (gateway.subscribe).")
 
 
 async def where_it_ended(node: Node, stream: EventStream) -> Closed | None:

@@ -96,6 +96,7 @@ class Session:
         attempts: int | None,
         backoff: Backoff,
         can_renew: bool,
+        view: str | None = None,
     ) -> None:
         """Raises ValueError for what cannot be asked for."""
         self._base = base_url(url)
@@ -107,6 +108,7 @@ class Session:
         self._user = user
         self._replay = replay
         self._annotate = annotate
+        self._view = view
         self._attempts = attempts
         self._backoff = backoff
         self._can_renew = can_renew
@@ -147,7 +149,8 @@ class Session:
         self._asked = names
         query: list[tuple[str, str | int]] = [("channel", name) for name in names]
         members: dict[str, Any] = {"channels": names}
-        for member, given in (("user", self._user), ("replay", self._replay)):
+        asked = (("user", self._user), ("replay", self._replay), ("view", self._view))
+        for member, given in asked:
             if given is not None:
                 query.append((member, given))
                 members[member] = given

@@ -68,6 +68,7 @@ def subscribe(
     last_event_id: str = "",
     replay: int | None = None,
     annotate: bool = True,
+    view: str | None = None,
     attempts: int | None = None,
     min_delay: float = SHORTEST_DELAY,
     max_delay: float = LONGEST_DELAY,
@@ -80,10 +81,14 @@ def subscribe(
     new one. ``user`` is for gateways without keys: elsewhere the token names him. It begins after
     ``last_event_id``, else with the newest ``replay`` events, else now.
 
-    ``annotate``: events name their channels. ``attempts`` that fail in a row end it with
-    `ConnectionLost`; without a number there is no end to them. The delay before each is random, up
-    to ``min_delay`` seconds, doubled each time, and ``max_delay`` at the most, but never less than
-    the gateway asks for. Raises ValueError for what cannot be asked for.
+    ``annotate``: events name their channels. ``view`` is for token streams: with ``snapshot`` that
+    of the one channel begins with an event of that type, of all its text so far, and ``raw`` shows
+    the upstream's own events. Iterating ends behind the last event of a token stream.
+
+    ``attempts`` that fail in a row end it with `ConnectionLost`; without a number there is no end
+    to them. The delay before each is random, up to ``min_delay`` seconds, doubled each time, and
+    ``max_delay`` at the most, but never less than the gateway asks for. Raises ValueError for what
+    cannot be asked for.
 
     ``client`` is used as it is and not closed; without it there is one of httpx's own defaults.
     """
@@ -95,6 +100,7 @@ def subscribe(
         last_event_id=last_event_id,
         replay=replay,
         annotate=annotate,
+        view=view,
         attempts=attempts,
         backoff=Backoff(min_delay, max_delay),
         can_renew=tokens.can_renew,

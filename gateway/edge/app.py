@@ -241,6 +241,10 @@ def _add_admin_routes(app: QuartTrio, node: Node) -> None:
     async def drain(id: str) -> Response:
         return _response(await admin.drain(node, await _request(), id))
 
+    @app.get("/streams/<id>")
+    async def show_token_stream(id: str) -> Response:
+        return _response(await streams.show(node, await _request(), id))
+
     @app.delete("/streams/<id>")
     async def stop_token_stream(id: str) -> Response:
         return _response(await streams.stop(node, await _request(), id))

@@ -10,12 +10,18 @@ from prometheus_client import generate_latest
 from prometheus_client.core import Metric
 from prometheus_client.registry import Collector
 
-from gateway.metrics import bus, clients, process, service
+from gateway.metrics import bus, clients, process, relay, service
 from gateway.node import NodeStatistics
 
 MEDIA_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
-FAMILIES = (*service.FAMILIES, *clients.FAMILIES, *bus.FAMILIES, *process.FAMILIES)
+FAMILIES = (
+    *service.FAMILIES,
+    *clients.FAMILIES,
+    *bus.FAMILIES,
+    *relay.FAMILIES,
+    *process.FAMILIES,
+)
 
 
 class _One(Collector):

@@ -2,7 +2,7 @@
 
 from gateway import __version__
 from gateway.config import Config
-from gateway.openapi import security
+from gateway.openapi import security, token_streams
 from gateway.openapi.responses import described_errors
 from gateway.openapi.routes import TAGS, Routes
 from gateway.openapi.schemas import Schema, schemas
@@ -30,7 +30,10 @@ def describe(config: Config) -> Schema:
         "tags": [{"name": name, "description": said} for name, said in TAGS.items()],
         "paths": Routes(config).all(),
         "components": {
-            "schemas": schemas(config) | {"StreamEvent": BLOCK},
+            "schemas": schemas(config)
+            | {"StreamEvent": BLOCK}
+            | token_streams.SCHEMAS
+            | {"TokenStreamEvent": token_streams.EVENT},
             "responses": described_errors(),
             "securitySchemes": security.schemes(config),
         },

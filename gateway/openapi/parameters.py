@@ -16,6 +16,7 @@ from gateway.openapi.schemas import (
     RETRY,
     SUBSCRIBABLE,
     USER,
+    VIEW,
     Schema,
 )
 from gateway.replay import MAX_NEWEST
@@ -76,6 +77,15 @@ ANNOTATE = in_query(
     {"type": "boolean", "default": False},
     "Whether each event has a line `channel:` that names those of the stream's channels through "
     "which it comes.",
+    **_EMPTY,
+)
+
+VIEW_OF_STREAMS = in_query(
+    "view",
+    VIEW,
+    "As what token streams are shown: by the events that are the same for every vendor, by the "
+    "upstream's as they were, or as the former with all so far as one event, `snapshot`, which is "
+    "of one channel.",
     **_EMPTY,
 )
 
@@ -160,7 +170,7 @@ OF_LINES = (
     ),
     in_query(
         "end",
-        {"enum": ["true", "false"]},
+        {"type": "string", "enum": ["true", "false"]},
         "`false`: the end of the body is not that of the stream.",
         **_EMPTY,
     ),

@@ -7,7 +7,8 @@ from gateway.api.poll import PATH as POLL
 from gateway.api.publish import MAX_LINES
 from gateway.api.publish import PATH as PUBLISH
 from gateway.api.push import ROUTE as PUSH
-from gateway.api.request import JSON, NDJSON
+from gateway.api.request import EVENT_STREAM, JSON, NDJSON
+from gateway.api.streams import PATH as STREAMS
 from gateway.api.subscribe import PATH as EVENTS
 from gateway.config import Config
 from gateway.errors import (
@@ -27,15 +28,19 @@ from gateway.openapi.schemas import Schema, only, ref
 PATH = "/openapi.json"
 """Of the description itself."""
 
-STREAMING, PUBLISHING = "Streaming", "Publishing"
+STREAMING, PUBLISHING, TOKEN_STREAMS = "Streaming", "Publishing", "Token streams"
 ADMINISTRATION, OPERATION = "Administration", "Operation"
 
 TAGS = {
     STREAMING: "Getting events.",
     PUBLISHING: "Sending events.",
+    TOKEN_STREAMS: "What a model says, made by the gateway or pushed, for any number of viewers.",
     ADMINISTRATION: "Clients, users and channels, at whichever node they are.",
     OPERATION: "The nodes themselves.",
 }
+
+_NOT_STORED = header("Cache-Control", only("no-store"))
+_EVENTS_OF_TOKEN_STREAM: Schema = {"anyOf": [ref("TokenStreamEvent"), ref("StreamEvent")]}
 
 
 class Routes:
@@ -49,6 +54,7 @@ class Routes:
         return {
             **self._streaming(),
             **self._publishing(),
+            **self._token_streams(),
             **self._pushing(),
             **self._clients(),
             **self._node(),
@@ -82,16 +88,18 @@ class Routes:
     def _streaming(self) -> Schema:
         where = takes.where(self._config)
         below = [takes.CHANNEL_TO_READ, *where]
+        of_stream = [takes.ANNOTATE, takes.VIEW_OF_STREAMS]
+        of_poll = [takes.WAIT, takes.VIEW_OF_STREAMS]
         return {
             EVENTS: {
-                "get": self._events("openStream", [*where, takes.ANNOTATE]),
+                "get": self._events("openStream", [*where, *of_stream]),
                 "post": self._events_of_body(),
             },
             f"{EVENTS}/{{channel}}": {
-                "get": self._events("openStreamOfChannel", [*below, takes.ANNOTATE])
+                "get": self._events("openStreamOfChannel", [*below, *of_stream])
             },
-            POLL: {"get": self._poll("poll", [*where, takes.WAIT])},
-            f"{POLL}/{{channel}}": {"get": self._poll("pollChannel", [*below, takes.WAIT])},
+            POLL: {"get": self._poll("poll", [*where, *of_poll])},
+            f"{POLL}/{{channel}}": {"get": self._poll("pollChannel", [*below, *of_poll])},
         }
 
     def _events(self, name: str, parameters: list[Schema]) -> Schema:
@@ -103,6 +111,7 @@ class Routes:
                 200: stream("Events as they come, without end; or such a refusal."),
                 204: {"description": "The stream has ended for good; an EventSource stays away."},
             },
+            NotFound,
             TooManyRequests,
             parameters=parameters,
             guard=security.to_subscribe(self._config),
@@ -128,6 +137,7 @@ class Routes:
                 204: {"description": "As with GET."},
             },
             Forbidden,
+            NotFound,
             UnsupportedMediaType,
             TooManyRequests,
             parameters=[takes.LAST_EVENT_ID],
@@ -145,6 +155,7 @@ class Routes:
                 200: told("What came within `wait`, or nothing.", "Polled")
                 | {"headers": header("Cache-Control", only("no-store"))}
             },
+            NotFound,
             TooManyRequests,
             parameters=parameters,
             guard=security.to_subscribe(self._config),
@@ -191,6 +202,59 @@ class Routes:
         )
         return {PUBLISH: {"post": one}, f"{PUBLISH}/{{channel}}": {"post": raw}}
 
+    def _token_streams(self) -> Schema:
+        named = {
+            "Stream-Id": {"schema": {"type": "string"}, "description": "Of the token stream."},
+            "Stream-Channel": {"schema": {"type": "string"}, "description": "Its channel."},
+        }
+        location: Schema = {
+            "Content-Location": {
+                "schema": {"type": "string", "format": "uri-reference"},
+                "description": "Where GET resumes it, relative to the URL of the request.",
+            }
+        }
+        begun = told("It is being made.", "TokenStreamBegun")
+        begin = self._operation(
+            "beginTokenStream",
+            TOKEN_STREAMS,
+            "Begin a token stream",
+            {
+                200: stream("It itself, from its first event on.", named | location)
+                | {"content": {EVENT_STREAM: {"schema": _EVENTS_OF_TOKEN_STREAM}}},
+                201: begun
+                | {"headers": named | header("Location", {"type": "string"}) | _NOT_STORED},
+            },
+            Forbidden,
+            Conflict,
+            UnsupportedMediaType,
+            TooManyRequests,
+            requestBody={"required": True, "content": {JSON: {"schema": ref("TokenStreamAsked")}}},
+            description="200 where the request accepts `text/event-stream`. Nobody needs to be "
+            "there for it to be made: its viewers come and go.",
+        )
+        show = self._operation(
+            "tokenStream",
+            TOKEN_STREAMS,
+            "What has come of a token stream",
+            {
+                200: told("So far, or in the end.", "TokenStream")
+                | {"headers": header("Cache-Control", only("no-store"))}
+            },
+            NotFound,
+            parameters=(takes.TOKEN_STREAM,),
+            guard=security.to_subscribe(self._config),
+        )
+        stop = self._operation(
+            "stopTokenStream",
+            TOKEN_STREAMS,
+            "Stop a token stream",
+            {200: told("It has ended, by this or before.", "TokenStreamStopped")},
+            Forbidden,
+            NotFound,
+            parameters=(takes.TOKEN_STREAM,),
+        )
+        return {STREAMS: {"post": begin}, f"{STREAMS}/{{id}}": {"get": show, "delete": stop}}
+
     def _pushing(self) -> Schema:
         lines: Schema = {
             "type": "string",
@@ -198,7 +262,7 @@ class Routes:
         }
         post = self._operation(
             "push",
-            PUBLISHING,
+            TOKEN_STREAMS,
             "Push lines into a token stream",
             {200: told("All of the body has been published.", "Pushed")},
             Forbidden,

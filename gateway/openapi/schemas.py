@@ -1,9 +1,11 @@
 """The shapes of what is taken and given, as JSON Schema (2020-12, which OpenAPI 3.1 uses)."""
 
+from collections.abc import Mapping
+
 import msgspec
 
 from gateway import control
-from gateway.api.asked import MAX_REPLAY_DIGITS
+from gateway.api.asked import MAX_REPLAY_DIGITS, View
 from gateway.api.commands import Channels, ClosedStreams, NodeStatus, Renewed
 from gateway.api.listing import ClientDetail
 from gateway.api.subscribe import REFUSALS
@@ -65,6 +67,7 @@ RESUME: Schema = {
     "description": "A position, `earliest` or `now`; a `gap` is told of anything else.",
 }
 NEWEST: Schema = {"type": "integer", "minimum": 0, "maximum": 10**MAX_REPLAY_DIGITS - 1}
+VIEW: Schema = {"type": "string", "enum": [str(view) for view in View], "default": "normal"}
 _CLIENTS: Schema = {"id": {"type": "string"}, "clients": COUNT}
 
 
@@ -98,8 +101,8 @@ def schemas(config: Config) -> Schema:
                 "lastEventId": POSITION,
             }
         ),
-        "Channels": _told(Channels),
-        "Renewed": _told(Renewed),
+        "Channels": shape_of(Channels),
+        "Renewed": shape_of(Renewed),
         "Client": _client(ClientSummary),
         "ClientDetail": _client(ClientDetail),
         "Clients": record(
@@ -110,7 +113,7 @@ def schemas(config: Config) -> Schema:
             }
         ),
         "Leaving": record({"node": {"type": "string"}, "workers": COUNT}),
-        "Closed": _told(ClosedStreams),
+        "Closed": shape_of(ClosedStreams),
         "Revoked": record(
             {
                 "closed": COUNT,
@@ -135,7 +138,7 @@ def schemas(config: Config) -> Schema:
                 "delivered": COUNT,
                 "dropped": COUNT,
                 "missing": COUNT,
-                "nodes": {"type": "array", "items": _told(NodeStatus)},
+                "nodes": {"type": "array", "items": shape_of(NodeStatus)},
             }
         ),
         "Problem": _PROBLEM,
@@ -219,6 +222,7 @@ def _asked(config: Config) -> Schema:
             "replay": optional(NEWEST)
             | {"description": "Where no position is given: with how many of the last events."},
             "annotate": {"type": "boolean", "default": False},
+            "view": VIEW,
         },
         "additionalProperties": False,
         "examples": [{"channels": ["news", "sports"], "annotate": True}],
@@ -230,7 +234,7 @@ def _is_true(name: str) -> Schema:
 
 
 def _client(shape: type[ClientSummary]) -> Schema:
-    told = _told(shape)
+    told = shape_of(shape)
     properties = told["properties"]
     assert isinstance(properties, dict)
     properties |= {
@@ -240,14 +244,30 @@ def _client(shape: type[ClientSummary]) -> Schema:
     return told
 
 
-def _told(shape: type[msgspec.Struct]) -> Schema:
+def shape_of(shape: type[msgspec.Struct]) -> Schema:
     """The shape of an answer: every member is always told, whether or not it has a default."""
-    schema = msgspec.json.schema_components([shape])[1][shape.__name__]
-    properties: Schema = schema["properties"]
-    for member in properties.values():
-        assert isinstance(member, dict)
-        member.pop("default", None)
-    return record(properties)
+    parts = msgspec.json.schema_components([shape])[1]
+    properties: dict[str, Schema] = parts[shape.__name__]["properties"]
+    return record(
+        {name: _within(_without_default(each), parts) for name, each in properties.items()}
+    )
+
+
+def _within(schema: Schema, parts: Mapping[str, Schema]) -> Schema:
+    """``schema`` with the shapes that it names in their places."""
+    match schema:
+        case {"$ref": str(name)}:
+            part = parts[name.rpartition("/")[2]]
+            properties = part["properties"]
+            assert isinstance(properties, dict)
+            return record({key: _without_default(each) for key, each in properties.items()})
+        case {"anyOf": list(options)}:
+            return schema | {"anyOf": [_within(each, parts) for each in options]}
+    return schema
+
+
+def _without_default(schema: Schema) -> Schema:
+    return {name: value for name, value in schema.items() if name != "default"}
 
 
 _PROBLEM: Schema = {

@@ -38,7 +38,7 @@ _OF_ANNOTATED: Schema = {
 }
 
 
-def _block(title: str, event: Schema, data: Schema, *required: str, **more: object) -> Schema:
+def block(title: str, event: Schema, data: Schema, *required: str, **more: object) -> Schema:
     properties: Schema = {"id": POSITION, "event": event, "data": data, "retry": RETRY}
     return {
         "title": title,
@@ -50,15 +50,15 @@ def _block(title: str, event: Schema, data: Schema, *required: str, **more: obje
 
 def _control(name: str, members: Schema | None) -> Schema:
     if members is None:
-        return _block(name, only(name), {"type": "string", "maxLength": 0}, "id", "event")
+        return block(name, only(name), {"type": "string", "maxLength": 0}, "id", "event")
     data: Schema = {"type": "string", "contentMediaType": JSON, "contentSchema": record(members)}
-    return _block(name, only(name), data, "event", "data")
+    return block(name, only(name), data, "event", "data")
 
 
 BLOCK: Schema = {
     "description": "One event of the stream, by its fields.",
     "oneOf": [
-        _block(
+        block(
             "published",
             {"type": "string", "not": {"enum": sorted(control.TYPES)}},
             {"type": "string"},

@@ -52,10 +52,12 @@ class Usage(Struct, frozen=True, rename="camel"):
     output_tokens: int | None = None
 
 
+REASONS = ("end", "length", "tool_use", "stop_sequence", "content_filter", "stopped", "unwatched")
+
+
 class Complete(Normal, frozen=True):
-    """``reason``: ``end``, ``length``, ``tool_use``, ``stop_sequence``, ``content_filter``,
-    ``stopped`` (somebody asked for it), ``unwatched``, or as the vendor calls what is none of
-    these."""
+    """``reason`` is one of REASONS, or as the vendor or the application calls what is none of
+    them. ``stopped``: somebody asked for it."""
 
     type = "complete"
     reason: str
@@ -104,6 +106,11 @@ FAILURES = {
     "internal": Kind("The gateway failed at this stream.", retryable=True),
 }
 """Why a stream ends before its end, by code: the sentence for viewers, and whether to try again."""
+
+UPSTREAM_FAILURES = frozenset(FAILURES) - {
+    *("limit-duration", "limit-tokens", "limit-bytes", "producer-lost", "bus-lost", "internal")
+}
+"""Those that are an upstream's doing."""
 
 
 class Failure(Exception):

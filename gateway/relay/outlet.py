@@ -47,7 +47,8 @@ class Outlet:
         self._waiting: deque[Event] = deque()
         self._bytes = 0
         self._more = trio.Event()
-        self._left = trio.Event()
+        self._left: trio.Event | None = None
+        """Set by who publishes, where anybody waits for that."""
         self.began = ZERO
         """The position of the channel's first event."""
         self.position = ZERO
@@ -67,12 +68,17 @@ class Outlet:
     async def room(self) -> None:
         """Return once more may be taken in."""
         while not self.has_room:
-            await self._left.wait()
+            await self._leaves()
 
     async def flushed(self) -> None:
         """Return once nothing waits."""
         while self._waiting:
-            await self._left.wait()
+            await self._leaves()
+
+    async def _leaves(self) -> None:
+        if self._left is None:
+            self._left = trio.Event()
+        await self._left.wait()
 
     def put(self, event: Event) -> None:
         """Behind a hole (`clear`) all but an end is thrown away."""
@@ -108,6 +114,8 @@ class Outlet:
                 return
 
     def _batch(self) -> list[Event]:
+        if len(self._waiting) <= BATCH_EVENTS and self._bytes <= BATCH_BYTES:
+            return list(self._waiting)
         batch: list[Event] = []
         size = 0
         for event in self._waiting:
@@ -153,6 +161,6 @@ class Outlet:
             raise Uncertain("bus-lost")
 
     def _free(self) -> None:
-        if self.has_room:
+        if self._left is not None and self.has_room:
             self._left.set()
-            self._left = trio.Event()
+            self._left = None

@@ -104,6 +104,11 @@ class Lines:
         self._most = max_event_bytes + LINE_FRAMING
         self._begun = bytearray()
 
+    @property
+    def held(self) -> int:
+        """Bytes of a line that has begun."""
+        return len(self._begun)
+
     def receive(self, piece: bytes) -> Iterator[bytes]:
         """The lines that ``piece`` completes. Raises ContentTooLarge at one that is too long, and
         as soon as one is; what comes after that is not to be asked for."""

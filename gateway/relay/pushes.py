@@ -26,8 +26,6 @@ from gateway.relay.push import Mark, at_line, mark_of, read_line
 from gateway.relay.record import Format, Record
 from gateway.relay.registry import LEASE_SECONDS
 from gateway.relay.relays import (
-    MAX_POSITION,
-    PAGE_FRAMES,
     Limits,
     OfTokenStream,
     Plan,
@@ -36,7 +34,9 @@ from gateway.relay.relays import (
     no_stream,
 )
 from gateway.relay.running import Away, Running
+from gateway.relay.stories import PAGE_FRAMES
 from gateway.relay.story import Story
+from gateway.streams import MAX_POSITION
 
 TAKE_OVER_SECONDS = 2 * LEASE_SECONDS
 """In which whoever feeds a stream lets go of it, or its worker has turned out to be dead."""
@@ -52,6 +52,12 @@ DRAINING = "draining"
 
 RESERVE_BYTES = 8192
 """Of a stream's history, for its first event and its last."""
+
+LINES_BYTES = 64 * 1024 * 1024
+"""Of lines that have begun and not ended, over all bodies: 64 of the largest by default."""
+
+LEAVE_SECONDS = 5.0
+"""In which what was taken is published, on a node that leaves."""
 
 LET_GO = Command("let-go-of-token-stream", OfTokenStream, Stopped, COMMAND_SECONDS)
 
@@ -164,6 +170,8 @@ class Pushes:
         self._producers: dict[str, Producer] = {}
         self.leaving = False
         """Nobody feeds a stream here any more."""
+        self.held_bytes = 0
+        """Of lines that have begun."""
         cluster.serve(LET_GO, self._let_go)
 
     def plan(
@@ -226,11 +234,11 @@ class Pushes:
                 await registry.finish(record.id)
                 adopted = True
                 return await self.now(record)
+            mark = await self._mark(record, frames)
             if self.leaving:
                 raise leaving()
             if lost or not frames:
                 raise Unavailable("It cannot be known what the stream has had.", reason="bus")
-            mark = await self._mark(record, frames)
             producer = Producer(record, mark, self._most, self._config.max_event_bytes)
             left = self._config.push_seconds - (self._now_ms() - record.created_ms) / 1000
             producer.running = self._relays.adopt(
@@ -282,6 +290,13 @@ class Pushes:
             await producer.running.ended.wait()
         return Stopped(was_here=True)
 
+    def hold(self, more: int) -> None:
+        """Hold so many more bytes of a line, or fewer. Raises Unavailable where there is no room,
+        with nothing held."""
+        if more > 0 and self.held_bytes + more > LINES_BYTES:
+            raise Unavailable("The node holds as much of lines as it can.", reason="token-streams")
+        self.held_bytes += more
+
     def forget(self, producer: Producer) -> None:
         """Its request has been answered, or is about to be."""
         if self._producers.get(producer.record.id) is producer:
@@ -313,8 +328,9 @@ class Pushes:
         producers = tuple(self._producers.values())
         for producer in producers:
             producer.leave(self._config.push_lease, DRAINING)
-        for producer in producers:
-            await producer.running.ended.wait()
+        with trio.move_on_after(LEAVE_SECONDS):
+            for producer in producers:
+                await producer.running.ended.wait()
 
 
 def leaving() -> Unavailable:

@@ -20,6 +20,8 @@ class Reading:
     def __init__(self, *, max_event_bytes: int, max_bytes: int) -> None:
         self._parser = Parser(max_line_bytes=max_event_bytes, max_event_bytes=max_event_bytes)
         self._check_utf8 = codecs.getincrementaldecoder("utf-8")()
+        self._is_between = True
+        """The last character is whole."""
         self._left = max_bytes
         self._failure: Failure | None = None
 
@@ -44,12 +46,15 @@ class Reading:
             data = data[: self._left]
             self._failed("limit-bytes")
         self._left -= len(data)
+        if self._is_between and data.isascii():
+            return data
         pending = len(self._check_utf8.getstate()[0])
         try:
             self._check_utf8.decode(data)
         except UnicodeDecodeError as error:
             data = data[: max(0, error.start - pending)]
             self._failed("malformed")
+        self._is_between = not self._check_utf8.getstate()[0]
         return data
 
     def _failed(self, code: str) -> Failure:

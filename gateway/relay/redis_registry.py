@@ -199,12 +199,17 @@ class RedisRegistry:
             self._rest.cancel()
 
     async def find(self, id: str) -> Found | None:
-        fields = ("record", "owner")
+        fields = ("record", "owner", "over")
         found = await self._try_until_answered("HMGET", f"{self._prefix}t:{id}", *fields)
-        record, owner = found
+        record, owner, over = found
         if record is None:
             return None
-        return Found(_decode(record), owner.decode() if owner is not None else None)
+        tag = owner.decode() if owner is not None else None
+        return Found(_decode(record), tag, is_over=over is not None)
+
+    async def find_by_channel(self, name: str) -> Found | None:
+        id = await self._try_until_answered("GET", f"{self._prefix}o:{name}")
+        return await self.find(id.decode()) if id is not None else None
 
     async def begin(self, id: str) -> bool:
         return bool(await self._patiently("begin", id))

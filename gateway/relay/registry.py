@@ -44,6 +44,8 @@ class Found:
     record: Record
     owner: str | None
     """The tag of the worker that makes it; None once it has ended, or while nobody does."""
+    is_over: bool = False
+    """Whether its last event has been published."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +74,9 @@ class Registry(Protocol):
         been opened: as soon as that can be."""
 
     async def find(self, id: str) -> Found | None: ...
+
+    async def find_by_channel(self, name: str) -> Found | None:
+        """The stream one of whose channels that is."""
 
     async def begin(self, id: str) -> bool:
         """The first event that came of the call is about to be published; whether it may be."""
@@ -170,7 +175,12 @@ class MemoryRegistry:
         entry = self._open.get(id) or self._over.get(id)
         if entry is None:
             return None
-        return Found(entry.record, self._worker if entry.lost is not None else None)
+        owner = self._worker if entry.lost is not None else None
+        return Found(entry.record, owner, is_over=id in self._over)
+
+    async def find_by_channel(self, name: str) -> Found | None:
+        id = self._channels.get(name)
+        return await self.find(id) if id is not None else None
 
     async def begin(self, id: str) -> bool:
         entry = self._open.get(id)

@@ -25,12 +25,14 @@ from gateway.histogram import Distribution, Histogram
 from gateway.messages import Command
 from gateway.names import RAW_SUFFIX, stream_channel
 from gateway.position import ZERO, Position
-from gateway.relay.events import Complete, Error, Failure, Start, render
+from gateway.relay.events import FAILURES, REASONS, Complete, Error, Failure, Start, render
 from gateway.relay.outlet import Outlet
 from gateway.relay.record import MAX_MODEL, Record, new_id
 from gateway.relay.registry import Registry, RegistryStatistics
 from gateway.relay.running import Running
-from gateway.relay.story import Story
+from gateway.relay.stories import Stories
+from gateway.relay.story import STOPPED, Story
+from gateway.streams import Beginning
 
 MAX_RUNNING = 10_000
 """Token streams that a worker makes at a time, over all upstreams."""
@@ -44,17 +46,24 @@ MAX_ASKED = 500
 SURE_SECONDS = 1.0
 """For which a lease must hold, at the least, that something is published by."""
 
-PAGE_FRAMES = 256
-"""Read of a channel between two checkpoints."""
-
 STOP_SECONDS = 2.0
 """For which a stop is waited for; the upstream's connection is closed at its beginning."""
 
 FIRST_TOKENS = (0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 60.0)
 """Seconds."""
 
-MAX_POSITION = Position(2**64, 0)
-"""Later than any event."""
+OTHER = "other"
+"""Stands for reasons and codes that are an upstream's or an application's own words."""
+
+ENDS: dict[str, tuple[str, ...]] = {
+    "complete": (*(reason for reason in REASONS if reason not in STOPPED), OTHER),
+    "stopped": STOPPED,
+    "error": (*FAILURES, OTHER),
+}
+"""By what state, and for which reason or code, a stream ends, as it is counted."""
+
+REFUSALS = ("draining", "running", "upstream", "user")
+"""Why none is begun."""
 
 _log = logging.getLogger("gateway")
 
@@ -103,14 +112,15 @@ class Plan:
 
 @dataclass(frozen=True, slots=True)
 class RelayStatistics:
-    """A snapshot; all but ``running`` (by format) and what the registry holds are counted since the
-    start. ``opened`` is by format, ``ended`` by reason of completion or code of error."""
+    """A snapshot; all but ``running`` (by format), ``waiting_events`` and what the registry holds
+    are counted since the start. ``opened`` is by format, ``ended`` as ENDS has it."""
 
     running: dict[str, int]
     opened: dict[str, int]
-    ended: dict[str, int]
+    ended: dict[str, dict[str, int]]
     tokens: int
-    first_token: Distribution
+    first_token: dict[str, Distribution]
+    """Seconds that it took, by upstream."""
     restarted: int
     lost: int
     """Streams of other workers that had died."""
@@ -118,13 +128,11 @@ class RelayStatistics:
     """Producers that came back."""
     joined_late: int
     """Viewers that began with a snapshot."""
+    cut_clients: int
+    """Of the drop-in, that did not take their answer."""
     refused: dict[str, int]
     waiting_events: int
     """Taken in and not yet published."""
-    upstream_errors: dict[str, dict[str, int]]
-    """By upstream and code."""
-    retried: int
-    """Calls of upstreams that were made again."""
     registry: RegistryStatistics
 
 
@@ -168,6 +176,7 @@ class Relays:
         self._bus = bus
         self._cluster = cluster
         self.registry = registry
+        self.stories = Stories(bus)
         self._viewers = viewers
         self._now_ms = now_ms
         self._nursery: trio.Nursery | None = None
@@ -182,12 +191,11 @@ class Relays:
         """No new ones are begun here."""
         self.again: Again = lambda record, request: None
         self._opened: Counter[str] = Counter(dict.fromkeys(Format, 0))
-        self._ended: Counter[str] = Counter()
-        self._upstream_errors: dict[str, Counter[str]] = {}
-        self.refused: Counter[str] = Counter()
-        self._first_token = Histogram(FIRST_TOKENS)
+        self._ended = {state: Counter(dict.fromkeys(words, 0)) for state, words in ENDS.items()}
+        self.refused: Counter[str] = Counter(dict.fromkeys(REFUSALS, 0))
+        self._first_tokens = {each.name: Histogram(FIRST_TOKENS) for each in config.upstreams}
         self._tokens = self._restarted = self._lost = 0
-        self.resumed = self.joined_late = self.retried = 0
+        self.resumed = self.joined_late = self.cut_clients = 0
         cluster.serve(STOP_TOKEN_STREAM, self._stop_here)
         cluster.serve(COUNT_VIEWERS, self._count_viewers)
 
@@ -213,6 +221,7 @@ class Relays:
         another stream's or has ended.
         """
         if self.leaving:
+            self.refused["draining"] += 1
             raise Unavailable("The node is draining; begin at another.", reason="draining")
         if len(self.running) >= MAX_RUNNING:
             self.refused["running"] += 1
@@ -300,7 +309,7 @@ class Relays:
             away_seconds=self._config.push_lease if is_pushed else 0.0,
             begin=begin if record.idempotent else None,
             count_tokens=self._count_tokens,
-            first_token=self._first_token.observe,
+            first_token=lambda seconds: self._time_first_token(record, seconds),
         )
 
     async def _publish(
@@ -323,6 +332,11 @@ class Relays:
 
     def _count_tokens(self, count: int) -> None:
         self._tokens += count
+
+    def _time_first_token(self, record: Record, seconds: float) -> None:
+        if record.upstream is not None:  # of what is pushed the application knows
+            times = self._first_tokens.setdefault(record.upstream, Histogram(FIRST_TOKENS))
+            times.observe(seconds)
 
     def _enter(self, running: Running, limits: Limits) -> None:
         record = running.record
@@ -367,10 +381,13 @@ class Relays:
             self._leave(running)
 
     def _count_end(self, record: Record, last: Complete | Error) -> None:
-        word = last.code if isinstance(last, Error) else last.reason
-        self._ended[word] += 1
-        if isinstance(last, Error) and record.upstream is not None:
-            self._upstream_errors.setdefault(record.upstream, Counter())[last.code] += 1
+        if isinstance(last, Error):
+            state, word = "error", last.code
+        else:
+            word = last.reason
+            state = "stopped" if word in STOPPED else "complete"
+        counts = self._ended[state]
+        counts[word if word in counts else OTHER] += 1
         _log.info(
             "token stream %(stream)s has ended: %(end)s",
             {"stream": record.id, "upstream": record.upstream, "end": word},
@@ -425,24 +442,17 @@ class Relays:
     # -- what has become of one
 
     async def story(self, record: Record) -> Story:
-        """All that its channel holds of it. Raises Unavailable."""
-        story = Story()
-        await self.read_on(record, story)
-        return story
+        """All that its channel has had of it. Raises Unavailable."""
+        return await self.stories.story(record)
 
-    async def read_on(self, record: Record, story: Story) -> None:
-        """Add what came behind the last position of a ``story``."""
-        while True:
-            page = await self._bus.history(
-                record.channel, story.position, MAX_POSITION, PAGE_FRAMES
-            )
-            if page.frames and page.previous > story.position > ZERO:
-                story.whole = False
-            for frame in page.frames:
-                story.add(frame)
-            if page.complete or not page.frames:
-                return
-            await trio.lowlevel.checkpoint()
+    async def snapshot(
+        self, record: Record, head: Position, *, annotated: bool
+    ) -> Beginning | None:
+        """As `Stories.snapshot`, for a viewer who joins late."""
+        beginning = await self.stories.snapshot(record, head, annotated=annotated)
+        if beginning is not None:
+            self.joined_late += 1
+        return beginning
 
     async def leave(self, seconds: float) -> None:
         """Begin no more, let those that run go on for so long, and end what is left by an error."""
@@ -562,17 +572,16 @@ class Relays:
         return RelayStatistics(
             running={str(format): count for format, count in running.items()},
             opened={str(format): count for format, count in self._opened.items()},
-            ended=dict(self._ended),
+            ended={state: dict(words) for state, words in self._ended.items()},
             tokens=self._tokens,
-            first_token=self._first_token.snapshot(),
+            first_token={name: times.snapshot() for name, times in self._first_tokens.items()},
             restarted=self._restarted,
             lost=self._lost,
             resumed=self.resumed,
             joined_late=self.joined_late,
+            cut_clients=self.cut_clients,
             refused=dict(self.refused),
             waiting_events=waiting,
-            upstream_errors={name: dict(codes) for name, codes in self._upstream_errors.items()},
-            retried=self.retried,
             registry=self.registry.statistics(),
         )
 

@@ -7,6 +7,7 @@
 4. It holds no more than the channel's history does.
 """
 
+import sys
 from typing import Any, TypeVar
 
 import msgspec
@@ -60,12 +61,25 @@ class Story:
         self.whole = False
         """Whether ``start`` is among the frames; otherwise the beginning of the text is gone."""
         self._text: list[str] = []
+        self._used = 0
+
+    @property
+    def size(self) -> int:
+        """Bytes that what it holds takes in memory."""
+        return sys.getsizeof(self.text) + self._used
 
     @property
     def text(self) -> str:
         if len(self._text) > 1:
             self._text = ["".join(self._text)]
         return self._text[0] if self._text else ""
+
+    def forget(self) -> None:
+        """What comes next does not follow on what has come so far."""
+        self.whole = False
+        self._text.clear()
+        self.tool_uses.clear()
+        self._used = 0
 
     def add(self, frame: Frame) -> None:
         if frame.position <= self.position:
@@ -80,6 +94,7 @@ class Story:
             used = _decode(_TOOL_USE, data)
             if used is not None:
                 self.tool_uses.append(used)
+                self._used += len(data)
         if frame.end:
             self._end(kind, data)
 

@@ -17,8 +17,8 @@ import random
 import re
 import ssl
 from collections import Counter
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from pathlib import Path
@@ -32,7 +32,8 @@ import trio
 
 from gateway.config import Format, Upstream
 from gateway.errors import BadRequest, ConfigError, Forbidden
-from gateway.relay.events import Failure
+from gateway.relay.events import UPSTREAM_FAILURES, Failure
+from gateway.relay.transport import Transport
 from gateway.settings import REFERENCE, is_header_value
 
 KEEPALIVE_SECONDS = 5.0
@@ -42,9 +43,6 @@ close it under a request. httpx's own default."""
 BACK_OFF_FIRST, BACK_OFF_MOST = 0.5, 8.0
 """Seconds before a call is made again, where the upstream does not say: doubled from try to try,
 and a quarter shorter or longer. As the vendors' own clients have it."""
-
-PIECES_PER_TURN = 32
-"""Of a body, before others have their turn: as many chunks of a byte each are 0.3 ms."""
 
 MAX_PATH = 512
 MAX_QUERY = 4096
@@ -100,7 +98,7 @@ class CallerStatistics:
     calls: int
     retries: int
     failures: dict[str, int]
-    """By code, those that were retried as well."""
+    """By code; of each call, those that were made again as well, and of what its answer brought."""
 
 
 def headers_of(upstream: Upstream, environ: Mapping[str, str] = os.environ) -> Headers:
@@ -260,7 +258,6 @@ class Answer:
         self._values = response.headers
         assert isinstance(response.stream, httpx.AsyncByteStream)
         self._pieces = aiter(response.stream)
-        self._turn = 0
         self.is_over = False
         """The body has been read to its end."""
 
@@ -276,9 +273,6 @@ class Answer:
         "interrupted" where the connection breaks before the end."""
         try:
             async for piece in self._pieces:
-                self._turn += 1
-                if not self._turn % PIECES_PER_TURN:  # what is here already is had without waiting
-                    await trio.lowlevel.checkpoint()
                 if piece:
                     return piece
         except httpx.TimeoutException:
@@ -291,9 +285,8 @@ class Answer:
     async def unwind(self) -> None:
         """Have all that is suspended in the middle of the body come to an end.
 
-        httpx and httpcore read through generators in generators, which nobody but the garbage
-        collector closes when the outermost one is; trio warns of that. Cancelled, they end from
-        within.
+        A body may be a generator, which nobody but the garbage collector closes when it is left;
+        trio warns of that. Cancelled, it ends from within.
         """
         with trio.CancelScope(shield=True) as scope:  # whatever is cancelled around it, is caught
             scope.cancel()
@@ -339,11 +332,10 @@ class Caller:
         self._timeout = {
             "connect": upstream.connect_timeout,
             "pool": upstream.connect_timeout,
-            "read": upstream.silence,
             "write": upstream.silence,
         }
         self._calls = self._retries = 0
-        self._failures: Counter[str] = Counter()
+        self._failures: Counter[str] = Counter(dict.fromkeys(sorted(UPSTREAM_FAILURES), 0))
 
     async def aclose(self) -> None:
         await self._transport.aclose()
@@ -364,7 +356,8 @@ class Caller:
                 failure = sent if isinstance(sent, Failure) else _failure_of(sent)
                 if failure is None:
                     assert isinstance(sent, Answer)
-                    yield sent
+                    with self._counting():
+                        yield sent
                     return
                 wait = _wait_of(sent, attempt)
             self._failures[failure.code] += 1
@@ -378,6 +371,16 @@ class Caller:
                 raise failure
             self._retries += 1
             await trio.sleep(wait)
+
+    @contextmanager
+    def _counting(self) -> Iterator[None]:
+        """Count what goes wrong with an answer after its head."""
+        try:
+            yield
+        except Failure as failure:
+            if failure.code in UPSTREAM_FAILURES:
+                self._failures[failure.code] += 1
+            raise
 
     @asynccontextmanager
     async def forward(
@@ -396,7 +399,8 @@ class Caller:
                 self._failures[failure.code] += 1
                 raise failure
             assert isinstance(sent, Answer)
-            yield sent
+            with self._counting():
+                yield sent
 
     @asynccontextmanager
     async def _sent(
@@ -436,18 +440,15 @@ class Caller:
         return self._base.copy_with(raw_path=raw or b"/")
 
 
-def _transport(upstream: Upstream) -> httpx.AsyncHTTPTransport:
+def _transport(upstream: Upstream) -> Transport:
     """Bare, since a client's cookies, redirects, proxies and lines of log are none of ours."""
-    if upstream.url.startswith("https:"):
-        trusted = ssl.create_default_context()
-    else:
-        trusted = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # nobody: to load the rest takes 20 ms
-    return httpx.AsyncHTTPTransport(
-        verify=trusted,
-        trust_env=False,
-        limits=httpx.Limits(
-            max_connections=upstream.max_streams, keepalive_expiry=KEEPALIVE_SECONDS
-        ),
+    secure = upstream.url.startswith("https:")
+    return Transport(
+        httpx.URL(upstream.url),
+        ssl.create_default_context() if secure else None,
+        max_connections=upstream.max_streams,
+        keepalive_seconds=KEEPALIVE_SECONDS,
+        silence=upstream.silence,
     )
 
 

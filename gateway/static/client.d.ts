@@ -7,6 +7,42 @@ export type EventMap = object;
 /** Where nothing is known of them. */
 export type AnyEvents = Record<string, unknown>;
 
+/** What a call of a tool is, that a model wants. */
+export interface ToolUse {
+  id: string;
+  name: string;
+  /** Parsed; text where the model has sent no JSON. */
+  input: unknown;
+}
+
+/**
+ * What viewers of a token stream are told: `connect<TokenStreamEvents>({url:
+ * "/events?view=snapshot", channels: ["stream:..."]})`. The stream ends behind `complete` or `error`.
+ */
+export interface TokenStreamEvents {
+  /** All that came before, in the place of that; with the view `snapshot`. */
+  snapshot: {
+    state: "streaming" | "complete" | "stopped" | "error";
+    text: string;
+    toolUses: ToolUse[];
+    tokens: number;
+    /** False where the beginning of the text is gone. */
+    whole: boolean;
+  };
+  start: { id: string; upstream: string | null; model: string | null };
+  token: { text: string };
+  tool_use: ToolUse;
+  complete: {
+    /**
+     * "end", "length", "tool_use", "stop_sequence", "content_filter", "stopped" (by request),
+     * "unwatched", or as the vendor has it.
+     */
+    reason: string;
+    usage: { inputTokens: number | null; outputTokens: number | null } | null;
+  };
+  error: { code: string; message: string; retryable: boolean; status: number | null };
+}
+
 /** A published event. */
 export interface StreamEvent<Data = unknown, Type extends string = string> {
   readonly type: Type;

@@ -7,6 +7,7 @@ import {
   type State,
   type Stream,
   type StreamEvent,
+  type TokenStreamEvents,
 } from "../../gateway/static/client.js";
 
 interface Tick {
@@ -69,6 +70,32 @@ connect({ url: "/events", channels: ["a"], token: "a token", share: true });
 connect<{ tick: Tick }>({ url: "/events", user: "7" }).on("tick", (event) => event.json().price);
 new Parser((event) => [event.type, event.at]).push(new Uint8Array());
 
+const answer = connect<TokenStreamEvents>({
+  url: "/events?view=snapshot",
+  channels: ["stream:abc"],
+  on: { token: (event) => event.json().text.trim() },
+});
+answer.on("snapshot", (event) => {
+  const { state, text, toolUses } = event.json();
+  if (state === "streaming") text.trim();
+  for (const { name, input } of toolUses) void [name.trim(), input];
+});
+answer.on("complete", (event) => event.json().usage?.outputTokens?.toFixed());
+answer.on("error", (event) => {
+  const { code, retryable, status } = event.json();
+  void [code.trim(), retryable.valueOf(), status?.toFixed()];
+});
+answer.on("*", (event) => {
+  if (event.type === "tool_use") event.json().name.trim();
+  if (event.type === "start") event.json().model?.trim();
+});
+
+// @ts-expect-error no token stream tells that
+answer.on("tokens", () => {});
+// @ts-expect-error a state is one of four
+answer.on("snapshot", (event) => event.json().state === "done");
+// @ts-expect-error the text may be all there is: usage may not be told
+answer.on("complete", (event) => event.json().usage.outputTokens);
 // @ts-expect-error a url is needed
 connect({ channels: ["a"] });
 // @ts-expect-error no such option
