@@ -124,6 +124,7 @@ async def test_an_answer_is_written_and_says_what_it_took_and_what_went_over_the
         assert await tab.run("() => document.querySelectorAll('.text pre code').length") == 2
         assert await tab.run("() => document.querySelectorAll('.text hr').length") == 1
         assert await tab.until("#state") == "complete"
+        assert await tab.until("#aloud", "Ask me again!$")
         id = (await tab.run("() => location.hash")).rpartition("=")[2]
         assert f"/events/stream:{id}?view=snapshot'" in await tab.until("#command")
         await tab.click("[data-command=stop]")
@@ -508,6 +509,34 @@ async def test_a_picture_of_it_can_be_taken(
 
 def test_addresses_and_what_is_said_aloud_in_node() -> None:
     run_module("chat.mjs")
+
+
+ROWS = """async () => {
+  const { Wire } = await import("/chat-wire.js");
+  const wire = new Wire();
+  for (const part of [1, 2]) {
+    for (let row = 0; row < 90; row++) wire.request("GET", `/${part}/${row}`, 200);
+    await new Promise(requestAnimationFrame);
+  }
+  const rows = [...document.querySelectorAll("#wire .type")];
+  return [rows.length, rows[0].textContent, rows.at(-1).textContent];
+}"""
+
+
+async def test_the_page_keeps_no_more_than_it_says(chromium: Profiles) -> None:
+    async with fake_page(chromium) as (fake, tab):
+        assert await tab.run(ROWS) == [100, "GET /1/80", "GET /2/89"]
+        questions = "&".join(f"q={number}" for number in range(20))
+        await move(tab, (await tab.run("() => location.href")) + f"#{questions}")
+        await tab.until(".turn:nth-child(12)")
+        await ask(tab, "20")
+        await until_text(tab, text_of(5).strip())
+        shown = "() => [...document.querySelectorAll('.question')].map(asked => asked.textContent)"
+        assert await tab.run(shown) == [str(number) for number in range(9, 21)]
+        kept = "() => new URLSearchParams(location.hash.slice(1)).getAll('q').length"
+        assert await tab.run(kept) == 12
+        assert len((await fake.call()).json["messages"]) == 1  # what was not answered is not sent
+        assert tab.errors == []
 
 
 @pytest.mark.parametrize("demo", [True, False])
