@@ -22,6 +22,7 @@ from tokens import SECRET, token
 from upstreams import FakeUpstream, Fault, Script, fake_upstream, text_of
 
 from gateway.config import Format, Upstream
+from gateway.event import Event
 from gateway.relay import demo
 from gateway.relay.events import Complete
 
@@ -192,9 +193,12 @@ async def test_a_page_that_is_reloaded_in_the_middle_and_a_second_tab_have_the_w
 async def test_what_history_has_of_an_answer_is_shown_and_what_it_has_not_is_said(
     chromium: Profiles,
 ) -> None:
-    async with running(stream_events=3) as gateway, chromium() as browser:
+    async with running(stream_events=12) as gateway, chromium() as browser:
         stream = await begin(gateway)
-        await stream.say("One ", "two ", "three ", "four ")
+        await stream.say("One ")
+        # As no stream does by itself, which ends before.
+        await gateway.node.bus.publish([Event((stream.record.channel,), "x", "progress")] * 9)
+        await stream.say("two ", "three ", "four ")
         address = url_of(gateway) + conversation((QUESTION, stream.record.id))
         tab = await browser.tab(address)
         await until_text(tab, "two three four")

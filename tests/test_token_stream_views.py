@@ -220,11 +220,14 @@ async def test_who_comes_back_goes_on_from_his_position_without_a_snapshot(
 async def test_where_a_position_cannot_be_resumed_the_snapshot_comes_instead_of_the_gap(
     bus_settings: dict[str, Any],
 ) -> None:
-    few: dict[str, Any] = {"channels": (rule("chat.**", Policy.CATCH_UP, history=3),)}
+    few: dict[str, Any] = {"channels": (rule("chat.**", Policy.CATCH_UP, history=40),)}
     async with running(**bus_settings, **few) as gateway:
         stream = await begin(gateway, channel="chat.7")
         old = stream.running.outlet.position
-        await stream.say(*"abcdefg")
+        await stream.say(*"abcd")
+        for _ in range(35):  # of somebody else's, since a stream ends before it trims itself
+            await gateway.publish("chat.7", "x")
+        await stream.say(*"efg")
         far = Position(stream.running.outlet.position.ms + 10**9, 0)
         for position, reason in ((old, "trimmed"), ("garbage", "unknown"), (far, "unknown")):
             target = f"/events/chat.7?view=snapshot&user=7&lastEventId={position}"
