@@ -188,7 +188,7 @@ class Upstream:
     """Of a stream, retries included; the vendors' own clients give up as late."""
     max_tokens: Annotated[int, Between(1, 10_000_000, "events")] = 50_000
     """Events of one answer."""
-    max_bytes: Annotated[int, Between(KIB, GIB, "bytes")] = 4 * MIB
+    max_bytes: Annotated[int, Between(KIB, GIB, "bytes")] = 16 * MIB
     """Of one answer, as the upstream sends it."""
     max_event_bytes: Annotated[int, Between(KIB, 64 * MIB, "bytes")] = MIB
     silence: Annotated[float, Between(0.1, HOUR, "seconds")] = 60.0
@@ -292,7 +292,9 @@ class Config:
         Between(0, DAY, "seconds"),
         "for which browsers remember what a preflight told; Chromium's most",
     ] = 7200.0
-    demo: Annotated[bool, "serve the demo page at /; a first try needs nothing else"] = True
+    demo: Annotated[bool, "serve the demo pages at / and /chat; a first try needs nothing else"] = (
+        True
+    )
     ops: Annotated[
         bool,
         "serve the page for operators at /ops; what it shows and does still needs a token of an"
@@ -382,9 +384,9 @@ class Config:
     stream_bytes: Annotated[
         int,
         Between(KIB, GIB, "bytes"),
-        "bytes kept of one token stream, 16 MiB; four times as many as an upstream may send by"
+        "bytes kept of one token stream, 64 MiB; four times as many as an upstream may send by"
         " default, since each event has its head",
-    ] = 16 * MIB
+    ] = 64 * MIB
 
     push_lease: Annotated[
         float,

@@ -50,7 +50,7 @@ GAUGES: Mapping[type, frozenset[str]] = {
     AdmissionStatistics: frozenset({"waiting", "addresses", "paced", "longest_wait"}),
     MemoryStatistics: frozenset({"bytes", "max_bytes"}),
     ProcessStatistics: frozenset({"resident_bytes", "open_fds", "max_fds", "tasks"}),
-    RelayStatistics: frozenset({"running", "waiting_events"}),
+    RelayStatistics: frozenset({"running", "waiting_events", "copied_bytes"}),
     RegistryStatistics: frozenset({"records", "held"}),
 }
 """What a worker holds at the moment. All other numbers count."""

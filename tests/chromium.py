@@ -6,8 +6,8 @@ playwright lives on asyncio, in a thread of its own; what is asked of it here is
 import asyncio
 import re
 import threading
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from functools import partial
 from pathlib import Path
 from shutil import which
@@ -176,6 +176,40 @@ async def chromium(*flags: str, **options: Any) -> AsyncIterator[Chromium]:
             finally:
                 with trio.CancelScope(shield=True):
                     await loop.do(browser.close())
+
+
+class Profiles:
+    """A Chromium for one test after another, each with a profile of its own: to launch one takes
+    longer than most of what is done with it."""
+
+    def __init__(self, loop: _Loop, browser: Browser) -> None:
+        self._loop = loop
+        self._browser = browser
+
+    @asynccontextmanager
+    async def __call__(self, **options: Any) -> AsyncIterator[Chromium]:
+        """A new profile; ``options`` as for `chromium`."""
+        context = await self._loop.do(self._browser.new_context(**options))
+        try:
+            yield Chromium(self._loop, context)
+        finally:
+            with trio.CancelScope(shield=True):
+                await self._loop.do(context.close())
+
+
+@contextmanager
+def profiles() -> Iterator[Profiles]:
+    """Outside of any trio run; what is made of it is used inside of them."""
+    with _Loop() as loop:
+        playwright = trio.run(loop.do, async_playwright().start())
+        try:
+            path = which("chromium")
+            launching = playwright.chromium.launch(executable_path=path, args=[*FLAGS])
+            browser = trio.run(loop.do, launching)
+            yield Profiles(loop, browser)
+            trio.run(loop.do, browser.close())
+        finally:
+            trio.run(loop.do, playwright.stop())
 
 
 @asynccontextmanager

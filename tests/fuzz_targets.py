@@ -59,9 +59,10 @@ from gateway.node import Node
 from gateway.position import ZERO, Closed, Position, Start, parse_resume
 from gateway.relay import events as normal
 from gateway.relay.formats import normalizer
-from gateway.relay.push import Lines, Mark, mark_of, read_line, size_of
+from gateway.relay.push import Lines, Mark, mark_of, read_line
 from gateway.relay.reading import Reading
 from gateway.relay.record import Format
+from gateway.relay.sizes import data_bytes
 from gateway.relay.story import Story
 
 BYTE_BY_BYTE = 512
@@ -607,7 +608,7 @@ def push(data: bytes) -> None:
             continue
         assert taken.mark.lines == mark.lines + 1
         mark = taken.mark
-        assert size_of(taken.event) <= MAX_PUSHED_BYTES
+        assert data_bytes(taken.event.data) <= MAX_PUSHED_BYTES
         assert taken.event.end == (taken.last is not None)
         assert mark_of([render(taken.event, Position(1, 0))]) == mark
 

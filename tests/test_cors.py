@@ -47,6 +47,7 @@ ROUTES = {
     "readiness": request("GET", "/readyz"),
     "the demo page": request("GET", "/"),
     "HEAD of the demo page": request("HEAD", "/"),
+    "the chat page": request("GET", "/chat"),
     "the page for operators": request("GET", "/ops"),
     "what is not there": request("GET", "/nothing"),
     "a path of two slashes": request("GET", "//events"),

@@ -200,7 +200,7 @@ def test_without_keys_nobody_is_asked_who_he_is() -> None:
 def test_with_keys_a_token_is_asked_for_but_where_it_is_not() -> None:
     config = CONFIGS["with keys"]
     for (_, path), operation in operations(config).items():
-        is_open = path in ("/", "/ops", "/healthz", "/readyz", PATH)
+        is_open = path in ("/", "/chat", "/ops", "/healthz", "/readyz", PATH)
         schemes = [] if is_open else ["bearer", "cookie", "query"]
         assert operation["security"] == [{name: []} for name in schemes], path
         assert ({"401", "403"} <= set(operation["responses"])) != is_open, path

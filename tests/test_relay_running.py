@@ -15,6 +15,7 @@ from gateway.relay.events import Complete, Failure, Token
 from gateway.relay.outlet import PATIENCE_SECONDS, Outlet
 from gateway.relay.record import Record
 from gateway.relay.running import LAST_WORDS_SECONDS, Away, Running
+from gateway.relay.sizes import kept_bytes
 from gateway.sse import ServerSentEvent
 
 Produce = Callable[[Running], Awaitable[Complete]]
@@ -24,12 +25,9 @@ END = Complete("end")
 
 
 def make(bus: ScriptedBus, record: Record = RECORD, **limits: Any) -> Running:
-    outlet = Outlet(bus.publish, bus.vouches)
-    return Running(
-        record,
-        outlet,
-        **({"max_tokens": 1000, "max_seconds": 600.0, "max_event_bytes": 1000} | limits),
-    )
+    usual = {"max_tokens": 1000, "max_seconds": 600.0, "max_event_bytes": 1000}
+    usual["max_kept_bytes"] = 1_000_000
+    return Running(record, Outlet(bus.publish, bus.vouches), **(usual | limits))
 
 
 def told(event: Event) -> tuple[str | None, Any]:
@@ -167,6 +165,15 @@ async def test_it_has_no_more_tokens_than_it_may() -> None:
     await make(bus, max_tokens=3).run(says(*"abcdef"))
     assert text_of(bus) == "abc"
     assert told(bus.events[-1])[1]["code"] == "limit-tokens"
+
+
+@pytest.mark.parametrize("batch_bytes", [0, 100])
+async def test_it_has_no_more_than_its_history_holds(batch_bytes: int) -> None:
+    bus = ScriptedBus()
+    running = make(bus, max_kept_bytes=3 * kept_bytes('{"text":"a"}'), batch_bytes=batch_bytes)
+    await running.run(says(*"abcdef"))
+    assert text_of(bus) == "abc"
+    assert told(bus.events[-1])[1]["code"] == "limit-bytes"
 
 
 async def test_a_stop_closes_what_it_comes_from_and_is_told_behind_what_came() -> None:

@@ -55,7 +55,7 @@ def test_other_names_have_the_rules_that_are_configured(name: str) -> None:
 def test_a_token_stream_is_kept_for_a_day() -> None:
     kept = Config().rule(NAME)
     assert (kept.history_seconds, kept.history_events) == (86_400.0, 100_000)
-    assert kept.history_bytes == 16 * 1024 * 1024
+    assert kept.history_bytes == 64 * 1024 * 1024
 
 
 @pytest.mark.parametrize("credential", [ADMIN, GRANTED, None], ids=["admin", "granted", "open"])

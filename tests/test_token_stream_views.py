@@ -440,8 +440,9 @@ async def test_a_channel_of_an_applications_own_name_is_viewed_by_that_and_by_th
         assert names == ["chat.7.raw", "news"]  # no token stream is called news
         _, names, _ = await opened(gateway, f"/events/{by_id}.raw")
         assert names == ["chat.7.raw"]
-        other = await ask(gateway, "GET", "/events/chat.8?view=snapshot")
-        assert (other.status, "no token stream" in other.detail) == (404, True)
+        for name in ("chat.8", "gateway:ops"):
+            other = await ask(gateway, "GET", f"/events/{name}?view=snapshot")
+            assert (other.status, "no token stream" in other.detail) == (404, True)
 
 
 @pytest.mark.parametrize(
@@ -653,6 +654,8 @@ async def test_what_is_public_is_public_in_both_views() -> None:
         other = await begin(gateway, user="u")
         for target in targets_of(other.record):
             assert await status_of(gateway, target, None) == 401, target
+        for id in (other.record.id, "never-was"):
+            assert (await ask(gateway, "DELETE", f"/streams/{id}")).status == 401
 
 
 async def test_its_user_adds_it_to_an_open_stream_and_a_renewed_token_leaves_it_there(

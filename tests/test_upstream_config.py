@@ -105,7 +105,7 @@ def test_an_upstream_has_headers_limits_and_those_who_may_use_it(tmp_path: Path)
         ("silence = 0", "a number of seconds from 0.1 to 3600"),
         ("max_bytes = 1000", "bytes from 1024"),
         ("retries = 11", "a whole number of tries from 0 to 10"),
-        ("max_event_bytes = 5000000", "at most max_bytes, which is 4194304"),
+        ("max_event_bytes = 20000000", "at most max_bytes, which is 16777216"),
         ("stop_with_client = 1", "true or false"),
         ("allow = ['everybody']", "made of users, user:<id>, keys or key:<name>"),
         ("allow = ['key:nobody']", "no [[api_key]] has that name"),

@@ -41,6 +41,9 @@ PUSH_LINES = 25
 NODES = 3
 LEASES_SECONDS = 20.0
 
+ENDS = {"complete": WHOLE, "stopped": STOPPED, "error": ("error", "")}
+"""By the state of a snapshot, which does not say what the error was."""
+
 End = tuple[str, str]
 """The type of the last event, and its reason or code."""
 
@@ -236,10 +239,7 @@ class Viewer:
             self._parts[:] = [document["text"]]
             if not document["whole"]:
                 self.wrong.append("had a snapshot without its beginning")
-            if document["state"] != "streaming":
-                error = document.get("error") or {}
-                reason = error.get("code") or document.get("reason") or "?"
-                self.end = ("error" if document["state"] == "error" else "complete", reason)
+            self.end = ENDS.get(document["state"])
         elif kind == "reconnect":
             self._why = json.loads(data)["reason"]
         elif kind == "gap" and self._load.forgetful:
@@ -418,10 +418,11 @@ class Load:
         wrong = [defect for viewer in self.viewers for defect in viewer.defects()]
         begun = {told.key: told for told in self.told}
         for told in self.told:
-            if len(told.ends) > 1:
+            kinds = {kind for kind, _ in told.ends}
+            if len(kinds) > 1 or len(told.ends.keys() - {ENDS["error"]}) > 1:
                 wrong.append(f"{told.key} has several ends: {dict(told.ends)}")
-            if not told.pushed and told.key not in calls and not told.stopped:
-                wrong.append(f"{told.key} was begun, and its upstream never called")
+            if not told.pushed and told.key not in calls and WHOLE in told.ends:
+                wrong.append(f"{told.key} is complete, and its upstream was never called")
         for key, (count, _) in calls.items():
             told_of = begun.get(key)
             if count > 1 + (told_of is not None and told_of.idempotent):

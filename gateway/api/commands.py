@@ -14,7 +14,7 @@ import trio
 from gateway.api.views import may_view
 from gateway.auth import patterns
 from gateway.cluster import COMMAND_SECONDS, JOIN_SECONDS, READ_SECONDS
-from gateway.errors import BadRequest, Forbidden, GatewayError, NotFound, Unavailable
+from gateway.errors import BadRequest, Forbidden, NotFound, Unavailable
 from gateway.hub_client import Client
 from gateway.identity import Identity
 from gateway.messages import Command
@@ -159,11 +159,14 @@ async def _add_channel(node: Node, asked: OfClient) -> Channels:
         resume = Start.UNKNOWN
     await _check_granted(node, asked, client, name)
     position = await node.streams.add_channel(client, name, resume)
+    may_stay = False
     try:
+        # Another token may have come while the channel was being subscribed to.
         await _check_granted(node, asked, client, name)
-    except GatewayError:  # another token came while the channel was being subscribed to
-        node.streams.remove_channel(client, name)
-        raise
+        may_stay = True
+    finally:
+        if not may_stay:
+            node.streams.remove_channel(client, name)
     return _channels(client, position)
 
 

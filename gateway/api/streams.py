@@ -300,9 +300,7 @@ async def stop(node: Node, request: Request, id: str) -> Answer:
     """DELETE /streams/<id>."""
     try:
         identity = await identify(node, request)
-        found = await node.relays.registry.find(id)
-        if found is None:
-            raise no_stream()
+        found = await _found(node, identity, id)
         _check_may_stop(identity, found.record)
         await node.relays.stop(id)
         story = await node.relays.story(found.record)

@@ -82,6 +82,8 @@ async def seen(
     """The channel that ``name`` stands for. Raises as `viewed`."""
     if name == OPS_CHANNEL:
         check_overseer(node, request, identity)
+        if view is View.SNAPSHOT:
+            raise _no_snapshot(name)
         return Seen(name)
     id = stream_of(name)
     is_granted = identity.is_open or node.auth.may_subscribe(identity, name)
@@ -96,7 +98,7 @@ async def seen(
         if not is_granted:
             raise _not_granted(name)
         if view is View.SNAPSHOT:
-            raise NotFound(f"The channel {name} is no token stream's; it has no snapshot.")
+            raise _no_snapshot(name)
         return Seen(name)
     if not is_granted and not may_view_stream(node, identity, record):
         raise _not_granted(name)
@@ -165,6 +167,10 @@ async def is_forgotten(node: Node, found: Found) -> bool:
         return False
     newest = await node.bus.newest(found.record.channel, 1)
     return not (newest and newest[-1].end)
+
+
+def _no_snapshot(name: str) -> NotFound:
+    return NotFound(f"The channel {name} is no token stream's; it has no snapshot.")
 
 
 def _not_granted(name: str) -> Forbidden:

@@ -46,6 +46,7 @@ from gateway.streams import EventStream
 
 ROUTES = {
     "/": "/",
+    "/chat": "/chat",
     "/ops": "/ops",
     "/events": "/events",
     "/events/<rest:channel>": "/events",

@@ -55,6 +55,14 @@ DEMO = (
 )
 """What the demo page consists of."""
 
+CHAT = (
+    "chat.css",
+    "chat.js",
+    *("chat-address.js", "chat-answer.js", "chat-tail.js", "chat-text.js", "chat-turn.js"),
+    *("chat-voice.js", "chat-wire.js"),
+)
+"""What the chat page consists of, beside what it shares with the demo page."""
+
 OPS = (
     "ops.css",
     "ops.js",
@@ -85,6 +93,7 @@ def add_pages(app: QuartTrio, node: Node) -> None:
         _add_module(app, name)
     if node.config.demo:
         _add_page(app, "/", "demo.html", DEMO)
+        _add_page(app, "/chat", "chat.html", CHAT)
     if node.config.ops:
         _add_page(app, "/ops", "ops.html", OPS)
 

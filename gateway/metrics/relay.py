@@ -83,6 +83,11 @@ FAMILIES = (
         "Clients of the drop-in that were cut off, as they did not take their answer.",
         lambda now: now.relay.cut_clients,
     ),
+    gauge(
+        "token_streams_copied_bytes",
+        "Bytes of answers that wait for clients of the drop-in.",
+        lambda now: now.relay.copied_bytes,
+    ),
     counter(
         "token_streams_restarted",
         "Token streams of workers that had died, begun again here.",

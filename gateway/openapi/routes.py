@@ -478,6 +478,7 @@ class Routes:
     def _pages(self) -> Schema:
         pages = {
             "/": ("demo", "The demo page", self._config.demo),
+            "/chat": ("chat", "The chat page of the demo", self._config.demo),
             "/ops": ("ops", "The page for operators", self._config.ops),
         }
         html = text("HTML.", "text/html; charset=utf-8")

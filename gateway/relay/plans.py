@@ -68,7 +68,7 @@ class Upstreams:
         if unwatched_seconds is None:
             unwatched_seconds = upstream.stop_when_unwatched
         return Limits(
-            max_tokens=min(upstream.max_tokens, self._config.stream_events),
+            max_tokens=upstream.max_tokens,
             max_seconds=upstream.max_duration,
             max_event_bytes=upstream.max_event_bytes,
             batch_seconds=upstream.batch_seconds,

@@ -21,15 +21,12 @@ from msgspec import UNSET, Raw, Struct, UnsetType
 
 from gateway import control
 from gateway.errors import BadRequest, ContentTooLarge, GatewayError
-from gateway.event import FRAME_OVERHEAD, MAX_LABEL, Event, Frame
+from gateway.event import MAX_LABEL, Event, Frame
 from gateway.relay.events import Complete, Error, Token, ToolUse, Usage, render
+from gateway.relay.sizes import data_bytes, kept_bytes
 
 LINE_FRAMING = 1024
 """What a line may have beyond the largest event: the JSON around its data."""
-
-LINE_OVERHEAD = len("data: \n")
-HEAD_BYTES = 128
-"""Of an event's id, type and framing, as history counts it: more than most have."""
 
 NOT_PUSHED = frozenset({"start", "snapshot"})
 """Types of the normal view that are the gateway's to tell."""
@@ -150,20 +147,14 @@ def read_line(line: bytes, channel: str, mark: Mark, max_event_bytes: int) -> Ta
     except RecursionError:
         raise BadRequest("The JSON is nested too deeply.") from None
     event = taken.event
-    size = size_of(event)
+    size = data_bytes(event.data)
     if size > max_event_bytes:
         raise ContentTooLarge(
             f"The event is {size} bytes as it would be sent; an event has at most"
             f" {max_event_bytes} (max_event_bytes)."
         )
-    after = Mark(mark.lines + 1, mark.bytes + size + FRAME_OVERHEAD + HEAD_BYTES)
+    after = Mark(mark.lines + 1, mark.bytes + kept_bytes(event.data))
     return taken._replace(event=msgspec.structs.replace(event, key=after.text()), mark=after)
-
-
-def size_of(event: Event) -> int:
-    """Bytes of the event's data as it is sent."""
-    data = event.data
-    return len(data.encode()) + (data.count("\n") + data.count("\r") + 1) * LINE_OVERHEAD
 
 
 def _read(line: _Line, channel: str) -> Taken:

@@ -34,6 +34,7 @@ from gateway.relay.relays import (
     no_stream,
 )
 from gateway.relay.running import Away, Running
+from gateway.relay.sizes import RESERVE_BYTES, RESERVE_EVENTS
 from gateway.relay.stories import PAGE_FRAMES
 from gateway.relay.story import Story
 from gateway.streams import MAX_POSITION
@@ -49,9 +50,6 @@ LOOKED_AT = 64
 
 REPLACED = "replaced"
 DRAINING = "draining"
-
-RESERVE_BYTES = 8192
-"""Of a stream's history, for its first event and its last."""
 
 LINES_BYTES = 64 * 1024 * 1024
 """Of lines that have begun and not ended, over all bodies: 64 of the largest by default."""
@@ -205,7 +203,10 @@ class Pushes:
     def _most(self) -> Mark:
         """What history holds of a stream whole, with its first event and its last."""
         config = self._config
-        return Mark(max(config.stream_events - 2, 0), max(config.stream_bytes - RESERVE_BYTES, 0))
+        return Mark(
+            max(config.stream_events - RESERVE_EVENTS, 0),
+            max(config.stream_bytes - RESERVE_BYTES, 0),
+        )
 
     async def take_over(self, record: Record) -> Producer | Now:
         """Feed a stream from now on, here; how it stands, where it has ended.

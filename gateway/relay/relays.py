@@ -31,6 +31,7 @@ from gateway.relay.outlet import Outlet
 from gateway.relay.record import MAX_MODEL, Record, new_id
 from gateway.relay.registry import Registry, RegistryStatistics
 from gateway.relay.running import Running
+from gateway.relay.sizes import RESERVE_BYTES, RESERVE_EVENTS
 from gateway.relay.stories import Stories
 from gateway.relay.story import STOPPED, Story
 from gateway.streams import Beginning
@@ -130,7 +131,9 @@ class RelayStatistics:
     joined_late: int
     """Viewers that began with a snapshot."""
     cut_clients: int
-    """Of the drop-in, that did not take their answer."""
+    """Clients of the drop-in that were given no more, since they had fallen too far behind."""
+    copied_bytes: int
+    """That wait for clients of the drop-in at the moment."""
     refused: dict[str, int]
     waiting_events: int
     """Taken in and not yet published."""
@@ -309,12 +312,14 @@ class Relays:
             return await self.registry.begin(record.id)
 
         is_pushed = record.format is Format.PUSH
+        kept = self._config.rule(record.channel)
         return Running(
             record,
             Outlet(self._publish_own if is_pushed else self._publish, self._bus.vouches),
-            max_tokens=limits.max_tokens,
+            max_tokens=min(limits.max_tokens, max(kept.history_events - RESERVE_EVENTS, 0)),
             max_seconds=limits.max_seconds,
             max_event_bytes=limits.max_event_bytes,
+            max_kept_bytes=max(kept.history_bytes - RESERVE_BYTES, 0),
             batch_seconds=limits.batch_seconds,
             batch_bytes=limits.batch_bytes,
             away_seconds=self._config.push_lease if is_pushed else 0.0,
@@ -597,6 +602,7 @@ class Relays:
             resumed=self.resumed,
             joined_late=self.joined_late,
             cut_clients=self.copies.cut,
+            copied_bytes=self.copies.bytes,
             refused=dict(self.refused),
             waiting_events=waiting,
             registry=self.registry.statistics(),

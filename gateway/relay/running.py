@@ -11,6 +11,7 @@ from gateway.event import MAX_LABEL, Event
 from gateway.relay.events import Complete, Error, Failure, Normal, Token, render
 from gateway.relay.outlet import PATIENCE_SECONDS, Outlet, Uncertain
 from gateway.relay.record import Record
+from gateway.relay.sizes import MOST_GROWTH, data_bytes, kept_bytes
 from gateway.sse import ServerSentEvent
 
 UPSTREAM_PREFIX = "upstream:"
@@ -18,10 +19,6 @@ UPSTREAM_PREFIX = "upstream:"
 
 LAST_WORDS_SECONDS = 3 * PATIENCE_SECONDS
 """In which the last event of a stream must be published; after that its lease runs out."""
-
-LINE_OVERHEAD = len("data: \n")
-MOST_GROWTH = LINE_OVERHEAD + 4
-"""Bytes that a character may take as it is sent."""
 
 _log = logging.getLogger("gateway")
 
@@ -45,6 +42,7 @@ class Running:
         max_tokens: int,
         max_seconds: float,
         max_event_bytes: int,
+        max_kept_bytes: int,
         batch_seconds: float = 0.0,
         batch_bytes: int = 0,
         away_seconds: float = 0.0,
@@ -52,9 +50,11 @@ class Running:
         count_tokens: Callable[[int], None] = lambda count: None,
         first_token: Callable[[float], None] = lambda seconds: None,
     ) -> None:
-        """``away_seconds`` are those that a producer has who sends again what has not been
-        published. ``begin`` says whether the first event may be published, of a stream that may
-        have been begun elsewhere; ``first_token`` is told after how many seconds it came."""
+        """``max_kept_bytes`` are those that its channel's history holds; the raw view may lose its
+        beginning before, and its viewers are told. ``away_seconds`` are those that a producer has
+        who sends again what has not been published. ``begin`` says whether the first event may be
+        published, of a stream that may have been begun elsewhere; ``first_token`` is told after how
+        many seconds it came."""
         self.record = record
         self.outlet = outlet
         self.ended = trio.Event()
@@ -72,6 +72,7 @@ class Running:
         self._max_tokens = max_tokens
         self._max_seconds = max_seconds
         self._max_event_bytes = max_event_bytes
+        self._left_bytes = max_kept_bytes
         self._batch_seconds = batch_seconds
         self._batch_bytes = batch_bytes
         self._away_seconds = away_seconds
@@ -112,21 +113,24 @@ class Running:
             await self.outlet.room()
 
     def tell(self, event: Normal) -> None:
-        """An event of the normal view. Raises Failure: "limit-tokens", "too-large"."""
+        """An event of the normal view. Raises Failure: "limit-tokens", "limit-bytes",
+        "too-large"."""
         if isinstance(event, Token):
             self._tell_token(event)
         else:
             self._flush()
             made = render(event, self.record.channel)
             self._check_size(made.data)
+            self._keep(made.data)
             self.outlet.put(made)
 
     def tell_raw(self, event: ServerSentEvent) -> None:
         """An event as the upstream sent it. Raises Failure, as `tell` and for one that cannot be
         told."""
+        self._check_size(event.data)
         if self.record.raw == self.record.channel:
             self._count_token()
-        self._check_size(event.data)
+            self._keep(event.data)
         self.outlet.put(Event((self.record.raw,), event.data, _type_of(event)))
 
     def put(self, event: Event, *, is_token: bool) -> None:
@@ -137,16 +141,24 @@ class Running:
 
     def _check_size(self, data: str) -> None:
         """Raise Failure where it is larger, as it would be sent, than an event may be."""
-        if len(data) * MOST_GROWTH > self._max_event_bytes:  # then it is worth counting
-            lines = data.count("\n") + 1
-            if len(data.encode()) + lines * LINE_OVERHEAD > self._max_event_bytes:
-                raise Failure("too-large")
+        most = self._max_event_bytes
+        if len(data) * MOST_GROWTH > most and data_bytes(data) > most:
+            raise Failure("too-large")
+
+    def _keep(self, data: str) -> None:
+        """Raise Failure where the channel's history would not hold all of the stream any more."""
+        self._left_bytes -= kept_bytes(data)
+        if self._left_bytes < 0:
+            raise Failure("limit-bytes")
 
     def _tell_token(self, token: Token) -> None:
         self._count_token()
         if not (self._batch_seconds or self._batch_bytes):
-            self.outlet.put(render(token, self.record.channel))
+            made = render(token, self.record.channel)
+            self._keep(made.data)
+            self.outlet.put(made)
             return
+        self._keep(token.text)
         self._text.append(token.text)
         self._text_bytes += len(token.text.encode())
         if self._batch_bytes and self._text_bytes >= self._batch_bytes:

@@ -47,3 +47,15 @@ export async function answered(output, asking) {
     output.dataset.outcome = "refused";
   }
 }
+
+// A word for a shell.
+export const quote = text => `'${text.replaceAll("'", `'\\''`)}'`;
+
+// The clipboard exists on https and localhost only; elsewhere the selected line is left to Ctrl+C.
+export async function copied(button, line) {
+  getSelection().selectAllChildren(line);
+  const isCopied = await navigator.clipboard?.writeText(line.textContent).then(() => true, () => false);
+  button.textContent = isCopied ? "Copied" : "Selected";
+  await sleep(1500);
+  button.textContent = "Copy";
+}

@@ -1,6 +1,6 @@
 // The form that publishes, and the same commands for a shell.
 
-import { $, amount, answered, ask, authorization, sleep, value } from "./demo-page.js";
+import { $, amount, answered, ask, authorization, copied, quote, value } from "./demo-page.js";
 
 const BURST_BYTES = 112 * 1024;  // of data in each event of a burst
 const BATCH = 9;  // of them in a request: a body of 1 MiB
@@ -59,23 +59,12 @@ async function burst(timeline, moments) {
   }
 }
 
-const quote = text => `'${text.replaceAll("'", `'\\''`)}'`;
-
 // The token itself is never shown: the shell is to know it as TOKEN.
 function showCommands(streamQuery) {
   const token = authorization().Authorization ? ' -H "Authorization: Bearer $TOKEN"' : "";
   $("curl-subscribe").textContent = `curl -N${token} ${quote(`${location.origin}/events?${streamQuery()}`)}`;
   $("curl-publish").textContent =
     `curl${token} -H 'Content-Type: text/plain' --data-raw ${quote($("publish-data").value)} ${quote(location.origin + path())}`;
-}
-
-// The clipboard exists on https and localhost only; elsewhere the selected line is left to Ctrl+C.
-async function copy(button, line) {
-  getSelection().selectAllChildren(line);
-  const copied = await navigator.clipboard?.writeText(line.textContent).then(() => true, () => false);
-  button.textContent = copied ? "Copied" : "Selected";
-  await sleep(1500);
-  button.textContent = "Copy";
 }
 
 // Returns what shows the commands anew, when something has changed that is no field.
@@ -88,7 +77,7 @@ export function publishing(timeline, moments, streamQuery) {
     if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) $("publish").requestSubmit();
   });
   for (const command of ["subscribe", "publish"])
-    $(`copy-${command}`).addEventListener("click", event => copy(event.currentTarget, $(`curl-${command}`)));
+    $(`copy-${command}`).addEventListener("click", event => copied(event.currentTarget, $(`curl-${command}`)));
   const show = () => showCommands(streamQuery);
   document.addEventListener("input", show);
   show();
