@@ -378,6 +378,7 @@ async def test_an_answer_that_breaks_off_breaks_off(fault: Fault, code: str) -> 
         with pytest.raises(BROKEN):
             await asked.body()
         story = await both.story(asked)
+        assert both.gateway.node.upstreams.statistics()["fake"].failures[code] == 1
     assert story.error is not None
     assert story.error.code == code
 
@@ -390,6 +391,8 @@ async def test_what_is_not_recorded_breaks_off_too(fault: Fault) -> None:
         assert asked.head.header("location") is None
         with pytest.raises(BROKEN):
             await asked.body()
+        failures = both.gateway.node.upstreams.statistics()["fake"].failures
+        assert sum(failures.values()) == 1
 
 
 @pytest.mark.parametrize(
