@@ -661,6 +661,26 @@ async def test_what_is_public_is_public_in_both_views() -> None:
             assert (await ask(gateway, "DELETE", f"/streams/{id}")).status == 401
 
 
+async def test_what_was_added_by_its_id_is_removed_by_its_id(bus_settings: dict[str, Any]) -> None:
+    async with keyed(**bus_settings, **CHATS) as gateway:
+        stream = await begin(gateway, channel="chat.7", user="u")
+        other = await begin(gateway, channel="chat.8", user="v")
+        await opened(gateway, "/events/news", bearer(OWNER))
+        (client_id,) = gateway.node.hub.members.clients
+        for id, status in ((stream.record.id, 200), (other.record.id, 404), ("never-was", 404)):
+            for name in (f"stream:{id}", f"stream:{id}.raw"):
+                target = f"/clients/{client_id}/channels/{name}"
+                if status == 200:
+                    added = await ask(gateway, "PUT", target, bearer(OWNER), body=b"")
+                    assert added.status == 200
+                removed = await ask(gateway, "DELETE", target, bearer(OWNER))
+                assert removed.status == status, removed
+                if status == 200:
+                    assert removed.json["channels"] == ["news", "global", "user:u"]
+                else:
+                    assert removed.detail.endswith(f"does not have the channel {name}.")
+
+
 async def test_its_user_adds_it_to_an_open_stream_and_a_renewed_token_leaves_it_there(
     bus_settings: dict[str, Any],
 ) -> None:

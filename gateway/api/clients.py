@@ -4,6 +4,7 @@ Any worker answers for all nodes: it asks the one that holds the client, or all 
 """
 
 import re
+from contextlib import suppress
 from typing import TypeVar
 
 from gateway.api.commands import (
@@ -25,7 +26,7 @@ from gateway.api.tokens import all_closed, expiry, revoke_for_all
 from gateway.api.views import seen
 from gateway.auth import NEEDED, NOBODY
 from gateway.client_summary import Standing
-from gateway.errors import BadRequest, GatewayError, Unauthorized
+from gateway.errors import BadRequest, Forbidden, GatewayError, NotFound, Unauthorized
 from gateway.identity import Identity
 from gateway.messages import Command, Told
 from gateway.names import (
@@ -110,10 +111,15 @@ async def add_channel(node: Node, request: Request, client_id: str, channel: str
 async def remove_channel(node: Node, request: Request, client_id: str, channel: str) -> Answer:
     """DELETE /clients/<id>/channels/<channel>; what waits for the client may still come."""
     try:
-        subject = _subject(await identify(node, request))
+        identity = await identify(node, request)
+        subject = _subject(identity)
+        name = channel
+        if stream_of(name) is not None:
+            with suppress(NotFound, Forbidden):  # what is over or not granted any more may go, too
+                name = (await seen(node, request, identity, name)).name
     except GatewayError as error:
         return refused(node, error)
-    return await _ask_holder(node, REMOVE_CHANNEL, OfClient(client_id, channel, subject=subject))
+    return await _ask_holder(node, REMOVE_CHANNEL, OfClient(client_id, name, subject=subject))
 
 
 async def close_client(node: Node, request: Request, client_id: str) -> Answer:
