@@ -58,6 +58,17 @@ class Beginning(NamedTuple):
     for."""
 
 
+class _Begun(NamedTuple):
+    replay: Replay
+    gap: control.Gap | None = None
+    """Why that may not be all that history shows."""
+    snapshot: Frame | None = None
+    """What comes first, in the place of what is not replayed."""
+    is_whole: bool = False
+    """Whether all of the first channel comes, by the one or by the other; the gap is of the others
+    alone, and of them comes only what is new."""
+
+
 @dataclass(frozen=True, slots=True)
 class EventStream:
     """A stream to be opened: what a request for one means, checked."""
@@ -143,8 +154,8 @@ class Streams:
             head = await self._bus.subscribe(stream.channels, asked)
             subscribed = True
             began = trio.current_time()
-            replay, reason, snapshot = await self._begin(stream, head)
-            after = replay.reached
+            begun = await self._begin(stream, head)
+            after = begun.replay.reached
             client = Client(
                 identifier,
                 stream.user,
@@ -157,8 +168,11 @@ class Streams:
                 is_poll=stream.is_poll,
                 annotated=stream.annotated,
             )
-            self._hub.add(client, stream.channels, after, _opening(resume, snapshot))
+            self._hub.add(client, stream.channels, after, _opening(resume, begun))
             added = True
+            if begun.is_whole:
+                for name in stream.channels[1:]:
+                    self._hub.members.join(client, name, max(head, after))
         finally:
             self.opening -= 1
             if not added:
@@ -172,38 +186,38 @@ class Streams:
         stream_log.opened(client, resume)
         if preamble is not None:
             client.stage(preamble(client))
-        stands = after if snapshot is None else None  # nothing of before has been given yet
+        stands = None if begun.is_whole else after  # nothing of before has been given yet
         client.stage_control(
             control.retry(self._config.retry)
             + control.connected(client.id, stands, stream.channels, self._config.keepalive)
         )
-        if reason is not None:
-            others = stream.channels if snapshot is None else stream.channels[1:]
-            self.replays.stage_gap(client, others, reason)
-        if snapshot is not None:
-            client.stage_replayed(snapshot, with_id=True)
-        self.replays.begin(client, replay, head, began)
+        if begun.gap is not None:
+            missed = stream.channels[1:] if begun.is_whole else stream.channels
+            self.replays.stage_gap(client, missed, begun.gap)
+        if begun.snapshot is not None:
+            client.stage_replayed(begun.snapshot, with_id=True)
+        self.replays.begin(client, begun.replay, head, began)
         if self._is_revoked(stream.identity):  # while its channels were being subscribed to
             self._hub.end_for_good(client, Reason.REVOKED, after)
         if user is not None:
             self._replacements.opened(client)
         return client
 
-    async def _begin(
-        self, stream: EventStream, head: Position
-    ) -> tuple[Replay, control.Gap | None, Frame | None]:
-        """As `_replay`, and the event that comes first in the place of what is not replayed. That
-        comes only where nothing else is asked for, or in the place of a gap."""
+    async def _begin(self, stream: EventStream, head: Position) -> _Begun:
+        """With a snapshot, or all that is too long for one, only where nothing else is asked for,
+        or in the place of a gap."""
         channels, resume = stream.channels, stream.resume
         if stream.snapshot is None or resume is Start.EARLIEST:
-            return *await self._replay(channels, resume, head), None
+            return _Begun(*await self._replay(channels, resume, head))
         reason = await self._why_not_resumed(channels[0], resume, head)
         if reason is None and resume is not Start.NOW:
-            return *await self._replay(channels, resume, head), None
+            return _Begun(*await self._replay(channels, resume, head))
         beginning = await stream.snapshot(head)
         if beginning is None:
-            return *await self._replay(channels, Start.EARLIEST, head), None
-        return Replay(beginning.reached, fresh=True), reason, beginning.frame
+            replay, _ = await self._replay(channels[:1], Start.EARLIEST, head)
+            return _Begun(replay, reason, is_whole=True)
+        replay = Replay(beginning.reached, fresh=True)
+        return _Begun(replay, reason, beginning.frame, is_whole=True)
 
     async def _why_not_resumed(
         self, name: str, resume: Resume | int, head: Position
@@ -421,9 +435,9 @@ class Streams:
             self._start_soon(client)
 
 
-def _opening(resume: Resume | int, snapshot: Frame | None) -> Opening:
+def _opening(resume: Resume | int, begun: _Begun) -> Opening:
     """What of a stream is asked for by where it is to begin."""
-    if isinstance(resume, int) or resume is Start.EARLIEST or snapshot is not None:
+    if isinstance(resume, int) or resume is Start.EARLIEST or begun.is_whole:
         return Opening.REPLAY
     return Opening.NEW if resume is Start.NOW else Opening.RESUMED
 

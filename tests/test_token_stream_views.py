@@ -301,6 +301,40 @@ async def test_what_is_too_long_for_one_event_is_replayed_from_its_beginning(
         assert texts(await last.blocks()) == stream.text
 
 
+async def test_what_is_replayed_instead_of_a_snapshot_comes_without_broadcasts_of_before(
+    bus_settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stories, "MAX_SNAPSHOT_BYTES", 300)
+    async with running(**bus_settings) as gateway:
+        stream = await begin(gateway)
+        await stream.say("x" * 400)
+        await broadcast(gateway, "before")
+        target = f"/events/{stream.name}?view=snapshot&user=7"
+        new, _, connected = await opened(gateway, target)
+        assert connected == "None"  # who is cut off now begins anew
+        lost, _, _ = await opened(gateway, f"{target}&lastEventId=garbage")
+        gap = await lost.event()
+        assert gap.json == {"channels": ["global", "user:7"], "reason": "unknown"}
+        await broadcast(gateway, "behind")
+        for wire in (new, lost):
+            told = [await wire.event() for _ in range(3)]
+            assert [block.event for block in told] == ["start", "token", "message"]
+            assert told[2].data == "behind"
+
+
+async def test_who_begins_a_stream_is_given_no_broadcasts_of_before(
+    bus_settings: dict[str, Any],
+) -> None:
+    async with running(**bus_settings) as gateway:
+        await broadcast(gateway, "before")
+        wire = await gateway.connect()
+        await wire.send(request("POST", "/streams", ACCEPT, JSON, body=b"{}"))
+        await wire.opened()
+        assert (await wire.event()).event == "start"
+        await broadcast(gateway, "behind")
+        assert (await wire.event()).data == "behind"
+
+
 async def test_over_http_1_0_and_over_a_slow_connection_a_snapshot_comes_whole() -> None:
     async with running() as gateway:
         stream = await begin(gateway)

@@ -40,7 +40,6 @@ from gateway.names import (
 )
 from gateway.node import Node
 from gateway.policy import Policy
-from gateway.position import Start
 from gateway.relay.record import Record
 from gateway.relay.registry import Found
 from gateway.relay.relays import Plan, no_stream
@@ -106,11 +105,10 @@ def _its_stream(
     record = running.record
     user = record.user if identity.is_open else identity.user
     own = (user_channel(user),) if user is not None else ()
-    is_own = record.channel.startswith(STREAM_PREFIX)
     return EventStream(
         (record.channel, GLOBAL, *own),
         user,
-        Start.EARLIEST if is_own else running.outlet.began.before(),
+        running.outlet.began.before(),
         identity,
         node.address_of(request.peer, request.header),
         named_id(request.header(NAME)),
