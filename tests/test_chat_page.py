@@ -301,6 +301,24 @@ async def test_an_answer_that_is_gone_or_was_never_sent_is_asked_for_again(
         assert [error for error in tab.errors if "status of 404" not in error] == []
 
 
+async def test_an_older_answer_that_is_asked_for_again_is_stopped_as_the_latest_is(
+    chromium: Profiles,
+) -> None:
+    async with fake_page(chromium) as (fake, tab):
+        origin = await tab.run("() => location.origin + location.pathname + location.search")
+        turns = conversation((QUESTION, "never-was"), ("And then?", "nor-was"))
+        await move(tab, f"{origin}{turns}")
+        await tab.until(".turn[data-state=gone] + .turn[data-state=gone]")
+        fake.script(Script(words=4, fault=Fault.SILENCE, after=3))
+        await tab.click(".turn:first-child .problem button")
+        await tab.until(".turn:first-child .text", r"\w")
+        assert await tab.until("#state") == "live"
+        await tab.do(lambda page: page.keyboard.press("Escape"))
+        await tab.until(".turn:first-child .note", "^stopped")
+        await tab.until("#aloud", r"Stopped\.$")
+        assert await tab.until("#state") == "gone"
+
+
 async def test_what_goes_wrong_is_said_in_words_and_tried_again_where_that_may_help(
     chromium: Profiles,
 ) -> None:

@@ -20,7 +20,8 @@ const turns = [];
 let spoken = null;  // the turn that is said aloud
 
 const last = () => turns.at(-1);
-const isBusy = () => Boolean(last() && !last().answer.isOver);
+const busy = () => turns.findLast(({answer}) => !answer.isOver);  // the latest that is being answered
+const isBusy = () => Boolean(busy());
 
 // ---- what is asked
 
@@ -97,7 +98,7 @@ function draw(turn) {
 function drawChanged() {
   for (const turn of changed) turn.draw();
   changed.clear();
-  const {state, text, link, problem, isOver} = last()?.answer ?? {};
+  const {state, link, problem} = (busy() ?? last())?.answer ?? {};
   $("welcome").hidden = turns.length > 0;
   $("second").hidden = $("new").hidden = !turns.length;
   if (!isBusy() && document.activeElement === $("stop")) $("question").focus();
@@ -105,10 +106,14 @@ function drawChanged() {
   $("send").hidden = isBusy();
   showState(state, link);
   if (problem?.status === 401) showToken();
-  if (spoken === last() && text && isOver) voice.end(text, state === "stopped" ? "Stopped." : "");
-  else if (spoken === last() && text) voice.follow(text);
-  if (isOver) spoken = null;
+  if (spoken) say(spoken.answer);
   tail.grown();
+}
+
+function say({text, state, isOver}) {
+  if (text && isOver) voice.end(text, state === "stopped" ? "Stopped." : "");
+  else if (text) voice.follow(text);
+  if (isOver) spoken = null;
 }
 
 function showToken() {
@@ -144,8 +149,8 @@ $("question").addEventListener("keydown", event => {
   event.preventDefault();
   $("ask").requestSubmit();
 });
-$("stop").addEventListener("click", () => last().answer.stop());
-document.addEventListener("keydown", event => { if (event.key === "Escape" && isBusy()) last().answer.stop(); });
+$("stop").addEventListener("click", () => busy()?.answer.stop());
+document.addEventListener("keydown", event => { if (event.key === "Escape") busy()?.answer.stop(); });
 $("proposals").addEventListener("click", ({target}) => { if (target.localName === "button") ask(target.textContent); });
 addEventListener("hashchange", () => location.reload());  // another conversation
 $("fold").addEventListener("click", () => {
