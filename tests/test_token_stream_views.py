@@ -412,6 +412,21 @@ async def test_wherever_somebody_joins_and_is_cut_he_shows_the_whole_text(
         assert positions == sorted(positions, key=lambda each: each or Position(0, 0))
 
 
+async def test_what_may_be_gone_of_other_channels_takes_nothing_from_a_text_that_is_there(
+    redis_port: int, new_prefix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with running(redis=f"redis://127.0.0.1:{redis_port}", redis_prefix=new_prefix) as gateway:
+        stream = await begin(gateway)
+        await stream.say("Hel")
+        target = f"/streams/{stream.record.id}"
+        assert (await ask(gateway, "GET", target)).json["text"] == "Hel"
+        await stream.say(*("lo" for _ in range(300)))  # more than a page
+        evicted = Position(stream.running.outlet.position.ms + 1, 0)
+        monkeypatch.setattr(gateway.node.bus._reader, "_lossy", lambda: evicted)  # type: ignore[attr-defined]
+        shown = (await ask(gateway, "GET", target)).json
+        assert (shown["whole"], shown["text"]) == (True, stream.text)
+
+
 # -- the raw view
 
 

@@ -153,13 +153,22 @@ async def read_on(bus: Bus, record: Record, story: Story, until: Position = MAX_
     """Add what came behind the last position of a ``story``. Raises Unavailable."""
     while True:
         page = await bus.history(record.channel, story.position, until, PAGE_FRAMES)
-        if page.frames and page.previous > story.position > ZERO:
+        is_doubtful = page.frames and page.previous > story.position > ZERO
+        if is_doubtful and not await _is_there(bus, record, story.position):
             story.forget()
         for frame in page.frames:
             story.add(frame)
         if page.complete or not page.frames:
             return
         await trio.lowlevel.checkpoint()
+
+
+async def _is_there(bus: Bus, record: Record, position: Position) -> bool:
+    """Whether a channel still has its frame of that position, and so all that come behind it: what
+    goes first is the oldest, or all at once. Where something of Redis's may be gone, any position
+    of before is doubtful. Raises Unavailable."""
+    page = await bus.history(record.channel, position.before(), position, 1)
+    return bool(page.frames)
 
 
 def _snapshot(record: Record, story: Story, *, annotated: bool) -> Frame | None:
