@@ -235,7 +235,7 @@ export class Leader {
     if (this.#stopped) return;
     this.#close();
     const own = this.#ownChannels();
-    const isOfChannels = [400, 403, 414, 431].includes(detail?.status); // be it of their number
+    const isOfChannels = [400, 403, 404, 414, 431].includes(detail?.status); // be it of their number
     if (told === "end") this.#tell({ kind: "end", reason, detail });
     else if (isOfChannels && own.length && own.length < this.#carried.size) {
       this.#connect(own); // the others are added, or refused, one by one

@@ -172,14 +172,14 @@ shared("a leader serves as many tabs as are allowed, and one more is told so", a
   assert.equal(gateway.links.length, 1);
 });
 
-shared("a channel that is no longer granted is not the end of the other tabs", async (gateway) => {
+for (const status of [403, 404]) shared(`a channel that is refused with ${status} is not the end of the other tabs`, async (gateway) => {
   const leader = await gateway.opened(["a"]);
   const follower = await gateway.opened(["b", "a"]);
   const other = await gateway.opened(["c", "a"]);
-  gateway.refuse = (channels) => (channels.includes("c") ? 403 : 0);
+  gateway.refuse = (channels) => (channels.includes("c") ? status : 0);
   leader.close();
   await until(() => errors(other).length && opened(follower) === 2);
-  assert.deepEqual(errors(other), ["refused: 403"]);
+  assert.deepEqual(errors(other), [`refused: ${status}`]);
   assert.deepEqual(other.channels, ["a", "global"]);
   assert.deepEqual(errors(follower), []);
   gateway.publish("a");
