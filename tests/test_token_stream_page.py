@@ -6,6 +6,7 @@ from typing import Any
 
 import httpx
 import msgspec
+import pytest
 from chromium import Tab, chromium
 from documents import ROOT
 from playwright.async_api import Page, Route
@@ -13,7 +14,7 @@ from process import NodeProcess, eventually, node
 from proxy import proxy_to
 from test_shared_stream import CLOSED, CONNECT, OPEN
 
-from gateway.client import Ended, Event, subscribe
+from gateway.client import Ended, Event, StreamRefused, subscribe
 
 CLIENT_README = (ROOT / "gateway/static/README.md").read_text("utf-8")
 
@@ -176,3 +177,14 @@ async def test_the_python_client_reads_from_a_snapshot_to_the_end() -> None:
         assert events[0].json()["text"] + events[1].json()["text"] == stream.text
         assert {event.channels for event in events} == {(stream.name,)}
         assert isinstance(items[-1], Ended)
+
+
+async def test_who_adds_a_token_stream_that_is_not_there_is_told_and_goes_on() -> None:
+    async with node() as n, n.client() as client:
+        stream = await push(client, n)
+        async with subscribe(n.url, [stream.name]) as subscription:
+            with pytest.raises(StreamRefused, match="There is no token stream of this id") as told:
+                await subscription.add("stream:never-was")
+            assert told.value.status == 409  # by 404 it would look for its own stream
+            await stream.say("x", end=True)
+            assert [event.type async for event in subscription] == ["token", "complete"]

@@ -565,11 +565,13 @@ async def test_nobody_waits_for_a_stream_that_never_was(
             await ask(gateway, "GET", f"/events/{name}?lastEventId=7-0"),
             await ask(gateway, "POST", "/events", ACCEPT, JSON, body=body),
             await ask(gateway, "GET", f"/poll/{name}?wait=0"),
-            await ask(gateway, "PUT", f"/clients/{client_id}/channels/{name}", body=b""),
             await ask(gateway, "GET", "/streams/never-was"),
         ):
             assert answer.status == 404, answer
             assert answer.detail.startswith("There is no token stream of this id")
+        added = await ask(gateway, "PUT", f"/clients/{client_id}/channels/{name}", body=b"")
+        assert added.status == 409  # 404 is for whose client is not there
+        assert added.detail == answer.detail
         assert len(client) == 1
 
 

@@ -26,7 +26,14 @@ from gateway.api.tokens import all_closed, expiry, revoke_for_all
 from gateway.api.views import seen
 from gateway.auth import NEEDED, NOBODY
 from gateway.client_summary import Standing
-from gateway.errors import BadRequest, Forbidden, GatewayError, NotFound, Unauthorized
+from gateway.errors import (
+    BadRequest,
+    Conflict,
+    Forbidden,
+    GatewayError,
+    NotFound,
+    Unauthorized,
+)
 from gateway.identity import Identity
 from gateway.messages import Command, Told
 from gateway.names import (
@@ -102,6 +109,8 @@ async def add_channel(node: Node, request: Request, client_id: str, channel: str
         is_looked_at = name == OPS_CHANNEL or stream_of(name) is not None
         if is_looked_at or (subject is not None and not comes_unasked(name)):
             name = (await seen(node, request, identity, name)).name
+    except NotFound as error:  # by 404 a client would learn that it has no stream itself
+        return refused(node, Conflict(error.detail))
     except GatewayError as error:
         return refused(node, error)
     asked = OfClient(client_id, name, request.first("since"), subject)
