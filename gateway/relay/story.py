@@ -104,6 +104,9 @@ class Story:
         start = _decode(_START, data) if self.started_ms is None else None
         if start is None:
             return False
+        self.forget()  # what an application has published before is not of it
+        self.tokens = self.events = 0
+        self.first_token_ms = None
         self.whole = True
         self.started_ms = self.position.ms
         self.model = start.model
