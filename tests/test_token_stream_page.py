@@ -194,3 +194,23 @@ async def test_who_adds_a_token_stream_that_is_not_there_is_told_and_goes_on() -
             assert told.value.status == 409  # by 404 it would look for its own stream
             await stream.say("x", end=True)
             assert [event.type async for event in subscription] == ["token", "complete"]
+
+
+async def test_who_has_a_snapshot_and_adds_another_channel_goes_on_with_both_over_a_cut_link() -> (
+    None
+):
+    async with node("--retry", "0.1") as n, proxy_to(n) as proxy, n.client() as client:
+        stream = await push(client, n)
+        async with subscribe(
+            proxy.url, [stream.name], view="snapshot", min_delay=0.05
+        ) as subscription:
+            assert (await anext(subscription)).type == "snapshot"
+            await subscription.add("news")
+            await stream.say("x")
+            assert (await anext(subscription)).json() == {"text": "x"}
+            proxy.cut()
+            await stream.say("y")
+            await client.post(f"{n.url}/publish/news", content=b"new")
+            proxy.let_through()
+            assert (await anext(subscription)).json() == {"text": "y"}
+            assert (await anext(subscription)).data == "new"

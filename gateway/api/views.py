@@ -28,6 +28,7 @@ from gateway.names import (
     stream_of,
 )
 from gateway.node import Node
+from gateway.position import Start
 from gateway.relay.record import Record
 from gateway.relay.registry import Found
 from gateway.relay.relays import no_stream
@@ -57,6 +58,8 @@ async def viewed(
     snapshot = None
     if view is View.SNAPSHOT:
         _check_snapshot(asked, stream)
+        if len(asked) != 1:
+            view = View.NORMAL
     found = [await seen(node, request, identity, name, view) for name in asked]
     if view is View.SNAPSHOT:
         record = found[0].record
@@ -70,7 +73,8 @@ async def viewed(
 
 
 def _check_snapshot(asked: Sequence[str], stream: EventStream) -> None:
-    if len(asked) != 1:
+    """Who comes back may have other channels by now, and goes on as in the normal view."""
+    if len(asked) != 1 and stream.resume is Start.NOW:
         raise BadRequest(f"A snapshot is of one token stream; {len(asked)} channels are named.")
     if isinstance(stream.resume, int):
         raise BadRequest("A snapshot holds all that came before; leave replay out.")
