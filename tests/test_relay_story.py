@@ -133,7 +133,7 @@ def test_where_the_beginning_is_gone_the_story_is_not_whole() -> None:
 
 
 def test_what_was_published_before_the_start_is_not_of_it() -> None:
-    before = [Token("before"), USE, Event((CHANNEL,), "hello", "message")]
+    before: list[Normal | Event] = [Token("before"), USE, Event((CHANNEL,), "hello", "message")]
     story, alone = fold(frames([*before, *TOLD])), fold(frames(TOLD, 4000))
     assert shown(story) == shown(alone)
     assert story.events == alone.events
