@@ -211,7 +211,10 @@ def check_path(upstream: Upstream, method: str, path: str) -> None:
         )
     asked = [method, *segments]
     if not any(_matches(allowed, asked) for allowed in upstream.callable_paths):
-        raise Forbidden(f"The upstream {upstream.name} may not be asked for that.")
+        raise Forbidden(
+            f"The upstream {upstream.name} may not be asked for {method} {path or '(its url)'}; its"
+            f" paths are {', '.join(upstream.callable_paths) or 'none'}."
+        )
 
 
 def _matches(allowed: str, asked: Sequence[str]) -> bool:
