@@ -6,7 +6,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from hypothesis import example, given
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from vendors import (
     DONE,
@@ -632,6 +632,7 @@ anything_said = st.builds(
 
 @vendors
 @given(answer=anything_said, size=st.integers(1, 1000))
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 def test_however_it_is_cut_the_text_and_the_calls_are_whole(
     make: Make, write: Callable[[Answer], list[bytes]], answer: Answer, size: int
 ) -> None:
@@ -677,6 +678,7 @@ kinds = st.sampled_from(
         st.builds(data, likely | st.dictionaries(WORDS, likely, max_size=6), kinds), max_size=8
     )
 )
+@settings(deadline=None)
 def test_no_json_raises_anything_but_failure(
     make: Make, write: Callable[[Answer], list[bytes]], events: list[ServerSentEvent]
 ) -> None:
@@ -686,6 +688,7 @@ def test_no_json_raises_anything_but_failure(
 @every
 @given(body=st.binary(max_size=200), at=st.integers(0, 12), size=st.integers(0, 300))
 @example(body=b"event: error\ndata: \xff\n\n", at=2, size=0)
+@settings(deadline=None)
 def test_no_bytes_raise_anything_but_failure(
     make: Make, write: Callable[[Answer], list[bytes]], body: bytes, at: int, size: int
 ) -> None:
