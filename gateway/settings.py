@@ -149,11 +149,9 @@ class Setting:
             return f"{kind} of {self.bounds.unit} from {low} to {high}"
         if issubclass(self.type, StrEnum):
             return "one of " + ", ".join(each for each in self.type if each is not Format.PUSH)
-        if self.type is bool:
-            return "true or false"
-        return {tuple: "a list of texts", Mapping: "a table of texts"}.get(
-            get_origin(self.type), "text"
-        )
+        if (of := get_origin(self.type)) is not None:
+            return "a list of texts" if of is tuple else "a table of texts"
+        return "true or false" if self.type is bool else "text"
 
     def read(self, raw: object, source: str, *, strict: bool) -> Any:
         """The value that ``raw`` stands for; text stands for a number or a bool unless strict."""
