@@ -20,7 +20,7 @@ import httpx
 import pytest
 import trio
 import vendors
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from process import child
 from trio.testing import MockClock
@@ -731,6 +731,7 @@ def read(pieces: list[bytes], **limits: int) -> tuple[list[ServerSentEvent], str
 
 
 @given(st.lists(st.integers(0, len(BLOCKS)), max_size=8), st.sampled_from([b"", b"\xff", b"\xc3("]))
+@settings(deadline=None)
 def test_no_cut_changes_what_is_read(cuts: list[int], broken: bytes) -> None:
     text = BLOCKS[:700] + broken + BLOCKS[700:]
     at = sorted({0, *cuts, len(text)})
@@ -740,6 +741,7 @@ def test_no_cut_changes_what_is_read(cuts: list[int], broken: bytes) -> None:
 
 
 @given(st.integers(0, 2000), st.integers(1, 50))
+@settings(deadline=None)
 def test_a_limit_of_bytes_holds_to_the_byte(limit: int, size: int) -> None:
     pieces = [BLOCKS[n : n + size] for n in range(0, len(BLOCKS), size)]
     events, code = read(pieces, max_bytes=limit)
