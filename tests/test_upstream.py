@@ -607,7 +607,7 @@ def test_only_what_is_listed_may_be_called(method: str, path: str, may: bool) ->
     if may:
         check_path(openai, method, path)
     else:
-        with pytest.raises(Forbidden):
+        with pytest.raises(Forbidden, match=r"its paths are POST chat/completions, "):
             check_path(openai, method, path)
 
 
