@@ -7,6 +7,7 @@ import gc
 import json
 import logging
 import sys
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -830,6 +831,17 @@ async def test_the_demo_answers_at_once_where_no_stream_is_asked_for() -> None:
     async with caller.forward("POST", "chat/completions", "", [], body) as answer:
         told = json.loads(await answer.receive())
     assert told["choices"][0]["message"]["content"] == demo.answer_to("tabs")
+
+
+async def test_the_demo_reads_spaces_as_quickly_as_anything() -> None:
+    """One body of them would else hold up everybody for hours."""
+    caller = demo.caller()
+    body = json.dumps({"messages": [{"content": " " * 100_000 + "tabs"}]}).encode()
+    begun = time.perf_counter()
+    async with caller.forward("POST", "chat/completions", "", [], body) as answer:
+        told = json.loads(await answer.receive())
+    assert time.perf_counter() - begun < 1
+    assert told["usage"]["prompt_tokens"] == 1
 
 
 async def test_the_demo_stops_when_it_is_told_to(autojump_clock: MockClock) -> None:
