@@ -515,11 +515,14 @@ async def test_cookies_of_an_upstream_are_neither_kept_nor_given_back() -> None:
     assert all("cookie" not in call.headers for call in fake.calls)
 
 
-def test_headers_of_a_connection_do_not_come_back() -> None:
+def test_headers_of_a_connection_and_orders_to_others_do_not_come_back() -> None:
     came = [
         *((b"Content-Type", b"text/event-stream"), (b"Transfer-Encoding", b"chunked")),
         *((b"Connection", b"keep-alive, X-Hop"), (b"X-Hop", b"1"), (b"Keep-Alive", b"5")),
         *((b"request-id", b"req_1"), (b"Set-Cookie", b"a=b"), (b"Location", b"http://internal")),
+        *((b"Clear-Site-Data", b'"*"'), (b"Refresh", b"0; url=http://evil.test")),
+        *((b"X-Accel-Redirect", b"/internal"), (b"X-Accel-Buffering", b"yes")),
+        *((b"X-Sendfile", b"/etc/passwd"), (b"WWW-Authenticate", b"Basic")),
     ]
     assert passed_back(came) == [
         (b"Content-Type", b"text/event-stream"),
