@@ -105,7 +105,7 @@ class OpenAiChat:
                 told.append(Token(delta.refusal))
             for call in delta.tool_calls or ():
                 self._take_call(call, told)
-        if choice.finish_reason is not None:
+        if choice.finish_reason:  # some write an empty one until the last
             self._reason = choice.finish_reason
             told += self._tools.close_all()
 
