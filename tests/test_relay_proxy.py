@@ -9,7 +9,7 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -477,6 +477,30 @@ async def test_an_upstream_that_refuses_is_502() -> None:
 async def test_an_upstream_that_does_not_answer_is_504() -> None:
     async with pair(silence=0.2) as both:
         answer = await refused(both, streamed(Script(fault=Fault.NO_ANSWER)))
+    assert answer.status == 504
+    assert answer.json["reason"] == "timeout"
+
+
+async def test_an_answer_that_never_begins_is_504_however_busily_it_does_not() -> None:
+    """Each of its bytes comes within ``silence``."""
+
+    async def drip(stream: trio.SocketStream) -> None:
+        with suppress(trio.BrokenResourceError):
+            await stream.send_all(b"HTTP/1.1 200 OK\r\nX-Slow: ")
+            while True:
+                await stream.send_all(b"x")
+                await trio.sleep(0.05)
+
+    async with trio.open_nursery() as nursery, fake_upstream(listening=False) as fake:
+        (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
+        nursery.start_soon(trio.serve_listeners, drip, [listener])
+        url = f"http://127.0.0.1:{listener.socket.getsockname()[1]}/v1"
+        upstream = configured(fake, url=url, silence=60.0, max_duration=0.3)
+        async with running(upstreams=(upstream,)) as gateway:
+            answer = await refused(Pair(gateway, fake))
+            relays = gateway.node.relays
+            await until(lambda: relays.count("fake") == 0)
+        nursery.cancel_scope.cancel()
     assert answer.status == 504
     assert answer.json["reason"] == "timeout"
 

@@ -188,9 +188,16 @@ async def begin(
     async with AsyncExitStack() as call:
         held = call.enter_context(ExitStack())
         held.enter_context(relays.holding(upstream.name, user))
-        answer = await call.enter_async_context(
-            caller.forward(wanted.method, wanted.path, wanted.query, wanted.headers, wanted.body)
+        forwarded = caller.forward(
+            wanted.method, wanted.path, wanted.query, wanted.headers, wanted.body
         )
+        answer = None
+        with trio.move_on_at(until):  # a head may come byte by byte
+            answer = await call.enter_async_context(forwarded)
+        if answer is None:
+            late = Failure("timeout")
+            caller.count(late)
+            raise late
         if answer.status < 200:
             raise Failure("malformed")
         passage = Passage(call.pop_all(), answer, relays, caller, until)
