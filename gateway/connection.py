@@ -31,7 +31,7 @@ from gateway.api.refusals import is_refusal, told
 from gateway.api.relay import METHODS as RELAYED
 from gateway.api.relay import PATH as RELAY
 from gateway.api.relay import ROUTE as RELAY_TO
-from gateway.api.relay import forward, headers_of
+from gateway.api.relay import as_clients_read, forward, headers_of
 from gateway.api.request import Answer, Request, parse_target, problem
 from gateway.api.streams import PATH as STREAMS
 from gateway.api.streams import create
@@ -160,7 +160,7 @@ class Connection:
                     self._release()
             except GatewayError as error:
                 self.phase = None
-                await self._end_with(problem(error))
+                await self._end_with(self._unread(error))
         if not self.scope.cancel_called:
             return
         if self.phase is Phase.IDLE:
@@ -170,7 +170,12 @@ class Connection:
             if self.phase is Phase.BODY:
                 part, setting = "body", "body_timeout"
             late = RequestTimeout(f"The request's {part} came too slowly ({setting}).")
-            await self._end_with(problem(late))
+            await self._end_with(self._unread(late))
+
+    def _unread(self, error: GatewayError) -> Answer:
+        """The answer to a request that could not be read."""
+        answer = problem(error)
+        return as_clients_read(answer) if _is_under(self._reader.target, _RELAY) else answer
 
     async def _next_request(self) -> Parsed | None:
         """The next request; None when the peer has ended."""
@@ -271,6 +276,8 @@ class Connection:
         result: Answer | EventStream
         if self._crowded and not opens:
             result = refuse(self._node, "connections")
+            if relays:
+                result = as_clients_read(result)
         elif self._crowded:
             result = turn_away(self._node, request, "connections")
         elif polls:

@@ -771,10 +771,20 @@ async def test_a_node_that_is_cut_off_spends_nothing_on_what_it_cannot_record() 
 
 async def test_a_body_that_is_too_large_is_told_by_which_setting() -> None:
     async with pair(settings={"max_body_bytes": 1024}) as both:
-        asked = await both.ask(post(CHAT_PATH, {"x": "y" * 2000}))
-        assert asked.head.status == 413
-        asked.head.body = await asked.body()
-        assert "max_body_bytes" in asked.head.detail
+        answer = await refused(both, post(CHAT_PATH, {"x": "y" * 2000}))
+        assert answer.status == 413
+        assert "max_body_bytes" in answer.detail
+        error = answer.json["error"]
+        assert isinstance(error, dict)
+        assert error["type"] == "request_too_large"
+        assert both.fake.calls == []
+
+
+async def test_a_node_that_is_full_says_so_as_the_vendors_clients_read_it() -> None:
+    async with pair(settings={"max_connections": 1}) as both:
+        await both.gateway.connect()
+        answer = await refused(both)
+        assert answer.status == 503
         assert both.fake.calls == []
 
 
