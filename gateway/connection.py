@@ -322,6 +322,7 @@ class Connection:
         query = parsed.target.partition(b"?")[2].decode("latin-1")
         headers = [(n.decode("latin-1"), v.decode("latin-1")) for n, v in parsed.headers]
         result: Answer | bool = False
+        keep_alive = parsed.keep_alive
         peer = trio.CancelScope()
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._end_with_peer, peer)
@@ -331,16 +332,19 @@ class Connection:
                 answered = await asking
                 if isinstance(answered, Passage):
                     self._let_go_of_body()
-                    result = await self._pass_on(parsed, answered)
+                    keep_alive = keep_alive and not self._node.draining
+                    result = await self._pass_on(parsed, answered, keep_alive=keep_alive)
                 else:
                     result = answered
             nursery.cancel_scope.cancel()
+        if result is True and not keep_alive:
+            await self._linger()
+            return False
         return result
 
-    async def _pass_on(self, parsed: Parsed, passage: Passage) -> bool:
-        """Send an upstream's answer as it comes, unless its end is not that of the answer: then the
-        connection must end, and no other request may follow."""
-        keep_alive = parsed.keep_alive and not self._node.draining
+    async def _pass_on(self, parsed: Parsed, passage: Passage, *, keep_alive: bool) -> bool:
+        """Send an upstream's answer as it comes, and say whether the peer has all of it; else the
+        connection must end."""
         chunked = not passage.has_length
         headers = headers_of(passage)
         if self._node.origins:
@@ -360,9 +364,7 @@ class Connection:
             pass  # what the peer has is not complete, and it sees that
         finally:
             await passage.aclose()
-        if is_whole and not keep_alive:
-            await self._linger()
-        return is_whole and keep_alive
+        return is_whole
 
     async def _push(self, parsed: Parsed) -> bool:
         """Serve a request whose body is taken as it comes; whether another one may follow."""

@@ -9,7 +9,7 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -209,6 +209,24 @@ async def test_a_connection_serves_one_request_after_the_other() -> None:
         assert last.head.header("connection") == "close"
         await last.body()
         assert await wire.to_end() == b""
+
+
+@pytest.mark.parametrize("tls", [False, True], ids=["plain", "TLS"])
+async def test_a_connection_that_is_to_be_closed_ends_in_order(
+    tls: bool, certificate: certificates.Files, caplog: pytest.LogCaptureFixture
+) -> None:
+    """And is waited for, without anything to be said about it in the log."""
+    async with fake_upstream() as fake, AsyncExitStack() as held:
+        upstreams = (configured(fake),)
+        made = running_over_tls(certificate, upstreams=upstreams) if tls else None
+        gateway = await held.enter_async_context(made or running(upstreams=upstreams))
+        asked = await Pair(gateway, fake).ask(post(CHAT_PATH, chat(), b"Connection: close\r\n"))
+        assert asked.head.header("connection") == "close"
+        await asked.body()
+        assert await asked.wire.ended()
+        await gateway.close_wires()
+        await gateway.quiet()
+    assert [record for record in caplog.records if record.levelname == "ERROR"] == []
 
 
 async def test_a_stream_that_is_no_event_stream_or_is_encoded_passes_unrecorded() -> None:
