@@ -1036,6 +1036,7 @@ async def test_pages_of_named_origins_may_use_the_vendors_clients() -> None:
     assert answer.head.header("access-control-allow-origin") == "https://app.example"
     exposed = str(answer.head.header("access-control-expose-headers"))
     assert {"Location", "Stream-Id", "X-Request-Id"} < set(exposed.split(", "))
+    assert {"Retry-After", "Retry-After-Ms", "X-Should-Retry"} < set(exposed.split(", "))
 
 
 async def test_other_methods_are_not_passed_on() -> None:

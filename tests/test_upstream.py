@@ -287,6 +287,17 @@ async def test_a_certificate_that_nobody_trusts(tmp_path: Path) -> None:
     assert caller.statistics().calls == 1
 
 
+@pytest.mark.parametrize("hosts", ["DNS:other.test", "DNS:127.0.0.1", "IP:127.0.0.2"])
+async def test_a_certificate_of_another_host(
+    hosts: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    certificate = certificates.make(tmp_path, "trusted", hosts)
+    monkeypatch.setenv("SSL_CERT_FILE", str(certificate.cert))
+    async with fake_upstream(certificate=certificate) as fake, calling(fake) as caller:
+        assert (await failure_of(caller)).code == "tls"
+        assert not fake.calls
+
+
 @pytest.mark.parametrize(
     ("answer", "code"), [(b"HTTP/1.1 400 Bad Request\r\n\r\n", "tls"), (b"", "refused")], ids=ascii
 )
