@@ -287,11 +287,13 @@ async def test_whoever_reads_the_drop_in_counts_as_a_viewer_while_it_does() -> N
         made.lose()
 
 
-async def test_a_body_takes_room_only_until_the_answer_begins() -> None:
+@pytest.mark.parametrize("version", ["1.1", "1.0"])
+async def test_a_body_takes_room_only_until_the_answer_begins(version: str) -> None:
     filler = {"metadata": {"x": "y" * 200_000}}
     async with pair() as both:
         script = Script(words=3, fault=Fault.SILENCE, after=2)
-        asked = await both.ask(post(CHAT_PATH, chat(script, stream=True, **filler)))
+        body = chat(script, stream=True, **filler)
+        asked = await both.ask(post(CHAT_PATH, body, version=version))
         assert both.gateway.front._service.held_bytes == 0
         await asked.wire.aclose()
         [made] = both.gateway.node.relays.running.values()
