@@ -317,9 +317,13 @@ async def test_bytes_behind_the_formats_end_arrive_and_are_not_waited_for_by_vie
         assert (await both.story(asked)).state == "complete"
         call = await both.fake.call()
         assert not call.closed.is_set()
+        relays = both.gateway.node.relays
+        await until(lambda: not relays.running)
+        assert relays.count("fake") == 1
         await asked.wire.aclose()
         with trio.fail_after(PATIENCE):
             await call.closed.wait()
+        await until(lambda: relays.count("fake") == 0)
 
 
 async def test_behind_the_formats_end_a_client_that_is_gone_ends_the_call() -> None:

@@ -157,6 +157,9 @@ class Passage:
             copy.end(ends)
             if copy.state is not Copy.State.OVER:
                 await self._end_call()
+            else:  # however slowly the client reads on, it counts
+                held = self._relays.holding(self._upstream.name, running.record.user)
+                self._call.enter_context(held)
 
     async def _receive_for_both(self) -> bytes:
         data = await self._answer.receive()
