@@ -273,6 +273,16 @@ def test_a_reason_to_stop_that_is_empty_is_none() -> None:
     assert reader.finish().reason == "tool_use"
 
 
+@pytest.mark.parametrize("path", ["chat/completions", "completions"])
+def test_an_error_that_is_a_chunk_is_no_end(path: str) -> None:
+    """As vLLM has written them, with the terminator behind."""
+    reader = normalizer(Format.OPENAI, path)
+    error = b'data: {"object":"error","message":"m","type":"BadRequestError","code":400}\n\n'
+    with pytest.raises(Failure) as caught:
+        feed(reader, error, DONE)
+    assert caught.value.code == "rejected"
+
+
 def fragment(**members: object) -> bytes:
     function = {key: members.pop(key) for key in ("name", "arguments") if key in members}
     call = {**members, "function": function}

@@ -60,6 +60,8 @@ class _Chunk(Struct, gc=False):
     choices: list[_Choice] | None = None
     usage: ChatUsage | None = None
     error: object = None
+    kind: object = msgspec.field(default=None, name="object")
+    """Where an error stands in no member of its own, it says so."""
 
 
 _CHUNK = msgspec.json.Decoder(_Chunk)
@@ -86,8 +88,8 @@ class OpenAiChat:
         if event.event == "error":
             raise failure(decode(ANYTHING, event.data))
         chunk = decode(_CHUNK, event.data)
-        if chunk.error:
-            raise failure(chunk.error)
+        if chunk.error or chunk.kind == "error":
+            raise failure(decode(ANYTHING, event.data))
         if chunk.usage is not None:
             self._usage = chunk.usage.told()
         told: list[Normal] = []
