@@ -199,11 +199,6 @@ def tokens_of(text: str) -> list[str]:
     return _TOKEN.findall(text)
 
 
-def _counted(message: str) -> int:
-    """Tokens of what anybody has written."""
-    return len(tokens_of(" ".join(message.split())))
-
-
 class DemoTransport(httpx.AsyncBaseTransport):
     """Answers in this process; time is trio's."""
 
@@ -239,7 +234,7 @@ class _Reply:
         self._created = int(time.time())
         self._tokens = tokens
         self._wants_usage = bool((asked.get("stream_options") or {}).get("include_usage"))
-        prompt = _counted(_last_message(asked))
+        prompt = len(_last_message(asked).split())
         self._usage = {
             "prompt_tokens": prompt,
             "completion_tokens": len(tokens),
