@@ -261,6 +261,28 @@ def test_a_call_of_chat_is_complete_when_the_next_one_begins() -> None:
     assert len(feed(reader, blocks[stop])) == 1
 
 
+def test_a_reason_to_stop_that_is_empty_is_none() -> None:
+    """So write some who speak the format, in every chunk but the last."""
+    blocks = [
+        block.replace(b'"finish_reason":null', b'"finish_reason":""')
+        for block in chat_blocks(Answer(("Hi",), (Call(), Call(id="call_2"))))
+    ]
+    assert b'"finish_reason":""' in b"".join(blocks)
+    reader = chat()
+    assert len(uses(feed(reader, *blocks))) == 2
+    assert reader.finish().reason == "tool_use"
+
+
+@pytest.mark.parametrize("path", ["chat/completions", "completions"])
+def test_an_error_that_is_a_chunk_is_no_end(path: str) -> None:
+    """As vLLM has written them, with the terminator behind."""
+    reader = normalizer(Format.OPENAI, path)
+    error = b'data: {"object":"error","message":"m","type":"BadRequestError","code":400}\n\n'
+    with pytest.raises(Failure) as caught:
+        feed(reader, error, DONE)
+    assert caught.value.code == "rejected"
+
+
 def fragment(**members: object) -> bytes:
     function = {key: members.pop(key) for key in ("name", "arguments") if key in members}
     call = {**members, "function": function}

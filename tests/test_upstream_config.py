@@ -17,6 +17,7 @@ from gateway.errors import ConfigError, Unauthorized
 from gateway.identity import ANYBODY, Identity
 from gateway.mint import make_token
 from gateway.relay.upstream import headers_of
+from gateway.server import left_by_calls
 from gateway.settings import (
     MAX_HEADER_VALUE,
     MAX_HEADERS,
@@ -377,3 +378,16 @@ async def test_an_api_key_uses_what_allows_it() -> None:
     auth = Authenticator(Config(api_keys=(key,)), now_ms=lambda: 0)
     [known] = auth._api_keys.values()
     assert known.identity.may_relay(upstream(allow=("key:app",)))
+
+
+@pytest.mark.parametrize(
+    ("max_streams", "left"), [((), 4096), ((500,), 3596), ((500, 300), 3296), ((5000,), 3104)]
+)
+def test_calls_have_descriptors_that_no_client_takes(
+    max_streams: tuple[int, ...], left: int
+) -> None:
+    upstreams = tuple(
+        Upstream(f"u{most}", "https://a.test/v1", Format.OPENAI, max_streams=most)
+        for most in max_streams
+    )
+    assert left_by_calls(Config(upstreams=upstreams), 4096) == left

@@ -62,6 +62,8 @@ class _Chunk(Struct, gc=False):
     choices: list[_Choice] | None = None
     usage: _Usage | None = None
     error: object = None
+    kind: object = msgspec.field(default=None, name="object")
+    """Where an error stands in no member of its own, it says so."""
 
 
 _CHUNK = msgspec.json.Decoder(_Chunk)
@@ -88,8 +90,8 @@ class OpenAiChat:
         if event.event == "error":
             raise failure(decode(ANYTHING, event.data))
         chunk = decode(_CHUNK, event.data)
-        if chunk.error:
-            raise failure(chunk.error)
+        if chunk.error or chunk.kind == "error":
+            raise failure(decode(ANYTHING, event.data))
         if chunk.usage is not None:
             self._usage = chunk.usage.told()
         told: list[Normal] = []
@@ -109,7 +111,7 @@ class OpenAiChat:
                 self._take_call(call, told)
         elif choice.text:
             told.append(Token(choice.text))
-        if choice.finish_reason is not None:
+        if choice.finish_reason:  # some write an empty one until the last
             self._reason = choice.finish_reason
             told += self._tools.close_all()
 
