@@ -35,6 +35,7 @@ UPSTREAM = Upstream(
     "http://demo.invalid/v1",
     Format.OPENAI,
     paths=("POST chat/completions", "GET models"),
+    max_streams=100,
     max_streams_per_user=5,
     max_duration=120.0,
     max_tokens=2000,
