@@ -31,7 +31,7 @@ from gateway.api.refusals import is_refusal, told
 from gateway.api.relay import METHODS as RELAYED
 from gateway.api.relay import PATH as RELAY
 from gateway.api.relay import ROUTE as RELAY_TO
-from gateway.api.relay import forward, headers_of
+from gateway.api.relay import as_clients_read, forward, headers_of
 from gateway.api.request import Answer, Request, parse_target, problem
 from gateway.api.streams import PATH as STREAMS
 from gateway.api.streams import create
@@ -160,7 +160,7 @@ class Connection:
                     self._release()
             except GatewayError as error:
                 self.phase = None
-                await self._end_with(problem(error))
+                await self._end_with(self._unread(error))
         if not self.scope.cancel_called:
             return
         if self.phase is Phase.IDLE:
@@ -170,7 +170,12 @@ class Connection:
             if self.phase is Phase.BODY:
                 part, setting = "body", "body_timeout"
             late = RequestTimeout(f"The request's {part} came too slowly ({setting}).")
-            await self._end_with(problem(late))
+            await self._end_with(self._unread(late))
+
+    def _unread(self, error: GatewayError) -> Answer:
+        """The answer to a request that could not be read."""
+        answer = problem(error)
+        return as_clients_read(answer) if _is_under(self._reader.target, _RELAY) else answer
 
     async def _next_request(self) -> Parsed | None:
         """The next request; None when the peer has ended."""
@@ -271,6 +276,8 @@ class Connection:
         result: Answer | EventStream
         if self._crowded and not opens:
             result = refuse(self._node, "connections")
+            if relays:
+                result = as_clients_read(result)
         elif self._crowded:
             result = turn_away(self._node, request, "connections")
         elif polls:
@@ -315,6 +322,7 @@ class Connection:
         query = parsed.target.partition(b"?")[2].decode("latin-1")
         headers = [(n.decode("latin-1"), v.decode("latin-1")) for n, v in parsed.headers]
         result: Answer | bool = False
+        keep_alive = parsed.keep_alive
         peer = trio.CancelScope()
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._end_with_peer, peer)
@@ -324,16 +332,19 @@ class Connection:
                 answered = await asking
                 if isinstance(answered, Passage):
                     self._let_go_of_body()
-                    result = await self._pass_on(parsed, answered)
+                    keep_alive = keep_alive and not self._node.draining
+                    result = await self._pass_on(parsed, answered, keep_alive=keep_alive)
                 else:
                     result = answered
             nursery.cancel_scope.cancel()
+        if result is True and not keep_alive:
+            await self._linger()
+            return False
         return result
 
-    async def _pass_on(self, parsed: Parsed, passage: Passage) -> bool:
-        """Send an upstream's answer as it comes, unless its end is not that of the answer: then the
-        connection must end, and no other request may follow."""
-        keep_alive = parsed.keep_alive and not self._node.draining
+    async def _pass_on(self, parsed: Parsed, passage: Passage, *, keep_alive: bool) -> bool:
+        """Send an upstream's answer as it comes, and say whether the peer has all of it; else the
+        connection must end."""
         chunked = not passage.has_length
         headers = headers_of(passage)
         if self._node.origins:
@@ -353,9 +364,7 @@ class Connection:
             pass  # what the peer has is not complete, and it sees that
         finally:
             await passage.aclose()
-        if is_whole and not keep_alive:
-            await self._linger()
-        return is_whole and keep_alive
+        return is_whole
 
     async def _push(self, parsed: Parsed) -> bool:
         """Serve a request whose body is taken as it comes; whether another one may follow."""

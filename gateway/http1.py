@@ -155,6 +155,11 @@ class RequestReader:
         """The most bytes that the body has which is being read."""
         return self._max_body_bytes if self._length == CHUNKED else self._length
 
+    @property
+    def target(self) -> bytes:
+        """Of the same request as `header`, as it came."""
+        return (self._refused or self._message).target
+
     def header(self, name: bytes) -> bytes | None:
         """A header of the request that is being read or was refused, as far as that was read: for
         whoever waits for an answer to know it by, and nothing else."""

@@ -36,6 +36,9 @@ from gateway.tls import Certificate
 RESERVED_DESCRIPTORS = 128
 """Kept from clients: listener, epolls, logs, and requests that are no streams."""
 
+MOST_FOR_CALLS = 0.25
+"""Of the other descriptors, kept for the calls of upstreams, however many of those there may be."""
+
 DRAIN_TICK = 0.05
 """Seconds between two batches of streams that are ended."""
 
@@ -170,7 +173,7 @@ async def serve(
 
     ``admin`` is the listener of ``admin_bind``, ``number`` that of the worker.
     """
-    descriptors = raise_descriptor_limit()
+    descriptors = left_by_calls(config, raise_descriptor_limit())
     config = replace(config, node_id=name_of(config))
     node = Node(
         config,
@@ -216,6 +219,12 @@ async def serve(
     if node.tracing is not None:
         await node.tracing.stop()
     _log.info("node %(node)s has drained", {"node": node.id})
+
+
+def left_by_calls(config: Config, descriptors: int) -> int:
+    """How many are left for others when as many upstreams are called as may be."""
+    calls = sum(upstream.max_streams for upstream in config.upstreams)
+    return descriptors - min(calls, int((descriptors - RESERVED_DESCRIPTORS) * MOST_FOR_CALLS))
 
 
 def raise_descriptor_limit() -> int:

@@ -148,7 +148,9 @@ class Setting:
             low, high = (f"{bound:.15g}" for bound in (self.bounds.low, self.bounds.high))
             return f"{kind} of {self.bounds.unit} from {low} to {high}"
         if issubclass(self.type, StrEnum):
-            return "one of " + ", ".join(self.type)
+            return "one of " + ", ".join(each for each in self.type if each is not Format.PUSH)
+        if (of := get_origin(self.type)) is not None:
+            return "a list of texts" if of is tuple else "a table of texts"
         return "true or false" if self.type is bool else "text"
 
     def read(self, raw: object, source: str, *, strict: bool) -> Any:
@@ -354,7 +356,7 @@ def _upstream(table: dict[str, Any], source: str) -> Upstream:
         expected = f"1 to 64 of A-Z a-z 0-9 _ -, and none of {', '.join(sorted(NAMES_TAKEN))}"
         raise _refused("name", upstream.name, source, expected)
     if upstream.format is Format.PUSH:
-        raise _refused("format", "push", source, "openai, anthropic or sse")
+        raise _refused("format", "push", source, _UPSTREAM_MEMBERS["format"].expected)
     _check_upstream_url(upstream, source)
     for name, shape, expected in (
         ("allow", _ALLOWED, "users, user:<id>, keys or key:<name>"),

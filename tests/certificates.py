@@ -36,12 +36,15 @@ class Files:
         self.key.write_bytes(other.key.read_bytes())
 
 
-def make(directory: Path, name: str) -> Files:
-    """A self-signed certificate for localhost and 127.0.0.1, of an organisation of that name."""
+HERE = "DNS:localhost,IP:127.0.0.1"
+
+
+def make(directory: Path, name: str, hosts: str = HERE) -> Files:
+    """A self-signed certificate for ``hosts``, of an organisation of that name."""
     files = Files(directory / f"{name}.crt", directory / f"{name}.key")
     command = [
         *("openssl", *MADE.split(), "-subj", f"/O={name}/CN=localhost"),
-        *("-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1"),
+        *("-addext", f"subjectAltName={hosts}"),
         *("-keyout", str(files.key), "-out", str(files.cert)),
     ]
     subprocess.run(command, env=environment(), stderr=subprocess.DEVNULL, check=True)

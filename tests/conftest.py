@@ -9,8 +9,14 @@ from time import monotonic, sleep
 import certificates
 import pytest
 import redis
+from hypothesis import HealthCheck, settings
 from process import PATIENCE, environment
 from redis_server import REDIS, free_port, server_options
+
+settings.register_profile(
+    "busy", settings(), deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("busy")  # how quick a machine is says nothing of what is tested
 
 _numbers = itertools.count()
 

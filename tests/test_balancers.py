@@ -24,7 +24,7 @@ from redis_server import free_port
 from running import ACCEPT, Wire, request, running
 
 from gateway.api.poll import MAX_WAIT
-from gateway.config import Config
+from gateway.config import Config, Format, Upstream
 from gateway.http1_render import chunk
 
 JSON = b"Content-Type: application/json\r\n"
@@ -519,6 +519,21 @@ async def test_a_token_stream_is_never_begun_twice(
             answer = await balancer.ask(request("POST", target, ACCEPT, JSON, body=b"{}"), tls=True)
             assert (answer.status, answer.json["outcome"]) == (503, "unknown")
             assert sum(n.asked(f"POST {target}") for n in nodes) == 1
+
+
+@of_both
+async def test_a_node_says_itself_that_a_model_gives_no_answer(
+    start: Start, certificate: certificates.Files
+) -> None:
+    gone = Upstream("fake", f"http://127.0.0.1:{free_port()}/v1", Format.OPENAI)
+    async with (
+        running(admin_bind="127.0.0.1:0", upstreams=(gone,)) as gateway,
+        start([gateway], certificate) as balancer,
+    ):
+        asked = request("POST", "/relay/fake/chat/completions", JSON, body=b"{}")
+        for tls in (True, False):
+            answer = await balancer.ask(asked, tls=tls)
+            assert (answer.status, answer.json["reason"]) == (502, "refused")
 
 
 @of_both

@@ -4,7 +4,6 @@ import re
 import ssl
 import subprocess
 import time
-from collections.abc import Mapping
 from dataclasses import fields, replace
 from itertools import chain
 from pathlib import Path
@@ -15,7 +14,8 @@ import trio
 from certificates import Files
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.parser import text_string_to_metric_families
-from running import Gateway, request, running, running_over_tls, until
+from running import request, running, running_over_tls, until
+from scraped import Samples, samples, scrape, value
 
 from gateway.api import admin
 from gateway.bus import Source
@@ -24,7 +24,7 @@ from gateway.control import Gap
 from gateway.edge.app import ROUTES, make_admin_app, make_app
 from gateway.edge.pages import is_asset
 from gateway.hub import Opening
-from gateway.metrics import FAMILIES, MEDIA_TYPE, parts, render
+from gateway.metrics import FAMILIES, parts, render
 from gateway.node import Node
 from gateway.relay.relays import ENDS, REFUSALS
 from gateway.stream_state import Reason
@@ -33,34 +33,6 @@ from gateway.tls import Certificate
 
 NDJSON = b"Content-Type: application/x-ndjson\r\n"
 JSON = b"Content-Type: application/json\r\n"
-
-Samples = Mapping[tuple[str, frozenset[tuple[str, str]]], float]
-"""Values by name and labels."""
-
-
-def samples(text: str) -> Samples:
-    return {
-        (sample.name, frozenset(sample.labels.items())): sample.value
-        for family in text_string_to_metric_families(text)
-        for sample in family.samples
-    }
-
-
-async def scrape(gateway: Gateway) -> Samples:
-    response = await gateway.ask(request("GET", "/metrics"))
-    assert (response.status, response.header("content-type")) == (200, MEDIA_TYPE)
-    return samples(response.body.decode())
-
-
-def value(of: Samples, name: str, **labels: str) -> float:
-    """The sum over all further labels; there must be one sample at least."""
-    found = [
-        number
-        for (each, has), number in of.items()
-        if each == f"gateway_{name}" and has >= labels.items()
-    ]
-    assert found, (name, labels)
-    return sum(found)
 
 
 def labels(of: Samples, label: str, name: str = "") -> set[str]:

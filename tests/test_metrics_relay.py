@@ -1,12 +1,11 @@
 """What /metrics says of token streams and their upstreams."""
 
 import json
-from collections.abc import Mapping
 
 import pytest
 import trio
-from prometheus_client.parser import text_string_to_metric_families
 from running import Gateway, request, running, until
+from scraped import scrape, value
 from upstreams import FakeUpstream, Fault, Script, chat, fake_upstream
 
 from gateway.config import Format, Upstream
@@ -15,28 +14,6 @@ from gateway.relay.relays import ENDS, OTHER, REFUSALS, Limits, Plan
 from gateway.relay.running import Running
 
 JSON = b"Content-Type: application/json\r\n"
-
-Samples = Mapping[tuple[str, frozenset[tuple[str, str]]], float]
-
-
-async def scrape(gateway: Gateway) -> Samples:
-    text = (await gateway.ask(request("GET", "/metrics"))).body.decode()
-    return {
-        (sample.name, frozenset(sample.labels.items())): sample.value
-        for family in text_string_to_metric_families(text)
-        for sample in family.samples
-    }
-
-
-def value(of: Samples, name: str, **labels: str) -> float:
-    """The sum over all further labels; there must be one sample at least."""
-    found = [
-        number
-        for (each, has), number in of.items()
-        if each == f"gateway_{name}" and has >= labels.items()
-    ]
-    assert found, (name, labels)
-    return sum(found)
 
 
 def upstream_of(fake: FakeUpstream, name: str = "fake", **more: object) -> Upstream:

@@ -10,7 +10,7 @@ import msgspec
 import pytest
 import trio
 from certificates import Files
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from running import Block, Gateway, Response, Wire, request, running, running_over_tls, until
 from tokens import SECRET, bearer, token
@@ -195,6 +195,7 @@ def in_lines(pieces: Sequence[bytes], most: int = 100) -> list[bytes] | str:
 @given(
     st.binary(max_size=40) | st.lists(st.sampled_from([b"a", b"\n", b" ", b"\r\n"])).map(b"".join)
 )
+@settings(deadline=None)
 def test_lines_are_the_same_however_they_come(raw: bytes) -> None:
     expected = [line for line in raw.split(b"\n") if line and not line.isspace()]
     assert in_lines([raw]) == expected
@@ -214,6 +215,7 @@ def test_a_line_is_bounded_however_it_comes() -> None:
 
 
 @given(st.binary(max_size=60))
+@settings(deadline=None)
 def test_no_line_raises_anything_else(line: bytes) -> None:
     try:
         taken = read_line(line, "c", Mark(3, 100), 50)

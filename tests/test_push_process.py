@@ -103,6 +103,20 @@ async def test_the_example_with_curl_is_what_it_says() -> None:
         assert (answer["next"], answer["state"]) == (2, "complete")
 
 
+async def test_the_example_of_a_relay_shows_all_of_it() -> None:
+    async with near() as n:
+        ran = await trio.run_process(
+            ["sh", "-c", documented("relay with curl")],
+            capture_stdout=True,
+            env=environment(GATEWAY_URL=n.url),
+        )
+    first, told, stopped, snapshot = re.split(rb"(?m)^(?=\{|retry: )", ran.stdout.strip())[1:]
+    assert first.count(b"event: token\n") > 3
+    assert b'"state":"streaming"' in told
+    assert b'"state":"stopped"' in stopped
+    assert b'event: snapshot\ndata: {"state":"stopped","text":"' in snapshot
+
+
 async def test_the_example_in_python_gets_over_every_break() -> None:
     program = documented("push with python").replace("range(1000)", f"slowly({COUNT})")
     slowly = (

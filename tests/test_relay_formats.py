@@ -6,7 +6,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from hypothesis import example, given
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from vendors import (
     DONE,
@@ -259,6 +259,28 @@ def test_a_call_of_chat_is_complete_when_the_next_one_begins() -> None:
     (stop,) = (i for i, block in enumerate(blocks) if b'"finish_reason":"tool_calls"' in block)
     assert feed(reader, *blocks[begins + 1 : stop]) == []
     assert len(feed(reader, blocks[stop])) == 1
+
+
+def test_a_reason_to_stop_that_is_empty_is_none() -> None:
+    """So write some who speak the format, in every chunk but the last."""
+    blocks = [
+        block.replace(b'"finish_reason":null', b'"finish_reason":""')
+        for block in chat_blocks(Answer(("Hi",), (Call(), Call(id="call_2"))))
+    ]
+    assert b'"finish_reason":""' in b"".join(blocks)
+    reader = chat()
+    assert len(uses(feed(reader, *blocks))) == 2
+    assert reader.finish().reason == "tool_use"
+
+
+@pytest.mark.parametrize("path", ["chat/completions", "completions"])
+def test_an_error_that_is_a_chunk_is_no_end(path: str) -> None:
+    """As vLLM has written them, with the terminator behind."""
+    reader = normalizer(Format.OPENAI, path)
+    error = b'data: {"object":"error","message":"m","type":"BadRequestError","code":400}\n\n'
+    with pytest.raises(Failure) as caught:
+        feed(reader, error, DONE)
+    assert caught.value.code == "rejected"
 
 
 def fragment(**members: object) -> bytes:
@@ -632,6 +654,7 @@ anything_said = st.builds(
 
 @vendors
 @given(answer=anything_said, size=st.integers(1, 1000))
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 def test_however_it_is_cut_the_text_and_the_calls_are_whole(
     make: Make, write: Callable[[Answer], list[bytes]], answer: Answer, size: int
 ) -> None:
@@ -677,6 +700,7 @@ kinds = st.sampled_from(
         st.builds(data, likely | st.dictionaries(WORDS, likely, max_size=6), kinds), max_size=8
     )
 )
+@settings(deadline=None)
 def test_no_json_raises_anything_but_failure(
     make: Make, write: Callable[[Answer], list[bytes]], events: list[ServerSentEvent]
 ) -> None:
@@ -686,6 +710,7 @@ def test_no_json_raises_anything_but_failure(
 @every
 @given(body=st.binary(max_size=200), at=st.integers(0, 12), size=st.integers(0, 300))
 @example(body=b"event: error\ndata: \xff\n\n", at=2, size=0)
+@settings(deadline=None)
 def test_no_bytes_raise_anything_but_failure(
     make: Make, write: Callable[[Answer], list[bytes]], body: bytes, at: int, size: int
 ) -> None:

@@ -9,7 +9,7 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -211,6 +211,24 @@ async def test_a_connection_serves_one_request_after_the_other() -> None:
         assert await wire.to_end() == b""
 
 
+@pytest.mark.parametrize("tls", [False, True], ids=["plain", "TLS"])
+async def test_a_connection_that_is_to_be_closed_ends_in_order(
+    tls: bool, certificate: certificates.Files, caplog: pytest.LogCaptureFixture
+) -> None:
+    """And is waited for, without anything to be said about it in the log."""
+    async with fake_upstream() as fake, AsyncExitStack() as held:
+        upstreams = (configured(fake),)
+        made = running_over_tls(certificate, upstreams=upstreams) if tls else None
+        gateway = await held.enter_async_context(made or running(upstreams=upstreams))
+        asked = await Pair(gateway, fake).ask(post(CHAT_PATH, chat(), b"Connection: close\r\n"))
+        assert asked.head.header("connection") == "close"
+        await asked.body()
+        assert await asked.wire.ended()
+        await gateway.close_wires()
+        await gateway.quiet()
+    assert [record for record in caplog.records if record.levelname == "ERROR"] == []
+
+
 async def test_a_stream_that_is_no_event_stream_or_is_encoded_passes_unrecorded() -> None:
     async with pair() as both:
         squeezed = Script(words=4, gzip=True)
@@ -269,11 +287,13 @@ async def test_whoever_reads_the_drop_in_counts_as_a_viewer_while_it_does() -> N
         made.lose()
 
 
-async def test_a_body_takes_room_only_until_the_answer_begins() -> None:
+@pytest.mark.parametrize("version", ["1.1", "1.0"])
+async def test_a_body_takes_room_only_until_the_answer_begins(version: str) -> None:
     filler = {"metadata": {"x": "y" * 200_000}}
     async with pair() as both:
         script = Script(words=3, fault=Fault.SILENCE, after=2)
-        asked = await both.ask(post(CHAT_PATH, chat(script, stream=True, **filler)))
+        body = chat(script, stream=True, **filler)
+        asked = await both.ask(post(CHAT_PATH, body, version=version))
         assert both.gateway.front._service.held_bytes == 0
         await asked.wire.aclose()
         [made] = both.gateway.node.relays.running.values()
@@ -297,9 +317,13 @@ async def test_bytes_behind_the_formats_end_arrive_and_are_not_waited_for_by_vie
         assert (await both.story(asked)).state == "complete"
         call = await both.fake.call()
         assert not call.closed.is_set()
+        relays = both.gateway.node.relays
+        await until(lambda: not relays.running)
+        assert relays.count("fake") == 1
         await asked.wire.aclose()
         with trio.fail_after(PATIENCE):
             await call.closed.wait()
+        await until(lambda: relays.count("fake") == 0)
 
 
 async def test_behind_the_formats_end_a_client_that_is_gone_ends_the_call() -> None:
@@ -477,6 +501,30 @@ async def test_an_upstream_that_refuses_is_502() -> None:
 async def test_an_upstream_that_does_not_answer_is_504() -> None:
     async with pair(silence=0.2) as both:
         answer = await refused(both, streamed(Script(fault=Fault.NO_ANSWER)))
+    assert answer.status == 504
+    assert answer.json["reason"] == "timeout"
+
+
+async def test_an_answer_that_never_begins_is_504_however_busily_it_does_not() -> None:
+    """Each of its bytes comes within ``silence``."""
+
+    async def drip(stream: trio.SocketStream) -> None:
+        with suppress(trio.BrokenResourceError):
+            await stream.send_all(b"HTTP/1.1 200 OK\r\nX-Slow: ")
+            while True:
+                await stream.send_all(b"x")
+                await trio.sleep(0.05)
+
+    async with trio.open_nursery() as nursery, fake_upstream(listening=False) as fake:
+        (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
+        nursery.start_soon(trio.serve_listeners, drip, [listener])
+        url = f"http://127.0.0.1:{listener.socket.getsockname()[1]}/v1"
+        upstream = configured(fake, url=url, silence=60.0, max_duration=0.3)
+        async with running(upstreams=(upstream,)) as gateway:
+            answer = await refused(Pair(gateway, fake))
+            relays = gateway.node.relays
+            await until(lambda: relays.count("fake") == 0)
+        nursery.cancel_scope.cancel()
     assert answer.status == 504
     assert answer.json["reason"] == "timeout"
 
@@ -747,10 +795,20 @@ async def test_a_node_that_is_cut_off_spends_nothing_on_what_it_cannot_record() 
 
 async def test_a_body_that_is_too_large_is_told_by_which_setting() -> None:
     async with pair(settings={"max_body_bytes": 1024}) as both:
-        asked = await both.ask(post(CHAT_PATH, {"x": "y" * 2000}))
-        assert asked.head.status == 413
-        asked.head.body = await asked.body()
-        assert "max_body_bytes" in asked.head.detail
+        answer = await refused(both, post(CHAT_PATH, {"x": "y" * 2000}))
+        assert answer.status == 413
+        assert "max_body_bytes" in answer.detail
+        error = answer.json["error"]
+        assert isinstance(error, dict)
+        assert error["type"] == "request_too_large"
+        assert both.fake.calls == []
+
+
+async def test_a_node_that_is_full_says_so_as_the_vendors_clients_read_it() -> None:
+    async with pair(settings={"max_connections": 1}) as both:
+        await both.gateway.connect()
+        answer = await refused(both)
+        assert answer.status == 503
         assert both.fake.calls == []
 
 
@@ -984,6 +1042,7 @@ async def test_pages_of_named_origins_may_use_the_vendors_clients() -> None:
     assert answer.head.header("access-control-allow-origin") == "https://app.example"
     exposed = str(answer.head.header("access-control-expose-headers"))
     assert {"Location", "Stream-Id", "X-Request-Id"} < set(exposed.split(", "))
+    assert {"Retry-After", "Retry-After-Ms", "X-Should-Retry"} < set(exposed.split(", "))
 
 
 async def test_other_methods_are_not_passed_on() -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gateway.bus import wire
@@ -223,6 +223,7 @@ def test_frames_that_came_through_redis_are_read_alike() -> None:
     pieces=st.lists(st.text(st.characters(exclude_categories=["Cs"]), max_size=9), max_size=20),
     read=st.sets(st.integers(0, 20)),
 )
+@settings(deadline=None)
 def test_however_the_text_is_cut_it_is_whole(pieces: list[str], read: set[int]) -> None:
     story = Story()
     for n, frame in enumerate(frames([START, *map(Token, pieces)])):
@@ -255,6 +256,7 @@ likely = st.recursive(
         max_size=8,
     )
 )
+@settings(deadline=None)
 def test_no_data_raises(told: list[tuple[str | None, str, bool]]) -> None:
     channel = [Event((CHANNEL,), data, kind, end=end) for kind, data, end in told]
     story = fold(frames(channel))

@@ -35,7 +35,7 @@ def test_every_reason_of_ours_is_told_where_complete_is() -> None:
 
 
 def test_the_table_of_codes_is_that_of_the_code() -> None:
-    assert rows_of("codes") == [
+    assert [told[:3] for told in rows_of("codes")] == [
         [f"`{code}`", kind.message, "yes" if kind.retryable else "no"]
         for code, kind in FAILURES.items()
     ]

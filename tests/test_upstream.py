@@ -7,6 +7,7 @@ import gc
 import json
 import logging
 import sys
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -20,7 +21,7 @@ import httpx
 import pytest
 import trio
 import vendors
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from process import child
 from trio.testing import MockClock
@@ -286,6 +287,17 @@ async def test_a_certificate_that_nobody_trusts(tmp_path: Path) -> None:
     assert caller.statistics().calls == 1
 
 
+@pytest.mark.parametrize("hosts", ["DNS:other.test", "DNS:127.0.0.1", "IP:127.0.0.2"])
+async def test_a_certificate_of_another_host(
+    hosts: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    certificate = certificates.make(tmp_path, "trusted", hosts)
+    monkeypatch.setenv("SSL_CERT_FILE", str(certificate.cert))
+    async with fake_upstream(certificate=certificate) as fake, calling(fake) as caller:
+        assert (await failure_of(caller)).code == "tls"
+        assert not fake.calls
+
+
 @pytest.mark.parametrize(
     ("answer", "code"), [(b"HTTP/1.1 400 Bad Request\r\n\r\n", "tls"), (b"", "refused")], ids=ascii
 )
@@ -514,11 +526,14 @@ async def test_cookies_of_an_upstream_are_neither_kept_nor_given_back() -> None:
     assert all("cookie" not in call.headers for call in fake.calls)
 
 
-def test_headers_of_a_connection_do_not_come_back() -> None:
+def test_headers_of_a_connection_and_orders_to_others_do_not_come_back() -> None:
     came = [
         *((b"Content-Type", b"text/event-stream"), (b"Transfer-Encoding", b"chunked")),
         *((b"Connection", b"keep-alive, X-Hop"), (b"X-Hop", b"1"), (b"Keep-Alive", b"5")),
         *((b"request-id", b"req_1"), (b"Set-Cookie", b"a=b"), (b"Location", b"http://internal")),
+        *((b"Clear-Site-Data", b'"*"'), (b"Refresh", b"0; url=http://evil.test")),
+        *((b"X-Accel-Redirect", b"/internal"), (b"X-Accel-Buffering", b"yes")),
+        *((b"X-Sendfile", b"/etc/passwd"), (b"WWW-Authenticate", b"Basic")),
     ]
     assert passed_back(came) == [
         (b"Content-Type", b"text/event-stream"),
@@ -607,7 +622,7 @@ def test_only_what_is_listed_may_be_called(method: str, path: str, may: bool) ->
     if may:
         check_path(openai, method, path)
     else:
-        with pytest.raises(Forbidden):
+        with pytest.raises(Forbidden, match=r"its paths are POST chat/completions, "):
             check_path(openai, method, path)
 
 
@@ -731,6 +746,7 @@ def read(pieces: list[bytes], **limits: int) -> tuple[list[ServerSentEvent], str
 
 
 @given(st.lists(st.integers(0, len(BLOCKS)), max_size=8), st.sampled_from([b"", b"\xff", b"\xc3("]))
+@settings(deadline=None)
 def test_no_cut_changes_what_is_read(cuts: list[int], broken: bytes) -> None:
     text = BLOCKS[:700] + broken + BLOCKS[700:]
     at = sorted({0, *cuts, len(text)})
@@ -740,6 +756,7 @@ def test_no_cut_changes_what_is_read(cuts: list[int], broken: bytes) -> None:
 
 
 @given(st.integers(0, 2000), st.integers(1, 50))
+@settings(deadline=None)
 def test_a_limit_of_bytes_holds_to_the_byte(limit: int, size: int) -> None:
     pieces = [BLOCKS[n : n + size] for n in range(0, len(BLOCKS), size)]
     events, code = read(pieces, max_bytes=limit)
@@ -830,6 +847,17 @@ async def test_the_demo_answers_at_once_where_no_stream_is_asked_for() -> None:
     async with caller.forward("POST", "chat/completions", "", [], body) as answer:
         told = json.loads(await answer.receive())
     assert told["choices"][0]["message"]["content"] == demo.answer_to("tabs")
+
+
+async def test_the_demo_reads_spaces_as_quickly_as_anything() -> None:
+    """One body of them would else hold up everybody for hours."""
+    caller = demo.caller()
+    body = json.dumps({"messages": [{"content": " " * 100_000 + "tabs"}]}).encode()
+    begun = time.perf_counter()
+    async with caller.forward("POST", "chat/completions", "", [], body) as answer:
+        told = json.loads(await answer.receive())
+    assert time.perf_counter() - begun < 1
+    assert told["usage"]["prompt_tokens"] == 1
 
 
 async def test_the_demo_stops_when_it_is_told_to(autojump_clock: MockClock) -> None:

@@ -17,6 +17,7 @@ from gateway.errors import ConfigError, Unauthorized
 from gateway.identity import ANYBODY, Identity
 from gateway.mint import make_token
 from gateway.relay.upstream import headers_of
+from gateway.server import left_by_calls
 from gateway.settings import (
     MAX_HEADER_VALUE,
     MAX_HEADERS,
@@ -135,6 +136,10 @@ def test_an_upstream_has_headers_limits_and_those_who_may_use_it(tmp_path: Path)
         ("headers = { X = 'Bearer env:A B' }", "must name a variable"),
         ("headers = { X = 'env:' }", "must name a variable"),
         ("headers = { X = 'file:' }", "must name a variable"),
+        ("headers = { X = 7 }", "but must be a table of texts"),
+        ("headers = 'X'", "but must be a table of texts"),
+        ("allow = 'users'", "but must be a list of texts"),
+        ("paths = [7]", "but must be a list of texts"),
         (OPENAI, "Two [[upstream]] tables have the name 'openai'"),
     ],
     ids=lambda value: ascii(value)[:40],
@@ -154,8 +159,8 @@ def test_what_an_upstream_cannot_have_stops_the_start(more: str, says: str, tmp_
         ("name", "open ai", "1 to 64 of A-Z a-z 0-9 _ -"),
         ("name", "a" * 65, "1 to 64 of A-Z a-z 0-9 _ -"),
         ("name", "", "1 to 64 of A-Z a-z 0-9 _ -"),
-        ("format", "push", "openai, anthropic or sse"),
-        ("format", "gemini", "one of openai, anthropic, sse, push"),
+        ("format", "push", "one of openai, anthropic, sse."),
+        ("format", "gemini", "one of openai, anthropic, sse."),
         ("url", "ftp://host/v1", "must be an http or https URL"),
         ("url", "https:///v1", "must be an http or https URL"),
         ("url", "https://user:hunter2@host/v1", "must be an http or https URL"),
@@ -373,3 +378,16 @@ async def test_an_api_key_uses_what_allows_it() -> None:
     auth = Authenticator(Config(api_keys=(key,)), now_ms=lambda: 0)
     [known] = auth._api_keys.values()
     assert known.identity.may_relay(upstream(allow=("key:app",)))
+
+
+@pytest.mark.parametrize(
+    ("max_streams", "left"), [((), 4096), ((500,), 3596), ((500, 300), 3296), ((5000,), 3104)]
+)
+def test_calls_have_descriptors_that_no_client_takes(
+    max_streams: tuple[int, ...], left: int
+) -> None:
+    upstreams = tuple(
+        Upstream(f"u{most}", "https://a.test/v1", Format.OPENAI, max_streams=most)
+        for most in max_streams
+    )
+    assert left_by_calls(Config(upstreams=upstreams), 4096) == left

@@ -45,7 +45,7 @@ PROXIED = 0.2
 NODES = 3
 LEASES_SECONDS = 20.0
 
-ENDS = {"complete": WHOLE, "stopped": STOPPED, "error": ("error", "")}
+ENDS = {"complete": WHOLE, "stopped": STOPPED, "error": ("error", "error")}
 """By the state of a snapshot, which does not say what the error was."""
 
 End = tuple[str, str]

@@ -212,7 +212,7 @@ class Call:
 
     @property
     def json(self) -> Any:
-        return json.loads(self.body)
+        return json.loads(self.body or b"{}")
 
 
 class FakeUpstream:
@@ -305,6 +305,8 @@ class FakeUpstream:
     def _script_of(self, call: Call) -> Script:
         if self.scripts:
             return self.scripts.popleft()
+        if not _is_object(call.body):
+            return Script(status=400)
         for text in _texts(call.body):
             _, mark, script = text.partition(MARK)
             if mark:
@@ -522,14 +524,16 @@ def chat(script: Script | None = None, **more: object) -> dict[str, object]:
     return {"model": "fake-1", "messages": [{"role": "user", "content": content}], **more}
 
 
+def _is_object(body: bytes) -> bool:
+    try:
+        return isinstance(json.loads(body or b"{}"), dict)
+    except ValueError:
+        return False
+
+
 def _texts(body: bytes) -> Iterator[str]:
     """Where a script may stand in a request, the last message first."""
-    try:
-        request = json.loads(body)
-    except ValueError:
-        return
-    if not isinstance(request, dict):
-        return
+    request = json.loads(body or b"{}")
     for message in reversed(request.get("messages") or []):
         yield from _strings(message.get("content"))
     yield from _strings(request.get("input"))

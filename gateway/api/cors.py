@@ -25,10 +25,11 @@ ALLOWED_HEADERS = (
 """Of requests. Named one by one, since ``*`` would leave out Authorization."""
 
 EXPOSED_HEADERS = (
-    b"Allow, Content-Location, Location, Request-Id, Retry-After, Stream-Channel, Stream-Id,"
-    b" WWW-Authenticate, X-Request-Id"
+    b"Allow, Content-Location, Location, Request-Id, Retry-After, Retry-After-Ms, Stream-Channel,"
+    b" Stream-Id, WWW-Authenticate, X-Request-Id, X-Should-Retry"
 )
-"""Of answers; those that a script may always read are not among them."""
+"""Of answers, what the vendors' clients go by included; those that a script may always read are not
+among them."""
 
 _NAME = re.compile(r"[a-z0-9-]{1,100}", re.ASCII)
 

@@ -5,6 +5,7 @@ also have the member ``error``, where the vendors' clients look for what to tell
 """
 
 from collections.abc import Iterable
+from dataclasses import replace
 
 import msgspec
 
@@ -45,7 +46,6 @@ _TYPES = {
     401: "authentication_error",
     403: "permission_error",
     404: "not_found_error",
-    413: "request_too_large",
     429: "rate_limit_error",
     503: "overloaded_error",
     504: "timeout_error",
@@ -141,16 +141,20 @@ def _error_of(failure: Failure) -> GatewayError:
 
 
 def _refusal(node: Node, error: GatewayError) -> Answer:
-    answer = refused(node, error, "token-streams")
-    otherwise = "api_error" if error.status >= 500 else "invalid_request_error"
+    answer = as_clients_read(refused(node, error, "token-streams"))
+    if isinstance(error, BadGateway) and not FAILURES[str(error.extra["reason"])].retryable:
+        answer = replace(answer, headers=(*answer.headers, _IN_VAIN))
+    return answer
+
+
+def as_clients_read(refusal: Answer) -> Answer:
+    """A problem document with what the vendors' clients look for."""
+    document = msgspec.json.decode(refusal.body)
+    otherwise = "api_error" if refusal.status >= 500 else "invalid_request_error"
     named = {
-        "message": error.detail,
-        "type": _TYPES.get(error.status, otherwise),
-        "code": error.extra.get("reason"),
+        "message": document["detail"],
+        "type": _TYPES.get(refusal.status, otherwise),
+        "code": document.get("reason"),
         "param": None,
     }
-    document = msgspec.json.encode({**error.problem(), "error": named}) + b"\n"
-    headers = answer.headers
-    if isinstance(error, BadGateway) and not FAILURES[str(error.extra["reason"])].retryable:
-        headers = (*headers, _IN_VAIN)
-    return Answer(answer.status, document, answer.media_type, headers, answer.why)
+    return replace(refusal, body=msgspec.json.encode({**document, "error": named}) + b"\n")

@@ -312,4 +312,7 @@ def _check_may_stop(identity: Identity, record: Record) -> None:
         return
     if identity is NOBODY:
         raise Unauthorized(f"Nobody stops this without saying who: {NEEDED}.", bad_token=False)
-    raise Forbidden("This token stream is somebody else's; its own user may stop it, or an admin.")
+    raise Forbidden(
+        "This token stream is somebody else's: who opened it, its user, administrators and who may"
+        " publish to its channel (gateway.publish) stop it."
+    )

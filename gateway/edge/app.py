@@ -321,6 +321,7 @@ def _passed_on(passage: Passage) -> Response:
     """An upstream's answer, whose refusals are not the node's."""
     state = request.scope["state"]
     state["held"].push_async_callback(passage.aclose)
+    state["let_go_of_body"]()
     setattr(g, _PASSED_ON, True)
     response = Response(_pieces(passage, state["reset"]), passage.status)
     del response.headers["Content-Type"]

@@ -298,6 +298,7 @@ class Routes:
                 "description": "Of an event stream that was POSTed for: where viewers join it.",
             },
             "Stream-Id": {"schema": {"type": "string"}, "description": "The same, its id."},
+            "Stream-Channel": {"schema": {"type": "string"}, "description": "And its channel."},
         }
         passed: Schema = {
             "description": "The upstream's answer to the byte, as is any other status of its.",

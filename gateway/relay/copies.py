@@ -13,7 +13,7 @@ import trio
 from gateway.relay.events import Failure
 
 COPY_BYTES = 1024 * 1024
-"""For one client: a quarter of the longest answer, and over a minute of a model's tokens, each of
+"""For one client: a sixteenth of the longest answer, and over a minute of a model's tokens, each of
 which takes some 200 bytes on the wire."""
 
 COPIES_BYTES = 64 * 1024 * 1024

@@ -35,6 +35,7 @@ UPSTREAM = Upstream(
     "http://demo.invalid/v1",
     Format.OPENAI,
     paths=("POST chat/completions", "GET models"),
+    max_streams=100,
     max_streams_per_user=5,
     max_duration=120.0,
     max_tokens=2000,
@@ -195,6 +196,7 @@ def answer_to(message: str) -> str:
 
 
 def tokens_of(text: str) -> list[str]:
+    """Of what is said here: with a long run of spaces it would take the square of its length."""
     return _TOKEN.findall(text)
 
 
@@ -233,7 +235,7 @@ class _Reply:
         self._created = int(time.time())
         self._tokens = tokens
         self._wants_usage = bool((asked.get("stream_options") or {}).get("include_usage"))
-        prompt = len(tokens_of(_last_message(asked)))
+        prompt = len(_last_message(asked).split())
         self._usage = {
             "prompt_tokens": prompt,
             "completion_tokens": len(tokens),

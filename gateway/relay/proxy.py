@@ -157,6 +157,9 @@ class Passage:
             copy.end(ends)
             if copy.state is not Copy.State.OVER:
                 await self._end_call()
+            else:  # however slowly the client reads on, it counts
+                held = self._relays.holding(self._upstream.name, running.record.user)
+                self._call.enter_context(held)
 
     async def _receive_for_both(self) -> bytes:
         data = await self._answer.receive()
@@ -188,9 +191,16 @@ async def begin(
     async with AsyncExitStack() as call:
         held = call.enter_context(ExitStack())
         held.enter_context(relays.holding(upstream.name, user))
-        answer = await call.enter_async_context(
-            caller.forward(wanted.method, wanted.path, wanted.query, wanted.headers, wanted.body)
+        forwarded = caller.forward(
+            wanted.method, wanted.path, wanted.query, wanted.headers, wanted.body
         )
+        answer = None
+        with trio.move_on_at(until):  # a head may come byte by byte
+            answer = await call.enter_async_context(forwarded)
+        if answer is None:
+            late = Failure("timeout")
+            caller.count(late)
+            raise late
         if answer.status < 200:
             raise Failure("malformed")
         passage = Passage(call.pop_all(), answer, relays, caller, until)

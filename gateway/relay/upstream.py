@@ -64,8 +64,11 @@ KEPT_BACK = frozenset(
     {"alt-svc", "connection", "keep-alive", "proxy-authenticate", "proxy-authorization", "nel"}
     | {"proxy-connection", "report-to", "server", "set-cookie", "set-cookie2", "te", "trailer"}
     | {"strict-transport-security", "transfer-encoding", "upgrade", "location", "via"}
+    | {"clear-site-data", "refresh", "www-authenticate", "x-sendfile"}
 )
-"""Headers of an answer that are of its connection, or of the upstream's own site."""
+"""Headers of an answer that are of its connection, of the upstream's own site, or orders to a
+browser or a proxy; and all that begin with KEPT_BACK_PREFIX, which nginx takes for its own."""
+KEPT_BACK_PREFIX = "x-accel-"
 
 _SEGMENT = re.compile(r"[A-Za-z0-9_.~:@+-]+", re.ASCII)
 """Nothing is escaped, so that no two ways to write a path mean the same one."""
@@ -211,7 +214,10 @@ def check_path(upstream: Upstream, method: str, path: str) -> None:
         )
     asked = [method, *segments]
     if not any(_matches(allowed, asked) for allowed in upstream.callable_paths):
-        raise Forbidden(f"The upstream {upstream.name} may not be asked for that.")
+        raise Forbidden(
+            f"The upstream {upstream.name} may not be asked for {method} {path or '(its url)'}; its"
+            f" paths are {', '.join(upstream.callable_paths) or 'none'}."
+        )
 
 
 def _matches(allowed: str, asked: Sequence[str]) -> bool:
@@ -250,8 +256,12 @@ def passed_back(headers: Headers) -> Headers:
     return [
         (name, value)
         for name, value in headers
-        if name.lower() not in named and name.lower().decode("latin-1") not in KEPT_BACK
+        if name.lower() not in named and not _is_kept_back(name.lower().decode("latin-1"))
     ]
+
+
+def _is_kept_back(name: str) -> bool:
+    return name in KEPT_BACK or name.startswith(KEPT_BACK_PREFIX)
 
 
 class Answer:

@@ -8,7 +8,6 @@ or leave out, where the meaning is plain: fields and event types that are not kn
 from gateway.relay.formats.anthropic import Anthropic
 from gateway.relay.formats.normalizer import Normalizer
 from gateway.relay.formats.openai_chat import OpenAiChat
-from gateway.relay.formats.openai_completions import OpenAiCompletions
 from gateway.relay.formats.openai_responses import OpenAiResponses
 from gateway.relay.formats.passthrough import Passthrough
 from gateway.relay.record import Format
@@ -22,12 +21,9 @@ def normalizer(format: Format, path: str) -> Normalizer:
     Where a vendor's streams at ``path`` have no text that is known here, as those of transcriptions
     or threads, the normal view is empty between its first event and its last.
     """
-    segments = path.partition("?")[0].strip("/").split("/")
-    match format, segments[-1]:
-        case Format.OPENAI, "completions" if segments[-2:-1] == ["chat"]:
-            return OpenAiChat()
+    match format, path.partition("?")[0].strip("/").rpartition("/")[2]:
         case Format.OPENAI, "completions":
-            return OpenAiCompletions()
+            return OpenAiChat()
         case Format.OPENAI, "responses":
             return OpenAiResponses()
         case Format.ANTHROPIC, "messages":

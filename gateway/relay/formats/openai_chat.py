@@ -1,7 +1,8 @@
-"""OpenAI's chat completions: chunks without a type, and ``[DONE]``.
+"""OpenAI's chat completions, and the older completions: chunks without a type, and ``[DONE]``.
 
-https://platform.openai.com/docs/api-reference/chat-streaming. The normal view is that of the first
-choice; others (``n`` above 1) are in the raw view only.
+https://platform.openai.com/docs/api-reference/chat-streaming, and .../completions, whose choices
+have text in the place of a delta. The normal view is that of the first choice; others (``n`` above
+1) are in the raw view only.
 """
 
 from collections.abc import Sequence
@@ -45,10 +46,11 @@ class _Delta(Struct, gc=False):
 class _Choice(Struct, gc=False):
     index: int = 0
     delta: _Delta | None = None
+    text: str | None = None
     finish_reason: str | None = None
 
 
-class ChatUsage(Struct, gc=False):
+class _Usage(Struct, gc=False):
     prompt_tokens: int | None = None
     completion_tokens: int | None = None
 
@@ -58,8 +60,10 @@ class ChatUsage(Struct, gc=False):
 
 class _Chunk(Struct, gc=False):
     choices: list[_Choice] | None = None
-    usage: ChatUsage | None = None
+    usage: _Usage | None = None
     error: object = None
+    kind: object = msgspec.field(default=None, name="object")
+    """Where an error stands in no member of its own, it says so."""
 
 
 _CHUNK = msgspec.json.Decoder(_Chunk)
@@ -86,8 +90,8 @@ class OpenAiChat:
         if event.event == "error":
             raise failure(decode(ANYTHING, event.data))
         chunk = decode(_CHUNK, event.data)
-        if chunk.error:
-            raise failure(chunk.error)
+        if chunk.error or chunk.kind == "error":
+            raise failure(decode(ANYTHING, event.data))
         if chunk.usage is not None:
             self._usage = chunk.usage.told()
         told: list[Normal] = []
@@ -105,7 +109,9 @@ class OpenAiChat:
                 told.append(Token(delta.refusal))
             for call in delta.tool_calls or ():
                 self._take_call(call, told)
-        if choice.finish_reason is not None:
+        elif choice.text:
+            told.append(Token(choice.text))
+        if choice.finish_reason:  # some write an empty one until the last
             self._reason = choice.finish_reason
             told += self._tools.close_all()
 
