@@ -707,6 +707,27 @@ async def test_nothing_is_published_while_the_stream_may_be_somebody_elses(
         assert (answer.status, answer.json["state"]) == (503, "streaming")
 
 
+async def test_what_the_bus_has_lost_while_the_stream_may_be_somebody_elses_is_not_passed_over(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Though the rest, with its end, is to be published at once behind that."""
+    async with running() as gateway:
+        relays = gateway.node.relays
+        id = await opened(gateway)
+        viewer = await watching(gateway, id)
+        body = await pushing(gateway, id)
+        await body.send(text("a"))
+        assert (await viewer.event()).json == {"text": "a"}
+        monkeypatch.setattr(relays.registry, "sure_for", lambda: 0.5)
+        await body.send(text("b"))
+        await until(lambda: relays.statistics().waiting_events == 1)
+        monkeypatch.setattr(relays.running[id].outlet, "_vouches", lambda after: False)
+        monkeypatch.setattr(relays.registry, "sure_for", lambda: 4.0)
+        ended = await body.end()
+        assert (ended.status, ended.json["state"]) == (409, "error")
+        assert [(await viewer.event()).event for _ in range(2)] == ["error", "closed"]
+
+
 async def test_a_body_is_asked_for_once_it_is_wanted_and_not_otherwise() -> None:
     expect = b"Expect: 100-continue\r\n"
     async with running() as gateway:
@@ -720,6 +741,15 @@ async def test_a_body_is_asked_for_once_it_is_wanted_and_not_otherwise() -> None
             body = await pushing(gateway, target, "?seq=7", expect)
             answer = await body.wire.response()
             assert (answer.status, answer.header("connection")) == (status, "close")
+
+
+async def test_an_application_may_call_its_own_end_a_stop() -> None:
+    async with running() as gateway:
+        id = await opened(gateway)
+        answer = await pushed(
+            gateway, id, text("a") + b'{"event":"complete","data":{"reason":"stopped"}}\n'
+        )
+        assert (answer.status, answer.json["next"], answer.json["state"]) == (200, 2, "stopped")
 
 
 async def test_a_silent_producer_is_waited_for_longer_than_other_bodies_are() -> None:

@@ -21,7 +21,7 @@ from gateway.errors import GatewayError, Unavailable
 from gateway.event import Frame
 from gateway.messages import Command
 from gateway.position import ZERO
-from gateway.relay.events import Complete, Failure
+from gateway.relay.events import Complete, Error, Failure
 from gateway.relay.push import Mark, at_line, mark_of, read_line
 from gateway.relay.record import Format, Record
 from gateway.relay.registry import LEASE_SECONDS
@@ -80,8 +80,8 @@ class Producer:
         any more."""
         self.why = ""
         """REPLACED or DRAINING, where it was told to go."""
-        self.completed = False
-        """It has told the end itself."""
+        self.last: Complete | Error | None = None
+        """The end, once it has told that itself."""
         self._mark = mark
         self._most = most
         self._max_event_bytes = max_event_bytes
@@ -92,6 +92,16 @@ class Producer:
     def is_over(self) -> bool:
         """Whether nothing more may be taken."""
         return self._over.is_set()
+
+    @property
+    def completed(self) -> bool:
+        """It has told the end itself."""
+        return self.last is not None
+
+    @property
+    def is_done(self) -> bool:
+        """The stream has ended, and as it has told."""
+        return self.last is not None and self.running.last is self.last
 
     @property
     def next(self) -> int:
@@ -115,8 +125,7 @@ class Producer:
             if taken.last is None:
                 self.running.put(taken.event, is_token=taken.is_token)
             else:
-                self.completed = True
-                self.running.stop(taken.last)
+                self._end(taken.last)
 
     async def room(self) -> None:
         """Wait until more may be taken."""
@@ -125,8 +134,11 @@ class Producer:
 
     def complete(self) -> None:
         """The body has ended, and with it the stream."""
-        self.completed = True
-        self.running.stop(Complete("end"))
+        self._end(Complete("end"))
+
+    def _end(self, last: Complete | Error) -> None:
+        self.last = last
+        self.running.stop(last)
 
     def leave(self, seconds: float, why: str = "") -> None:
         """It is not fed any more, and may be again within ``seconds``; what was taken goes out."""

@@ -226,6 +226,7 @@ class Running:
                         await self.ended.wait()
                     if patience.cancelled_caught:
                         self.last = None
+                        self.lose()
                 nursery.cancel_scope.cancel()
         finally:
             self.ended.set()
