@@ -29,7 +29,7 @@ from gateway.relay.copies import Copies
 from gateway.relay.events import FAILURES, REASONS, Complete, Error, Failure, Start, render
 from gateway.relay.outlet import Outlet
 from gateway.relay.record import MAX_MODEL, Record, new_id
-from gateway.relay.registry import Registry, RegistryStatistics
+from gateway.relay.registry import LEASE_SECONDS, Registry, RegistryStatistics
 from gateway.relay.running import Running
 from gateway.relay.sizes import RESERVE_BYTES, RESERVE_EVENTS
 from gateway.relay.stories import Stories
@@ -500,8 +500,11 @@ class Relays:
             await trio.sleep(LOOK_SECONDS)
             if self.leaving and self._cluster.link is not None:
                 continue  # the others look as well, and can begin again what this one cannot
+            until = trio.current_time() + LEASE_SECONDS
             try:
                 for id in await self.registry.overdue():
+                    if trio.current_time() >= until:
+                        break  # they are anybody's again, and another may make them by now
                     await self._bury_one_or_leave_it(id)
             except GatewayError as error:
                 _log.debug("streams of the dead cannot be looked at", {"why": error.detail})
@@ -510,8 +513,10 @@ class Relays:
         """Nothing that is wrong with one stream is to keep others from their end."""
         try:
             await self._bury_one(id)
-        except Unavailable:
-            raise
+        except Unavailable as error:
+            if error.extra.get("reason") == "bus":
+                raise  # of no other anything is known either
+            _log.debug("a stream of the dead is left", {"stream": id, "why": error.detail})
         except Exception:  # noqa: BLE001  # it is overdue again later, as for nodes of another version
             _log.exception("a stream of the dead could not be ended", {"stream": id})
 
