@@ -334,6 +334,23 @@ async def test_where_it_cannot_be_known_whether_it_may_begin_that_is_told(
     assert "failed" not in caplog.text
 
 
+async def test_a_hole_is_told_though_another_end_was_asked_for() -> None:
+    """When its producer has not let go yet."""
+    bus = ScriptedBus()
+    bus.answers = [["unknown"]]
+
+    async def produce(running: Running) -> Complete:
+        running.tell(Token("a"))
+        running.stop(END)
+        with trio.CancelScope(shield=True):
+            await wait_all_tasks_blocked()
+        await trio.sleep_forever()
+        raise AssertionError
+
+    await make(bus).run(produce)
+    assert [told(event)[1].get("code") for event in bus.events] == ["bus-lost"]
+
+
 async def test_what_is_batched_keeps_its_place() -> None:
     bus = ScriptedBus()
 

@@ -272,9 +272,10 @@ class Running:
                         self.last, self.away = None, self._away_seconds
                         self.lose()
                     else:
-                        self.stop(failure.told())
+                        self._asked = failure.told()  # whatever was asked for before
+                        self._producing.cancel()
                         if self.last is not None:  # it was on its way, and went with the rest
-                            self._end(failure.told())
+                            self._end(self._asked)
                         await self.outlet.run()
             except ChannelEnded:
                 self.last = None
