@@ -845,6 +845,18 @@ async def test_whoever_opened_a_stream_pushes_or_an_administrator_and_nobody_els
             assert answer.status == status, answer.body
 
 
+async def test_to_begin_one_counts_as_an_event_of_the_publishers() -> None:
+    """Else a rate would not bound how much of Redis a publisher fills."""
+    async with running(jwt_key=SECRET, publish_rate=2) as gateway:
+        own = bearer(token("app", publish=["x"]))
+        began = [
+            await gateway.ask(request("POST", "/streams", JSON, own, body=b"{}")) for _ in range(3)
+        ]
+        assert [each.status for each in began] == [201, 201, 429]
+        assert began[2].header("retry-after") == "1"
+        assert gateway.node.statistics().refused["publish-rate"] == 1
+
+
 async def test_a_page_of_elsewhere_pushes_nothing_to_a_node_without_keys() -> None:
     async with running() as gateway:
         id = await opened(gateway)
