@@ -445,19 +445,22 @@ def in_memory(wall: Wall, **settings: Any) -> MemoryRegistry:
     return MemoryRegistry(Config(**settings), "worker1", wall)
 
 
-async def test_in_memory_what_has_ended_goes_first_and_then_the_oldest(
+async def test_in_memory_what_has_ended_makes_room_and_what_is_made_does_not(
     wall: Wall, nursery: trio.Nursery
 ) -> None:
     worker = Worker(in_memory(wall, max_channels=3), nursery)
     first, second, third = [await worker.open(record()) for _ in range(3)]
     for one in (third, second):
         await worker.registry.finish(one.id)
-    newer = [await worker.open(record()) for _ in range(3)]
+    newer = [await worker.open(record()) for _ in range(2)]
+    with pytest.raises(Unavailable, match="max_channels"):
+        await worker.open(record())
     kept = [one for one in (first, second, third, *newer) if await worker.registry.find(one.id)]
-    assert kept == newer
-    assert worker.lost == [first.id]
-    assert worker.registry.statistics() == RegistryStatistics(records=3, evicted=3, held=3)
-    await worker.open(record(first.channel))  # which is free
+    assert kept == [first, *newer]
+    assert not worker.lost
+    assert worker.registry.statistics() == RegistryStatistics(records=3, evicted=2, held=3)
+    await worker.registry.finish(first.id)
+    await worker.open(record(third.channel))  # which is free
 
 
 async def test_in_memory_what_is_over_goes_by_itself(

@@ -29,5 +29,6 @@ async def test_no_viewer_is_left_without_all_the_text_or_a_reason(tmp_path: Path
     counts = outcome.load.counts
     assert (counts.streams, counts.viewers) == (STREAMS, STREAMS * VIEWERS)
     assert min(counts.cut, counts.stalled, counts.reloaded, counts.late, counts.pushed) > 0
+    assert counts.proxied > 0
     reasons = {reason for _, reason in outcome.load.ends()}
     assert {"end", "producer-lost"} <= reasons

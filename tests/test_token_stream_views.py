@@ -17,7 +17,11 @@ from token_streams import begin
 from tokens import SECRET, bearer, token
 from trio.testing import wait_all_tasks_blocked
 
-from gateway.config import Format
+from gateway.bus import History
+from gateway.bus.memory import MemoryBus
+from gateway.config import Config, Format
+from gateway.errors import Unavailable
+from gateway.pending import Pending
 from gateway.policy import Policy
 from gateway.position import Position
 from gateway.relay import stories
@@ -912,3 +916,31 @@ async def test_what_is_kept_is_bounded_in_streams_and_bytes(
         assert begun is not None
         assert (len(kept), kept.bytes) == (0, 0)
         assert kept.reads == before + 4
+
+
+async def test_who_waits_too_long_to_read_a_stream_is_told_to_come_back(
+    autojump_clock: trio.abc.Clock,
+) -> None:
+    class Stuck(MemoryBus):
+        async def history(
+            self, channel: str, after: Position, until: Position, limit: int
+        ) -> History:
+            await trio.sleep_forever()
+
+    config = Config()
+    bus = Stuck(config, Pending(config))
+    read = stories.Stories(bus, 10.0)
+    record = Record("i", "stream:i", "stream:i", Format.PUSH, 0)
+    refused = 0
+
+    async def ask() -> None:
+        nonlocal refused
+        with pytest.raises(Unavailable):
+            await read.story(record)
+        refused += 1
+
+    async with trio.open_nursery() as nursery:
+        for _ in range(20):
+            nursery.start_soon(ask)
+    assert refused == 20
+    assert trio.current_time() == pytest.approx(10.0, abs=1)

@@ -15,9 +15,10 @@ import signal
 import sys
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import cast
 
 import httpx
 import token_upstream
@@ -37,6 +38,9 @@ STOPPED = ("complete", "stopped")
 WHOLE = ("complete", "end")
 
 PUSH_LINES = 25
+
+PROXIED = 0.2
+"""Share of those that are begun by the drop-in, and not by POST /streams."""
 
 NODES = 3
 LEASES_SECONDS = 20.0
@@ -80,6 +84,7 @@ class Counts:
     gone: int = 0
     """Openings that were answered by 204: the end is known."""
     gaps: int = 0
+    proxied: int = 0
     stops: int = 0
     pushed: int = 0
     sent_away: Counter[str] = field(default_factory=Counter)
@@ -364,15 +369,28 @@ class Load:
                 content = token_upstream.prompt(key, self._tokens, self._rate, delay)
                 request = {"model": "fake", "messages": [{"role": "user", "content": content}]}
                 body = {"upstream": "fake", "request": request, "idempotent": idempotent}
-            try:
-                answer = await client.post(f"http://127.0.0.1:{self.url()}/streams", json=body)
-            except httpx.TransportError:
-                answer = None
-            if answer is not None and answer.status_code == 201:
-                id = answer.json()["id"]
+            is_proxied = not (pushed or idempotent) and dice.random() < PROXIED
+            answer = None
+            with suppress(httpx.TransportError):
+                if is_proxied:
+                    answer = await self._proxied(client, body["request"])
+                else:
+                    answer = await client.post(f"http://127.0.0.1:{self.url()}/streams", json=body)
+            id = answer.headers.get("stream-id") if answer is not None else None
+            if id is not None:
+                self.counts.proxied += is_proxied
                 return Told(key, self._tokens, id, idempotent, pushed)
             self.unbegun += not pushed and answer is None  # it may have been begun
             await trio.sleep(AGAIN_SECONDS)
+
+    async def _proxied(self, client: httpx.AsyncClient, request: object) -> httpx.Response:
+        """As a vendor's client begins one that is gone as soon as it knows where viewers join."""
+        async with client.stream(
+            "POST",
+            f"http://127.0.0.1:{self.url()}/relay/fake/chat/completions",
+            json={**cast("dict[str, object]", request), "stream": True},
+        ) as answer:
+            return answer
 
     async def _stop(self, client: httpx.AsyncClient, told: Told) -> None:
         told.stopped = True

@@ -25,7 +25,7 @@ from typing import Protocol
 import trio
 
 from gateway.config import Config
-from gateway.errors import Conflict
+from gateway.errors import Conflict, Unavailable
 from gateway.relay.record import Record
 
 LEASE_SECONDS = 5.0
@@ -159,6 +159,10 @@ class MemoryRegistry:
         if record.id in self._open or record.id in self._over or names & self._channels.keys():
             raise taken(record)
         while len(self._open) + len(self._over) >= self._config.max_channels:
+            if not self._over:
+                raise Unavailable(
+                    "As many token streams are being made as can be remembered (max_channels)."
+                )
             self._evict()
         is_kept = record.idempotent and len(request) <= self._config.max_body_bytes
         self._open[record.id] = _Entry(record, lost, request if is_kept else None)
@@ -251,12 +255,9 @@ class MemoryRegistry:
             self._free(self._over.popitem(last=False)[1])
 
     def _evict(self) -> None:
-        id, entry = (self._over or self._open).popitem(last=False)
-        self._left.pop(id, None)
-        self._free(entry)
+        """Forget the one that has ended first."""
+        self._free(self._over.popitem(last=False)[1])
         self._evicted += 1
-        if entry.lost is not None:
-            entry.lost()
 
     def _free(self, entry: _Entry) -> None:
         for name in (entry.record.channel, entry.record.raw):

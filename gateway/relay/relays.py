@@ -180,7 +180,7 @@ class Relays:
         self._bus = bus
         self._cluster = cluster
         self.registry = registry
-        self.stories = Stories(bus)
+        self.stories = Stories(bus, config.publish_wait + config.redis_timeout)
         self._viewers = viewers
         self._now_ms = now_ms
         self._nursery: trio.Nursery | None = None

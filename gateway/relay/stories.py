@@ -9,12 +9,15 @@
 """
 
 from collections import OrderedDict
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 
 import msgspec
 import trio
 
 from gateway import sse
 from gateway.bus import Bus
+from gateway.errors import Unavailable
 from gateway.event import FRAME_OVERHEAD, Frame
 from gateway.position import ZERO, Position
 from gateway.relay.record import Record
@@ -60,8 +63,10 @@ class _Entry:
 
 
 class Stories:
-    def __init__(self, bus: Bus) -> None:
+    def __init__(self, bus: Bus, patience: float) -> None:
+        """``patience`` is in seconds, for all waits of one who asks: for his turn, and the bus."""
         self._bus = bus
+        self._patience = patience
         self._entries: OrderedDict[str, _Entry] = OrderedDict()
         """By id; those asked for last at the end."""
         self._turns = trio.CapacityLimiter(READS)
@@ -77,7 +82,7 @@ class Stories:
         """All that has come of a stream up to now; not to be changed. Raises Unavailable."""
         entry = self._entry(record)
         begun = entry.begun
-        async with entry.lock:
+        async with self._in_time(), entry.lock:
             if entry.done <= begun:  # no other has begun since and succeeded
                 entry.begun += 1
                 await self._read(record, entry, MAX_POSITION)
@@ -91,7 +96,7 @@ class Stories:
         None where that is too long for one event. Raises Unavailable."""
         entry = self._entry(record)
         if not entry.reaches(head):
-            async with entry.lock:
+            async with self._in_time(), entry.lock:
                 if not entry.reaches(head):
                     # Where there is something to go on from, the ring of the channel has the rest.
                     is_begun = entry.story.position > ZERO
@@ -108,6 +113,15 @@ class Stories:
             entry.frames[annotated] = frame
             self._measure(record, entry)
         return Beginning(frame, max(head, entry.story.position))
+
+    @asynccontextmanager
+    async def _in_time(self) -> AsyncIterator[None]:
+        with trio.move_on_after(self._patience) as waiting:
+            yield
+        if waiting.cancelled_caught:
+            raise Unavailable(
+                "Too many token streams are being read from history; come back later.", reason="bus"
+            )
 
     async def _read(self, record: Record, entry: _Entry, until: Position) -> None:
         story = entry.story
