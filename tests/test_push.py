@@ -824,6 +824,26 @@ async def test_what_others_publish_to_its_channel_counts_for_nothing(others: int
         assert len(frames) == 1 + 2 + others + 1 + 1
 
 
+@pytest.mark.parametrize(
+    ("events", "size", "code"), [(12, 1_000_000, "limit-tokens"), (1000, 13_000, "limit-bytes")]
+)
+async def test_a_channel_of_its_own_name_holds_it_whole_too(
+    events: int, size: int, code: str
+) -> None:
+    table = ChannelRule("chat.**", Policy.CATCH_UP, events, size, 60.0)
+    async with running(channels=(table,)) as gateway:
+        id = await opened(gateway, channel="chat.1")
+        answers = [
+            await pushed(gateway, id, text(*"abcdefgh"), f"?end=false&seq={seq}") for seq in (0, 8)
+        ]
+        assert [each.status for each in answers] == [200, 409]
+        assert answers[1].json["state"] == "error"
+        frames = await gateway.node.bus.newest("chat.1", 1000)
+        assert [b"event: start" in frames[0].block, frames[-1].end] == [True, True]
+        assert code.encode() in frames[-1].block
+        assert len(frames) == answers[1].json["next"] + 2
+
+
 # --- who may ------------------------------------------------------------------------------------
 
 

@@ -20,6 +20,7 @@ from gateway.config import Config
 from gateway.errors import GatewayError, Unavailable
 from gateway.event import Frame
 from gateway.messages import Command
+from gateway.names import STREAM_PREFIX
 from gateway.position import ZERO
 from gateway.relay.events import Complete, Error, Failure
 from gateway.relay.push import Mark, at_line, mark_of, read_line
@@ -193,9 +194,10 @@ class Pushes:
         unwatched_seconds: float | None,
     ) -> Plan:
         """A stream that is to be pushed. Nobody feeds it when it begins."""
+        most = self._most(channel or STREAM_PREFIX)
         return Plan(
             None,
-            self._limits(self._config.push_seconds, unwatched_seconds or 0.0),
+            self._limits(most, self._config.push_seconds, unwatched_seconds or 0.0),
             Format.PUSH,
             channel=channel,
             user=user,
@@ -203,21 +205,20 @@ class Pushes:
             away_seconds=self._config.push_lease,
         )
 
-    def _limits(self, seconds: float, unwatched_seconds: float) -> Limits:
+    def _limits(self, most: Mark, seconds: float, unwatched_seconds: float) -> Limits:
         return Limits(
-            max_tokens=self._most.lines,
+            max_tokens=most.lines,
             max_seconds=max(seconds, 0.0),
             max_event_bytes=self._config.max_event_bytes,
             unwatched_seconds=unwatched_seconds,
         )
 
-    @property
-    def _most(self) -> Mark:
+    def _most(self, channel: str) -> Mark:
         """What history holds of a stream whole, with its first event and its last."""
-        config = self._config
+        kept = self._config.rule(channel)
         return Mark(
-            max(config.stream_events - RESERVE_EVENTS, 0),
-            max(config.stream_bytes - RESERVE_BYTES, 0),
+            max(kept.history_events - RESERVE_EVENTS, 0),
+            max(kept.history_bytes - RESERVE_BYTES, 0),
         )
 
     async def take_over(self, record: Record) -> Producer | Now:
@@ -252,11 +253,12 @@ class Pushes:
                 raise leaving()
             if lost or not frames:
                 raise Unavailable("It cannot be known what the stream has had.", reason="bus")
-            producer = Producer(record, mark, self._most, self._config.max_event_bytes)
+            most = self._most(record.channel)
+            producer = Producer(record, mark, most, self._config.max_event_bytes)
             left = self._config.push_seconds - (self._now_ms() - record.created_ms) / 1000
             producer.running = self._relays.adopt(
                 record,
-                self._limits(left, record.unwatched_seconds),
+                self._limits(most, left, record.unwatched_seconds),
                 frames[-1].position,
                 producer.produce,
             )
