@@ -795,6 +795,25 @@ async def test_nothing_wrong_with_one_keeps_others_from_their_end(
         await until(lambda: relays.statistics().lost == 1)
 
 
+async def test_where_there_are_many_dead_they_are_dealt_with_in_one_go(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(relays_module, "MAX_OVERDUE", 2)
+    monkeypatch.setattr(relays_module, "LOOK_SECONDS", 0.02)
+    async with relaying({}) as (_, [gateway]):
+        relays = gateway.node.relays
+        plan = Plan(None, LIMITS, Format.PUSH, away_seconds=60.0)
+        ids = [(await relays.begin(plan)).record.id for _ in range(5)]
+        given = Given(ids[:2], ids[2:4], ids[4:])
+
+        async def overdue() -> Sequence[str]:
+            monkeypatch.setattr(relays_module, "LOOK_SECONDS", 3600.0)
+            return await given()
+
+        monkeypatch.setattr(relays.registry, "overdue", overdue)
+        await until(lambda: relays.statistics().lost == 5)
+
+
 async def test_who_comes_too_late_to_the_dead_leaves_them_to_others(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

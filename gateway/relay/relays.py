@@ -29,7 +29,7 @@ from gateway.relay.copies import Copies
 from gateway.relay.events import FAILURES, REASONS, Complete, Error, Failure, Start, render
 from gateway.relay.outlet import Outlet
 from gateway.relay.record import MAX_MODEL, Record, new_id
-from gateway.relay.registry import LEASE_SECONDS, Registry, RegistryStatistics
+from gateway.relay.registry import LEASE_SECONDS, MAX_OVERDUE, Registry, RegistryStatistics
 from gateway.relay.running import Running
 from gateway.relay.sizes import RESERVE_BYTES, RESERVE_EVENTS
 from gateway.relay.stories import Stories
@@ -500,14 +500,21 @@ class Relays:
             await trio.sleep(LOOK_SECONDS)
             if self.leaving and self._cluster.link is not None:
                 continue  # the others look as well, and can begin again what this one cannot
-            until = trio.current_time() + LEASE_SECONDS
             try:
-                for id in await self.registry.overdue():
-                    if trio.current_time() >= until:
-                        break  # they are anybody's again, and another may make them by now
-                    await self._bury_one_or_leave_it(id)
+                while await self._bury_some():
+                    await trio.lowlevel.checkpoint()
             except GatewayError as error:
                 _log.debug("streams of the dead cannot be looked at", {"why": error.detail})
+
+    async def _bury_some(self) -> bool:
+        """Whether there may be more at once: a worker makes thousands."""
+        until = trio.current_time() + LEASE_SECONDS
+        ids = await self.registry.overdue()
+        for id in ids:
+            if trio.current_time() >= until:
+                return False  # they are anybody's again, and another may make them by now
+            await self._bury_one_or_leave_it(id)
+        return len(ids) >= MAX_OVERDUE
 
     async def _bury_one_or_leave_it(self, id: str) -> None:
         """Nothing that is wrong with one stream is to keep others from their end."""
