@@ -335,7 +335,7 @@ class Pushes:
         story = Story()
         for frame in frames[-1:]:
             story.add(frame)
-        return Now(story.state, mark_of(frames).lines)
+        return Now(story.state, (await self._mark(record, frames)).lines)
 
     async def leave(self) -> None:
         """Have all producers go to other nodes, and let go of their streams."""
