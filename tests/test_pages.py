@@ -100,9 +100,11 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, bytes | None]]:
 
         monkeypatch.setattr(connection, name, see)
 
-    def see_options(origins: Any, max_age: float, methods: Any, header: Any) -> object:
+    def see_options(
+        origins: Any, max_age: float, methods: Any, header: Any, more: Any = None
+    ) -> object:
         seen.append(("OPTIONS", header(b"cookie")))
-        return options(origins, max_age, methods, header)
+        return options(origins, max_age, methods, header, more)
 
     monkeypatch.setattr(app, "options", see_options)
     return seen
