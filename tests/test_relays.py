@@ -860,6 +860,8 @@ async def test_what_is_begun_again_is_made_or_given_back(
             running.tell(Token("again"))
             return Complete("end")
 
+        overdue = registry.overdue
+        monkeypatch.setattr(registry, "overdue", Given())  # until all is ready
         plan = Plan(None, LIMITS, Format.SSE, idempotent=True, request=b"x", away_seconds=0.0)
         id = (await relays.begin(plan)).record.id
         wire = await view(gateway, id)
@@ -875,7 +877,6 @@ async def test_what_is_begun_again_is_made_or_given_back(
 
             monkeypatch.setattr(gateway.node.bus, "history", fail)
         relays.again = lambda record, request: None if why == "no upstream" else (LIMITS, produce)
-        overdue = registry.overdue
         monkeypatch.setattr(registry, "overdue", Given([id], [id] if why == "no history" else []))
         blocks = await told(wire)
         assert produced == (why == "ok")
