@@ -709,6 +709,27 @@ async def test_nothing_is_published_while_the_stream_may_be_somebody_elses(
         assert (answer.status, answer.json["state"]) == (503, "streaming")
 
 
+async def test_what_the_bus_has_lost_while_the_stream_may_be_somebody_elses_is_not_passed_over(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Though the rest, with its end, is to be published at once behind that."""
+    async with running() as gateway:
+        relays = gateway.node.relays
+        id = await opened(gateway)
+        viewer = await watching(gateway, id)
+        body = await pushing(gateway, id)
+        await body.send(text("a"))
+        assert (await viewer.event()).json == {"text": "a"}
+        monkeypatch.setattr(relays.registry, "sure_for", lambda: 0.5)
+        await body.send(text("b"))
+        await until(lambda: relays.statistics().waiting_events == 1)
+        monkeypatch.setattr(relays.running[id].outlet, "_vouches", lambda after: False)
+        monkeypatch.setattr(relays.registry, "sure_for", lambda: 4.0)
+        ended = await body.end()
+        assert (ended.status, ended.json["state"]) == (409, "error")
+        assert [(await viewer.event()).event for _ in range(2)] == ["error", "closed"]
+
+
 async def test_a_body_is_asked_for_once_it_is_wanted_and_not_otherwise() -> None:
     expect = b"Expect: 100-continue\r\n"
     async with running() as gateway:
@@ -722,6 +743,15 @@ async def test_a_body_is_asked_for_once_it_is_wanted_and_not_otherwise() -> None
             body = await pushing(gateway, target, "?seq=7", expect)
             answer = await body.wire.response()
             assert (answer.status, answer.header("connection")) == (status, "close")
+
+
+async def test_an_application_may_call_its_own_end_a_stop() -> None:
+    async with running() as gateway:
+        id = await opened(gateway)
+        answer = await pushed(
+            gateway, id, text("a") + b'{"event":"complete","data":{"reason":"stopped"}}\n'
+        )
+        assert (answer.status, answer.json["next"], answer.json["state"]) == (200, 2, "stopped")
 
 
 async def test_a_silent_producer_is_waited_for_longer_than_other_bodies_are() -> None:
@@ -789,11 +819,32 @@ async def test_what_others_publish_to_its_channel_counts_for_nothing(others: int
         id = await opened(gateway, channel="chat.1")
         await pushed(gateway, id, text("a", "b"), "?end=false")
         for each in range(others):
-            await gateway.publish("chat.1", str(each), "?key=9-9x")
+            await gateway.publish("chat.1", str(each), "?key=2026-11")
+        assert (await gateway.ask(request("GET", f"/streams/{id}"))).json["next"] == 2
         answer = await pushed(gateway, id, text("a", "b", "c"))
         assert (answer.status, answer.json["next"]) == (200, 3)
         frames = await gateway.node.bus.newest("chat.1", 1000)
         assert len(frames) == 1 + 2 + others + 1 + 1
+
+
+@pytest.mark.parametrize(
+    ("events", "size", "code"), [(12, 1_000_000, "limit-tokens"), (1000, 13_000, "limit-bytes")]
+)
+async def test_a_channel_of_its_own_name_holds_it_whole_too(
+    events: int, size: int, code: str
+) -> None:
+    table = ChannelRule("chat.**", Policy.CATCH_UP, events, size, 60.0)
+    async with running(channels=(table,)) as gateway:
+        id = await opened(gateway, channel="chat.1")
+        answers = [
+            await pushed(gateway, id, text(*"abcdefgh"), f"?end=false&seq={seq}") for seq in (0, 8)
+        ]
+        assert [each.status for each in answers] == [200, 409]
+        assert answers[1].json["state"] == "error"
+        frames = await gateway.node.bus.newest("chat.1", 1000)
+        assert [b"event: start" in frames[0].block, frames[-1].end] == [True, True]
+        assert code.encode() in frames[-1].block
+        assert answers[1].json["next"] == len(frames) - 2
 
 
 # --- who may ------------------------------------------------------------------------------------
@@ -815,6 +866,18 @@ async def test_whoever_opened_a_stream_pushes_or_an_administrator_and_nobody_els
                 request("POST", f"{target}?end=false", *headers, body=text("a"))
             )
             assert answer.status == status, answer.body
+
+
+async def test_to_begin_one_counts_as_an_event_of_the_publishers() -> None:
+    """Else a rate would not bound how much of Redis a publisher fills."""
+    async with running(jwt_key=SECRET, publish_rate=2) as gateway:
+        own = bearer(token("app", publish=["x"]))
+        began = [
+            await gateway.ask(request("POST", "/streams", JSON, own, body=b"{}")) for _ in range(3)
+        ]
+        assert [each.status for each in began] == [201, 201, 429]
+        assert began[2].header("retry-after") == "1"
+        assert gateway.node.statistics().refused["publish-rate"] == 1
 
 
 async def test_a_page_of_elsewhere_pushes_nothing_to_a_node_without_keys() -> None:

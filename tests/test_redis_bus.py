@@ -176,6 +176,17 @@ async def test_a_patient_call_is_never_divided_for_what_stands_before_it(
     assert sent == [["a", "b"], ["0", "1", "2"], ["3", "4"]]
 
 
+async def test_a_patient_call_is_one_in_any_language(
+    nodes: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(publisher_module, "CALL_BYTES", 2000)
+    node = await nodes.node("a")
+    numbers = node.bus._publisher._numbers
+    results = await node.bus.publish([event(data="\u8a9e" * 500) for _ in range(2)], 60.0)
+    assert [type(each) for each in results] == [Position] * 2
+    assert node.bus._publisher._numbers == numbers + 1
+
+
 async def test_behind_what_redis_refused_nothing_of_a_patient_call_is_sent(
     nodes: Cluster, scripts: Scripts, monkeypatch: pytest.MonkeyPatch
 ) -> None:

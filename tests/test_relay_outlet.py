@@ -117,6 +117,16 @@ async def test_nothing_but_an_end_follows_what_the_bus_may_have_lost() -> None:
     assert bus.taken == ["end"]
 
 
+async def test_an_end_does_not_stand_for_what_the_bus_may_have_lost() -> None:
+    """It would say that the stream is complete."""
+    bus = ScriptedBus()
+    outlet = Outlet(bus.publish, bus.vouches)
+    bus.lossless = False
+    with pytest.raises(Failure, match="bus-lost"):
+        await publish_all(bus, outlet, 2)
+    assert bus.taken == []
+
+
 async def test_what_waits_is_bounded(autojump_clock: trio.abc.Clock) -> None:
     bus = ScriptedBus()
     bus.up = trio.Event()

@@ -10,6 +10,7 @@ from scripted_bus import ScriptedBus
 from trio.testing import wait_all_tasks_blocked
 
 from gateway.config import Format
+from gateway.errors import Unavailable
 from gateway.event import Event
 from gateway.relay.events import Complete, Failure, Token
 from gateway.relay.outlet import PATIENCE_SECONDS, Outlet
@@ -308,6 +309,46 @@ async def test_tokens_are_batched_by_time(autojump_clock: trio.abc.Clock) -> Non
     running = make(bus, batch_seconds=1.0)
     await running.run(produce)
     assert [told(e)[1]["text"] for e in bus.events[:-1]] == ["abc", "def"]
+
+
+async def test_a_batch_is_no_larger_than_an_event_may_be() -> None:
+    bus = ScriptedBus()
+    await make(bus, batch_seconds=1.0, max_event_bytes=1000).run(says(*['"\n' * 100] * 20))
+    assert text_of(bus) == '"\n' * 2000
+    assert max(len(event.data) for event in bus.events) <= 1000
+
+
+async def test_where_it_cannot_be_known_whether_it_may_begin_that_is_told(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async def begin() -> bool:
+        raise Unavailable("The registry is away.", reason="bus")
+
+    async def produce(running: Running) -> Complete:
+        await running.begin()
+        raise AssertionError
+
+    bus = ScriptedBus()
+    await make(bus, begin=begin).run(produce)
+    assert told(bus.events[-1])[1]["code"] == "bus-lost"
+    assert "failed" not in caplog.text
+
+
+async def test_a_hole_is_told_though_another_end_was_asked_for() -> None:
+    """When its producer has not let go yet."""
+    bus = ScriptedBus()
+    bus.answers = [["unknown"]]
+
+    async def produce(running: Running) -> Complete:
+        running.tell(Token("a"))
+        running.stop(END)
+        with trio.CancelScope(shield=True):
+            await wait_all_tasks_blocked()
+        await trio.sleep_forever()
+        raise AssertionError
+
+    await make(bus).run(produce)
+    assert [told(event)[1].get("code") for event in bus.events] == ["bus-lost"]
 
 
 async def test_what_is_batched_keeps_its_place() -> None:

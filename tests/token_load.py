@@ -172,7 +172,7 @@ class Viewer:
             await trio.sleep(self._random.uniform(0, self._load.seconds * 1.2))
         while self.end is None:
             try:
-                await self._watch(self._load.url())
+                await self._watch(self._load.port())
             except (OSError, trio.BrokenResourceError, trio.TooSlowError, Broken):
                 counts.sent_away[self._why] += 1
                 await trio.sleep(self._retry * self._random.uniform(0.9, 1.1))
@@ -313,9 +313,12 @@ class Load:
         self._shares = (pushed, stopped, idempotent)
         self._random = random.Random(seed)
 
-    def url(self) -> int:
-        """The port of any node."""
+    def port(self) -> int:
+        """Of any node."""
         return self._random.choice(self.ports)
+
+    def origin(self) -> str:
+        return f"http://127.0.0.1:{self.port()}"
 
     async def run(self) -> None:
         """Return when all viewers have been told an end."""
@@ -375,7 +378,7 @@ class Load:
                 if is_proxied:
                     answer = await self._proxied(client, body["request"])
                 else:
-                    answer = await client.post(f"http://127.0.0.1:{self.url()}/streams", json=body)
+                    answer = await _post(client, f"{self.origin()}/streams", json.dumps(body))
             id = answer.headers.get("stream-id") if answer is not None else None
             if id is not None:
                 self.counts.proxied += is_proxied
@@ -385,19 +388,17 @@ class Load:
 
     async def _proxied(self, client: httpx.AsyncClient, request: object) -> httpx.Response:
         """As a vendor's client begins one that is gone as soon as it knows where viewers join."""
-        async with client.stream(
-            "POST",
-            f"http://127.0.0.1:{self.url()}/relay/fake/chat/completions",
-            json={**cast("dict[str, object]", request), "stream": True},
-        ) as answer:
-            return answer
+        asked = json.dumps({**cast("dict[str, object]", request), "stream": True})
+        url = f"{self.origin()}/relay/fake/chat/completions"
+        answer = await _post(client, url, asked, stream=True)
+        await answer.aclose()
+        return answer
 
     async def _stop(self, client: httpx.AsyncClient, told: Told) -> None:
         told.stopped = True
         while True:
-            with_whom = f"http://127.0.0.1:{self.url()}/streams/{told.id}"
             try:
-                answer = await client.delete(with_whom)
+                answer = await client.delete(f"{self.origin()}/streams/{told.id}")
                 if answer.status_code == 200:
                     self.counts.stops += 1
                     return
@@ -415,11 +416,8 @@ class Load:
             is_last = not numbers or numbers[-1] == told.count - 1
             query = f"seq={at}" if is_last else f"seq={at}&end=false"
             try:
-                answer = await client.post(
-                    f"http://127.0.0.1:{self.url()}/streams/{told.id}/events?{query}",
-                    content="".join(f"{line}\n" for line in lines),
-                    headers={"Content-Type": "application/x-ndjson"},
-                )
+                url = f"{self.origin()}/streams/{told.id}/events?{query}"
+                answer = await _post(client, url, "".join(f"{line}\n" for line in lines))
                 document = answer.json()
             except (httpx.TransportError, ValueError):
                 document = {}
@@ -471,6 +469,32 @@ async def calls_of(url: str) -> dict[str, list[int]]:
 
 
 FLAGS = ("--drain-grace", "1", "--drain-seconds", "2", "--drain-relay-seconds", "4")
+
+
+class _Body(httpx.AsyncByteStream):
+    """What is sent. httpx's own is a generator, which is left hanging where a node ends while it is
+    read, and trio warns of that."""
+
+    def __init__(self, body: bytes) -> None:
+        self._left = [body]
+
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        return self
+
+    async def __anext__(self) -> bytes:
+        if not self._left:
+            raise StopAsyncIteration
+        return self._left.pop()
+
+
+async def _post(
+    client: httpx.AsyncClient, url: str, text: str, *, stream: bool = False
+) -> httpx.Response:
+    body = text.encode()
+    headers = {"Content-Type": "application/json", "Content-Length": str(len(body))}
+    request = client.build_request("POST", url, headers=headers)
+    request.stream = _Body(body)
+    return await client.send(request, stream=stream)
 
 
 class Nodes:

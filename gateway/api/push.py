@@ -247,7 +247,7 @@ async def _told(node: Node, producer: Producer) -> Answer:
     """What became of a body that was understood."""
     record, now = producer.record, await _now(node, producer)
     if now.state != "streaming":
-        if producer.completed and now.state != "stopped" and not producer.running.is_lost:
+        if producer.is_done:
             return _answer(record, now.next, now.state)
         raise _over(now)
     if producer.running.is_lost:

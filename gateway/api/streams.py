@@ -12,6 +12,7 @@ from msgspec import UNSET, Raw, Struct, UnsetType
 
 from gateway.api.credentials import identify
 from gateway.api.csrf import check_page
+from gateway.api.meter import meter_of
 from gateway.api.refusals import refused
 from gateway.api.request import JSON, NOT_STORED, Answer, Request, answer, sentence
 from gateway.api.subscribe import PATH as EVENTS
@@ -27,6 +28,7 @@ from gateway.errors import (
     Unavailable,
     UnsupportedMediaType,
 )
+from gateway.event import Event
 from gateway.identity import Identity
 from gateway.names import (
     GLOBAL,
@@ -55,6 +57,9 @@ STREAM_CHANNEL = b"Stream-Channel"
 
 MAX_UNWATCHED_SECONDS = 86_400.0
 
+_BEGUN = Event((), "")
+"""What to begin a stream counts as; rates of channels do not hold for its events."""
+
 _EXAMPLE = '{"upstream": "openai", "request": {"model": "...", "messages": [...]}}'
 
 
@@ -81,6 +86,9 @@ async def create(node: Node, request: Request) -> Answer | EventStream:
             check_page(node, request.method, request.header)
         identity = await identify(node, request)
         document = _document(request)
+        meter = meter_of(node, request, identity) if node.counts_events else None
+        if meter is not None:
+            await meter.wait_for(_BEGUN)
         plan = _plan(node, identity, document)
         running = await node.relays.begin(plan)
     except GatewayError as error:

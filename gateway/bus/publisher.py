@@ -259,7 +259,7 @@ class Publisher:
             item = self._queue[0]
             size += item.size
             targets += item.targets
-            if items and (size > CALL_BYTES or targets > CALL_TARGETS):
+            if items and item.targets and (size > CALL_BYTES or targets > CALL_TARGETS):
                 break
             self._queue.popleft()
             self._queued -= item.size
@@ -358,7 +358,7 @@ def _calls(events: Sequence[Event]) -> Iterator[Sequence[Event]]:
 
 def _tie(items: Sequence[Item]) -> None:
     """Have the first item stand for the room of all, so that none of them is left for a later
-    call."""
+    call: they have no targets, by which `_next_packet` knows them."""
     if items:
         items[0].size = sum(item.size for item in items)
         items[0].targets = sum(item.targets for item in items)

@@ -129,7 +129,7 @@ class Outlet:
         until = trio.current_time() + PATIENCE_SECONDS
         left = batch
         while left:
-            if not self._vouches(self.began) and not left[-1].end:
+            if not self._vouches(self.began) and not self._is_broken:
                 raise Failure("bus-lost")  # what was published first may be gone
             patience = max(until - trio.current_time(), AGAIN_SECONDS)
             results = await self._publish(left, patience)

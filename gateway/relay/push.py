@@ -32,6 +32,10 @@ NOT_PUSHED = frozenset({"start", "snapshot"})
 """Types of the normal view that are the gateway's to tell."""
 
 
+MARKED = "\0"
+"""Begins the key of a pushed event, and no publisher's own."""
+
+
 class Mark(NamedTuple):
     """How many lines a stream had with an event, and how many bytes of history."""
 
@@ -39,7 +43,7 @@ class Mark(NamedTuple):
     bytes: int = 0
 
     def text(self) -> str:
-        return f"{self.lines}-{self.bytes}"
+        return f"{MARKED}{self.lines}-{self.bytes}"
 
 
 class Taken(NamedTuple):
@@ -224,8 +228,15 @@ def mark_of(frames: Iterable[Frame]) -> Mark:
 
 
 def _mark(frame: Frame) -> Mark:
-    lines, _, size = (frame.key or "").partition("-")
-    if not (lines.isascii() and lines.isdigit() and size.isascii() and size.isdigit()):
+    key = frame.key or ""
+    lines, _, size = key.removeprefix(MARKED).partition("-")
+    if not (
+        key.startswith(MARKED)
+        and lines.isascii()
+        and lines.isdigit()
+        and size.isascii()
+        and size.isdigit()
+    ):
         return Mark()
     return Mark(int(lines), int(size))
 

@@ -20,8 +20,9 @@ from gateway.config import Config
 from gateway.errors import GatewayError, Unavailable
 from gateway.event import Frame
 from gateway.messages import Command
+from gateway.names import STREAM_PREFIX
 from gateway.position import ZERO
-from gateway.relay.events import Complete, Failure
+from gateway.relay.events import Complete, Error, Failure
 from gateway.relay.push import Mark, at_line, mark_of, read_line
 from gateway.relay.record import Format, Record
 from gateway.relay.registry import LEASE_SECONDS
@@ -80,8 +81,8 @@ class Producer:
         any more."""
         self.why = ""
         """REPLACED or DRAINING, where it was told to go."""
-        self.completed = False
-        """It has told the end itself."""
+        self.last: Complete | Error | None = None
+        """The end, once it has told that itself."""
         self._mark = mark
         self._most = most
         self._max_event_bytes = max_event_bytes
@@ -92,6 +93,16 @@ class Producer:
     def is_over(self) -> bool:
         """Whether nothing more may be taken."""
         return self._over.is_set()
+
+    @property
+    def completed(self) -> bool:
+        """It has told the end itself."""
+        return self.last is not None
+
+    @property
+    def is_done(self) -> bool:
+        """The stream has ended, and as it has told."""
+        return self.last is not None and self.running.last is self.last
 
     @property
     def next(self) -> int:
@@ -115,8 +126,7 @@ class Producer:
             if taken.last is None:
                 self.running.put(taken.event, is_token=taken.is_token)
             else:
-                self.completed = True
-                self.running.stop(taken.last)
+                self._end(taken.last)
 
     async def room(self) -> None:
         """Wait until more may be taken."""
@@ -125,8 +135,11 @@ class Producer:
 
     def complete(self) -> None:
         """The body has ended, and with it the stream."""
-        self.completed = True
-        self.running.stop(Complete("end"))
+        self._end(Complete("end"))
+
+    def _end(self, last: Complete | Error) -> None:
+        self.last = last
+        self.running.stop(last)
 
     def leave(self, seconds: float, why: str = "") -> None:
         """It is not fed any more, and may be again within ``seconds``; what was taken goes out."""
@@ -181,9 +194,10 @@ class Pushes:
         unwatched_seconds: float | None,
     ) -> Plan:
         """A stream that is to be pushed. Nobody feeds it when it begins."""
+        most = self._most(channel or STREAM_PREFIX)
         return Plan(
             None,
-            self._limits(self._config.push_seconds, unwatched_seconds or 0.0),
+            self._limits(most, self._config.push_seconds, unwatched_seconds or 0.0),
             Format.PUSH,
             channel=channel,
             user=user,
@@ -191,21 +205,20 @@ class Pushes:
             away_seconds=self._config.push_lease,
         )
 
-    def _limits(self, seconds: float, unwatched_seconds: float) -> Limits:
+    def _limits(self, most: Mark, seconds: float, unwatched_seconds: float) -> Limits:
         return Limits(
-            max_tokens=self._most.lines,
+            max_tokens=most.lines,
             max_seconds=max(seconds, 0.0),
             max_event_bytes=self._config.max_event_bytes,
             unwatched_seconds=unwatched_seconds,
         )
 
-    @property
-    def _most(self) -> Mark:
+    def _most(self, channel: str) -> Mark:
         """What history holds of a stream whole, with its first event and its last."""
-        config = self._config
+        kept = self._config.rule(channel)
         return Mark(
-            max(config.stream_events - RESERVE_EVENTS, 0),
-            max(config.stream_bytes - RESERVE_BYTES, 0),
+            max(kept.history_events - RESERVE_EVENTS, 0),
+            max(kept.history_bytes - RESERVE_BYTES, 0),
         )
 
     async def take_over(self, record: Record) -> Producer | Now:
@@ -240,11 +253,12 @@ class Pushes:
                 raise leaving()
             if lost or not frames:
                 raise Unavailable("It cannot be known what the stream has had.", reason="bus")
-            producer = Producer(record, mark, self._most, self._config.max_event_bytes)
+            most = self._most(record.channel)
+            producer = Producer(record, mark, most, self._config.max_event_bytes)
             left = self._config.push_seconds - (self._now_ms() - record.created_ms) / 1000
             producer.running = self._relays.adopt(
                 record,
-                self._limits(left, record.unwatched_seconds),
+                self._limits(most, left, record.unwatched_seconds),
                 frames[-1].position,
                 producer.produce,
             )
@@ -321,7 +335,7 @@ class Pushes:
         story = Story()
         for frame in frames[-1:]:
             story.add(frame)
-        return Now(story.state, mark_of(frames).lines)
+        return Now(story.state, (await self._mark(record, frames)).lines)
 
     async def leave(self) -> None:
         """Have all producers go to other nodes, and let go of their streams."""

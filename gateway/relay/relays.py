@@ -29,7 +29,7 @@ from gateway.relay.copies import Copies
 from gateway.relay.events import FAILURES, REASONS, Complete, Error, Failure, Start, render
 from gateway.relay.outlet import Outlet
 from gateway.relay.record import MAX_MODEL, Record, new_id
-from gateway.relay.registry import Registry, RegistryStatistics
+from gateway.relay.registry import LEASE_SECONDS, MAX_OVERDUE, Registry, RegistryStatistics
 from gateway.relay.running import Running
 from gateway.relay.sizes import RESERVE_BYTES, RESERVE_EVENTS
 from gateway.relay.stories import Stories
@@ -337,14 +337,16 @@ class Relays:
         self, events: Sequence[Event], patience: float
     ) -> Sequence[Position | GatewayError]:
         """The same while nobody else can have taken the stream over, who would go on with it: that
-        needs no end, which would fence it off."""
-        with trio.move_on_after(patience) as waiting:
+        needs no end, which would fence it off. Refused where it had to wait for that: whoever asks
+        again looks first at what the bus may have lost meanwhile."""
+        sure = self.registry.sure_for()
+        if sure >= SURE_SECONDS:
+            return await self._bus.publish(events, min(patience, sure))
+        with trio.move_on_after(patience):
             while self.registry.sure_for() < SURE_SECONDS:  # noqa: ASYNC110  # it is the clock's
                 await trio.sleep(SURE_SECONDS / 10)
-        if waiting.cancelled_caught:
-            away = Unavailable("The registry of token streams is away.", outcome="refused")
-            return [away] * len(events)
-        return await self._bus.publish(events, min(patience, self.registry.sure_for()))
+        away = Unavailable("The registry of token streams was away.", outcome="refused")
+        return [away] * len(events)
 
     def _count_tokens(self, count: int) -> None:
         self._tokens += count
@@ -499,17 +501,29 @@ class Relays:
             if self.leaving and self._cluster.link is not None:
                 continue  # the others look as well, and can begin again what this one cannot
             try:
-                for id in await self.registry.overdue():
-                    await self._bury_one_or_leave_it(id)
+                while await self._bury_some():
+                    await trio.lowlevel.checkpoint()
             except GatewayError as error:
                 _log.debug("streams of the dead cannot be looked at", {"why": error.detail})
+
+    async def _bury_some(self) -> bool:
+        """Whether there may be more at once: a worker makes thousands."""
+        until = trio.current_time() + LEASE_SECONDS
+        ids = await self.registry.overdue()
+        for id in ids:
+            if trio.current_time() >= until:
+                return False  # they are anybody's again, and another may make them by now
+            await self._bury_one_or_leave_it(id)
+        return len(ids) >= MAX_OVERDUE
 
     async def _bury_one_or_leave_it(self, id: str) -> None:
         """Nothing that is wrong with one stream is to keep others from their end."""
         try:
             await self._bury_one(id)
-        except Unavailable:
-            raise
+        except Unavailable as error:
+            if error.extra.get("reason") == "bus":
+                raise  # of no other anything is known either
+            _log.debug("a stream of the dead is left", {"stream": id, "why": error.detail})
         except Exception:  # noqa: BLE001  # it is overdue again later, as for nodes of another version
             _log.exception("a stream of the dead could not be ended", {"stream": id})
 

@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable
 import trio
 
 from gateway import control
-from gateway.errors import ChannelEnded
+from gateway.errors import ChannelEnded, Unavailable
 from gateway.event import MAX_LABEL, Event
 from gateway.relay.events import Complete, Error, Failure, Normal, Token, render
 from gateway.relay.outlet import PATIENCE_SECONDS, Outlet, Uncertain
@@ -99,11 +99,15 @@ class Running:
     # -- what its producer calls
 
     async def begin(self) -> None:
-        """Before the first event that came of a call. Raises ChannelEnded where it is made
-        elsewhere by now."""
+        """Before the first event that came of a call. Does not return where it is made elsewhere
+        by now. Raises Failure("bus-lost") where that cannot be known."""
         if self._begin is not None:
             begin, self._begin = self._begin, None
-            if not await begin():
+            try:
+                may_begin = await begin()
+            except Unavailable:
+                raise Failure("bus-lost") from None
+            if not may_begin:
                 self.lose()
                 await trio.lowlevel.checkpoint()  # which raises Cancelled
 
@@ -159,8 +163,11 @@ class Running:
             self.outlet.put(made)
             return
         self._keep(token.text)
+        size = len(token.text.encode())
+        if (self._text_bytes + size) * MOST_GROWTH > self._max_event_bytes:
+            self._flush()
         self._text.append(token.text)
-        self._text_bytes += len(token.text.encode())
+        self._text_bytes += size
         if self._batch_bytes and self._text_bytes >= self._batch_bytes:
             self._flush()
         else:
@@ -219,6 +226,7 @@ class Running:
                         await self.ended.wait()
                     if patience.cancelled_caught:
                         self.last = None
+                        self.lose()
                 nursery.cancel_scope.cancel()
         finally:
             self.ended.set()
@@ -264,9 +272,10 @@ class Running:
                         self.last, self.away = None, self._away_seconds
                         self.lose()
                     else:
-                        self.stop(failure.told())
+                        self._asked = failure.told()  # whatever was asked for before
+                        self._producing.cancel()
                         if self.last is not None:  # it was on its way, and went with the rest
-                            self._end(failure.told())
+                            self._end(self._asked)
                         await self.outlet.run()
             except ChannelEnded:
                 self.last = None
