@@ -21,6 +21,7 @@ async def test_no_viewer_is_left_without_all_the_text_or_a_reason(tmp_path: Path
             seconds=SECONDS,
             spread=1.0,
             patience=1.0,
+            forgetful=True,
         )
 
     outcome = await trial(tmp_path, load_on, step=1.0, fsync="everysec", most_seconds=60.0)
