@@ -806,10 +806,13 @@ async def test_a_body_that_is_too_large_is_told_by_which_setting() -> None:
 
 async def test_a_node_that_is_full_says_so_as_the_vendors_clients_read_it() -> None:
     async with pair(settings={"max_connections": 1}) as both:
-        await both.gateway.connect()
+        other = await both.gateway.connect()
+        await other.send(request("POST", "/publish/a", body=b"x"))
+        assert (await other.response()).status == 202  # and so it is counted
         answer = await refused(both)
         assert answer.status == 503
         assert both.fake.calls == []
+        await other.aclose()
 
 
 # --- who may, and what ----------------------------------------------------------------------------

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from token_load import Load, trial
 
-STREAMS, VIEWERS, RATE, SECONDS = 20, 3, 20.0, 6.0
+STREAMS, VIEWERS, RATE, SECONDS = 20, 3, 20.0, 5.0
 
 
 async def test_no_viewer_is_left_without_all_the_text_or_a_reason(tmp_path: Path) -> None:
@@ -24,7 +24,7 @@ async def test_no_viewer_is_left_without_all_the_text_or_a_reason(tmp_path: Path
             forgetful=True,
         )
 
-    outcome = await trial(tmp_path, load_on, step=1.0, fsync="everysec", most_seconds=60.0)
+    outcome = await trial(tmp_path, load_on, step=0.7, fsync="everysec", most_seconds=60.0)
     assert outcome.defects == []
     assert len(outcome.happened) == 7
     counts = outcome.load.counts
