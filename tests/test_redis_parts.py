@@ -2,15 +2,17 @@
 
 import sys
 from contextlib import suppress
+from typing import cast
 
 import hiredis
 import pytest
+import trio
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from trio.testing import MockClock, memory_stream_pair
 
 from gateway.bus import History, merge, wire
-from gateway.bus.epoch import Epoch, parse_epoch
+from gateway.bus.epoch import Epoch, inspect, parse_epoch
 from gateway.bus.history import cut
 from gateway.bus.merge import Round
 from gateway.bus.resp import Connection, LinkLost
@@ -56,6 +58,32 @@ def test_an_epoch_vouches_for_what_is_neither_before_a_break_nor_was_never_given
     epoch = Epoch(Position(20, 0), Position(30, 0), Position(10, 0), ZERO)
     vouched = [ms for ms in range(5, 40) if epoch.vouches(Position(ms, 0))]
     assert vouched == [*range(10, 21), *range(30, 40)]
+
+
+class Telling:
+    """A connection to a Redis that says such things of itself."""
+
+    def __init__(self, persistence: bytes) -> None:
+        self._persistence = persistence
+
+    async def call(self, *command: str) -> object:
+        await trio.lowlevel.checkpoint()
+        if command == ("ROLE",):
+            return [b"master", 0, []]
+        return {
+            "server": b"# Server\r\nrun_id:abc\r\n",
+            "persistence": self._persistence,
+            "replication": b"role:master\r\n",
+            "memory": b"maxmemory_policy:noeviction\r\n",
+        }[command[1]]
+
+
+async def test_a_redis_that_still_loads_is_not_believed_to_keep_no_log() -> None:
+    """As it says while it reads what it has logged."""
+    with pytest.raises(LinkLost, match="loading"):
+        await inspect(cast("Connection", Telling(b"loading:1\r\naof_enabled:0\r\n")))
+    server = await inspect(cast("Connection", Telling(b"loading:0\r\naof_enabled:1\r\n")))
+    assert server.is_complete
 
 
 def test_an_epoch_is_read_from_what_redis_knows() -> None:

@@ -55,12 +55,15 @@ class Server:
 
 
 async def inspect(connection: Connection) -> Server:
-    """Raises LinkLost unless it is a primary, and says so."""
+    """Raises LinkLost unless it is a primary, says so, and has loaded what it keeps: until then it
+    also says of its log that there is none."""
     role = await _ask(connection, "ROLE")
     if role[0] != PRIMARY:
         raise LinkLost(f"this Redis is no primary but a {role[0].decode()}")
     server = fields(await _ask(connection, "INFO", "server"))
     persistence = fields(await _ask(connection, "INFO", "persistence"))
+    if persistence.get(b"loading", b"0") != b"0":
+        raise LinkLost("this Redis is still loading")
     replication = fields(await _ask(connection, "INFO", "replication"))
     memory = fields(await _ask(connection, "INFO", "memory"))
     if b"run_id" not in server:
