@@ -219,7 +219,7 @@ async def begin(
     held.close()  # from here on it is counted as what it is
     try:
         await passage.record_as(plan)
-    except BaseException:
+    except BaseException:  # whatever it is, Cancelled above all: the call is closed, and it goes on
         await passage.aclose()
         raise
     return passage

@@ -70,7 +70,7 @@ class Transport(httpx.AsyncBaseTransport):
         try:
             connection = self._idle_one() or await self._connect(times["connect"])
             head = await connection.ask(request, times["write"])
-        except BaseException:
+        except BaseException:  # Cancelled above all: nothing stays open or counted, and it goes on
             if connection is not None:
                 connection.close()
             self._places.release()
@@ -110,7 +110,7 @@ class Transport(httpx.AsyncBaseTransport):
                 except OSError as error:  # those of TLS are too
                     connection.close()
                     raise httpx.ConnectError("There is no TLS.") from error
-                except BaseException:
+                except BaseException:  # Cancelled above all: the socket is closed, and it goes on
                     connection.close()
                     raise
             return connection
